@@ -1,0 +1,57 @@
+# `make run` serves, `make test` tests, `make check` lints, `make bench` measures. Nothing is needed beforehand but
+# Python 3.11 or newer and make; a C compiler makes it faster.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test check bench dsn seed encoder clean
+
+run: encoder
+	@exec $(BIN)/python -m server serve
+
+dsn: .venv/runtime
+	@exec $(BIN)/python -m server dsn
+
+seed: .venv/runtime
+	@exec $(BIN)/python -m server seed
+
+test: .venv/development encoder
+	$(BIN)/python -m pytest
+
+check: .venv/development encoder
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --no-cov -q tests/test_architecture.py
+
+bench: .venv/development encoder
+	$(BIN)/python -m benchmarks $(BENCH)
+
+encoder: .venv/encoder
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Sluice needs Python 3.11 or newer; name one: make run PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv \
+		|| { rm -rf .venv; echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/runtime: requirements.txt | .venv/bin/python
+	@echo "Installing the requirements into .venv" >&2
+	@$(PIP) install --quiet --requirement requirements.txt
+	@touch $@
+
+.venv/development: requirements-dev.txt .venv/runtime
+	@echo "Installing the development requirements into .venv" >&2
+	@$(PIP) install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+# Optional: without a compiler setup.py says so, and the pure-Python encoder serves.
+.venv/encoder: server/_encode.pyx setup.py .venv/runtime
+	@echo "Building the native encoder" >&2
+	@$(BIN)/python setup.py --quiet build_ext --inplace >.venv/encoder.log 2>&1 \
+		|| echo "The native encoder could not be built (see .venv/encoder.log)" >&2
+	@touch $@
+
+clean:
+	rm -rf .venv build server/_encode.c server/_encode*.so

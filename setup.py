@@ -1,0 +1,10 @@
+"""Builds the native encoder. Optional: without a compiler the pure-Python encoder gives the same bytes."""
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=cythonize(
+        [Extension("server._encode", ["server/_encode.pyx"], extra_compile_args=["-O3"], optional=True)],
+    ),
+)
