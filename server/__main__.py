@@ -1,0 +1,52 @@
+"""The command line: `python -m server serve | dsn | seed`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from server.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.settings import Settings, SettingsError, read_settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m server", description="Stream PostgreSQL relations as CSV.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="serve; without DATABASE_URL or DB_HOST, from an embedded PostgreSQL")
+    commands.add_parser("dsn", help="print the libpq URI of the running embedded database, or the configured one")
+    commands.add_parser("seed", help="fill the embedded database with sample data, if it is empty")
+    command = parser.parse_args(arguments).command
+    try:
+        settings = read_settings(os.environ)
+        return {"serve": _serve, "dsn": _dsn, "seed": _seed}[command](settings)
+    except (SettingsError, EmbeddedError) as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(settings: Settings) -> int:
+    from server.serve import serve  # the driver and gunicorn: half a second that `dsn` need not wait for
+
+    serve(settings)
+    return 0
+
+
+def _dsn(settings: Settings) -> int:
+    print(settings.dsn if not settings.embedded else EmbeddedPostgres(settings.embedded_data_path).uri)
+    return 0
+
+
+def _seed(settings: Settings) -> int:
+    if not settings.embedded:
+        raise SettingsError('a database is configured: seed it with psql --file seeds/init.sql "$DATABASE_URL"')
+    with EmbeddedPostgres(settings.embedded_data_path) as embedded:
+        seed(embedded, settings.seed_rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

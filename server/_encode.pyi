@@ -1,0 +1,9 @@
+from collections.abc import Callable
+
+def bind(addresses: dict[str, int | None]) -> None: ...
+
+class Encoder:
+    def __init__(
+        self, delimiter: bytes, quote: bytes, null: bytes, eol: bytes, kind_of: Callable[[int], int]
+    ) -> None: ...
+    def encode(self, pgresult: int) -> bytes: ...

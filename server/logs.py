@@ -1,0 +1,82 @@
+"""Logging: one line an event on standard error, as key=value or as JSON; the libraries' lines too.
+
+Configures, and knows nothing of what is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import gunicorn.glogging
+import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+
+from server.settings import Settings
+
+# Control characters and the line breaks that are none to ASCII.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send everything through one handler, in the format of the settings."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _escape_controls,
+    ]
+    renderer: structlog.typing.Processor
+    if settings.log_format == "json":
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+    else:
+        renderer = structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"], drop_missing=True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    logging.getLogger("aiohttp.server").addFilter(_quieten_bad_requests)
+    # One line per connection lost or statement cancelled is the driver's; ours says the same with the request.
+    logging.getLogger("aiopg").setLevel(logging.ERROR)
+
+
+def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """No value can begin a line of its own or steer a terminal: names in URLs are anybody's."""
+    for key, value in event.items():
+        if isinstance(value, str) and _CONTROLS.search(value):
+            event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return event
+
+
+def _quieten_bad_requests(record: logging.LogRecord) -> bool:
+    """What is not HTTP is a line, not a traceback: anybody can send it."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.msg, record.args = f"not an HTTP request: {record.exc_info[1].message[:200]!r}", None
+        record.exc_info = None
+    return True
+
+
+class GunicornLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
+    """Gunicorn's own lines through the root handler; the access log is Sluice's line per export."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.handlers[:] = []
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+        self.access_log.handlers[:] = []
+        self.access_log.propagate = False

@@ -1,0 +1,112 @@
+"""`GET` and `HEAD /export/{relation}.{format}`: the whole way of an export, stage by stage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+from aiohttp import web
+
+from server.blame import blame
+from server.compress import accepts_gzip, gzipped
+from server.download import Tally, make_response, send
+from server.encode import make_encoder
+from server.errors import ExportError, InvalidRequest, QueryFailed
+from server.plan import make_plan
+from server.request import ExportRequest, parse_export_request
+from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
+from server.scan import scan
+
+log = structlog.stdlib.get_logger("sluice.export")
+
+# Seconds before a transient error (a connection that died in the pool, a conflict on a replica) is tried
+# again, as long as nothing has been sent.
+RETRY_DELAYS = (0.0, 0.2)
+
+PREFIX = "/export/"
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """Stream a relation as a file. HEAD gives the same headers and runs no query on the relation."""
+    target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
+    wanted = parse_export_request(target, request.rel_url.raw_query_string)
+    tally = Tally()
+    started = time.monotonic()
+    downloads = request.app[DOWNLOADS]
+    try:
+        with downloads.running():
+            return await _answer_with_retries(request, wanted, tally)
+    except asyncio.CancelledError:
+        if tally.outcome == "rejected":
+            tally.outcome = "shutdown" if downloads.cutting else "client_left"
+        raise
+    except ExportError as error:
+        tally.error = error
+        raise
+    finally:
+        if request.method != "HEAD":
+            _log_export(wanted, tally, time.monotonic() - started)
+
+
+async def _answer_with_retries(request: web.Request, wanted: ExportRequest, tally: Tally) -> web.StreamResponse:
+    for delay in RETRY_DELAYS:
+        try:
+            return await _answer(request, wanted, tally)
+        except ExportError as error:
+            if not error.transient:
+                raise
+            await asyncio.sleep(delay)
+    return await _answer(request, wanted, tally)
+
+
+async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> web.StreamResponse:
+    app = request.app
+    encoded = not wanted.gzip and accepts_gzip(",".join(request.headers.getall("Accept-Encoding", [])))
+    plan = None
+    try:
+        if request.method == "HEAD":
+            async with app[DATABASE].control_session() as session:
+                relation = await session.relation(wanted.relation, exact=False)
+            return make_response(make_plan(wanted, relation), encoded=encoded)
+        async with app[DATABASE].session() as session:
+            plan = make_plan(wanted, await session.relation(wanted.relation))
+            chunks = scan(session, plan, make_encoder(plan.dialect, plan.format, native=app[NATIVE_ENCODER]))
+            if plan.gzip or encoded:
+                chunks = gzipped(chunks)
+            async with contextlib.aclosing(chunks):
+                return await send(
+                    request,
+                    plan,
+                    chunks,
+                    encoded=encoded,
+                    tally=tally,
+                    downloads=app[DOWNLOADS],
+                    stall_timeout=app[SETTINGS].stall_timeout,
+                )
+    except (InvalidRequest, QueryFailed) as error:
+        if plan is None:
+            raise
+        raise await blame(app[DATABASE], plan, error) from None
+
+
+def _log_export(wanted: ExportRequest, tally: Tally, seconds: float) -> None:
+    fields = {
+        "relation": str(wanted.relation)[:130],
+        "format": wanted.format + (".gz" if wanted.gzip else ""),
+        "outcome": tally.outcome,
+        "rows": tally.rows,
+        "bytes": tally.bytes,
+        "seconds": round(seconds, 3),
+    }
+    if tally.error is not None:
+        fields |= {"code": tally.error.code, "reason": tally.error.detail}
+    log.info("export", **fields)
+
+
+def setup(app: web.Application) -> None:
+    """Add this resource's routes. The path is matched whole: a name may hold slashes and newlines."""
+    resource = app.router.add_resource(PREFIX + "{target:(?s:.*)}")
+    resource.add_route("GET", export)
+    resource.add_route("HEAD", export)

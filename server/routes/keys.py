@@ -1,0 +1,14 @@
+"""The objects that the application shares with its routes, each under a typed key."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server.database import Database
+from server.download import Downloads
+from server.settings import Settings
+
+SETTINGS = web.AppKey("settings", Settings)
+DATABASE = web.AppKey("database", Database)
+DOWNLOADS = web.AppKey("downloads", Downloads)
+NATIVE_ENCODER = web.AppKey("native_encoder", bool)

@@ -1,0 +1,111 @@
+"""`GET /relations`, `/relations/{relation}` and `/relations/{relation}/preview`: the catalogue as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+
+from server.blame import blame
+from server.catalogue import Relation
+from server.errors import InvalidRequest, QueryFailed, QueryTimeout
+from server.plan import PREVIEW_ROWS, make_plan, preview_of
+from server.request import export_path, parse_relation_request
+from server.routes.keys import DATABASE, SETTINGS
+from server.session import Session
+from server.sql import select_statement
+
+PREFIX = "/relations"
+PREVIEW = "/preview"
+# Seconds: longer, and a person has stopped waiting for twenty rows.
+PREVIEW_TIMEOUT = 5.0
+# Characters of a value in a preview; longer ones end in an ellipsis.
+PREVIEW_CHARACTERS = 1000
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def list_relations(request: web.Request) -> web.Response:
+    """All relations that may be exported."""
+    if request.query_string:
+        raise InvalidRequest("The list of relations takes no parameters.", code="unknown_parameter")
+    relations = await request.app[DATABASE].relations()
+    return web.json_response({"relations": [_as_json(request, relation) for relation in relations]}, headers=NO_STORE)
+
+
+async def one_relation(request: web.Request) -> web.Response:
+    """One relation, or with /preview after it its first rows under the same query string as an export."""
+    target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
+    query = request.rel_url.raw_query_string
+    if target.endswith(PREVIEW):
+        return await _preview(request, target.removesuffix(PREVIEW), query)
+    if query:
+        raise InvalidRequest("A relation's description takes no parameters.", code="unknown_parameter")
+    async with request.app[DATABASE].control_session() as session:
+        relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
+    return web.json_response(_as_json(request, relation), headers=NO_STORE)
+
+
+async def _preview(request: web.Request, target: str, query: str) -> web.Response:
+    wanted = parse_relation_request(target, query)
+    database = request.app[DATABASE]
+    plan = None
+    try:
+        async with asyncio.timeout(PREVIEW_TIMEOUT), database.session() as session:
+            plan = preview_of(make_plan(wanted, await session.relation(wanted.relation)))
+            statement = select_statement(plan)
+            await session.declare(statement.text, statement.values, timezone=plan.timezone)
+            rows = [row async for row in _first_rows(session)]
+    except TimeoutError:
+        raise QueryTimeout(
+            f"There was no preview within {PREVIEW_TIMEOUT:g} seconds.",
+            hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
+        ) from None
+    except (InvalidRequest, QueryFailed) as error:
+        if plan is None:
+            raise
+        raise await blame(database, plan, error) from None
+    document = {
+        "columns": [{"name": output.name, "type": output.column.type} for output in plan.columns],
+        "rows": rows,
+    }
+    return web.json_response(document, headers=NO_STORE)
+
+
+async def _first_rows(session: Session) -> AsyncIterator[list[str | None]]:
+    """One row at a time, since each may be large, with long values cut short."""
+    for _ in range(PREVIEW_ROWS):
+        batch = await session.fetch(1)
+        if not batch.count:
+            return
+        yield [None if value is None else _shown(value) for value in batch.rows()[0]]
+
+
+def _shown(value: bytes) -> str:
+    text = value[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
+    return text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"
+
+
+def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
+    default = request.app[SETTINGS].export_schemas[0]
+    return {
+        "schema": relation.schema,
+        "name": relation.name,
+        "kind": relation.kind,
+        "isPartition": relation.is_partition,
+        "estimatedRows": relation.estimated_rows,
+        "bytes": relation.bytes,
+        "columns": [
+            {"name": column.name, "type": column.type, "nullable": column.nullable, "indexed": column.indexed}
+            for column in relation.columns
+            if column.readable
+        ],
+        "exportUrl": export_path(None if relation.schema == default else relation.schema, relation.name, "csv"),
+    }
+
+
+def setup(app: web.Application) -> None:
+    """Add this resource's routes. The path is matched whole: a name may hold encoded slashes."""
+    app.router.add_get(PREFIX, list_relations)
+    app.router.add_get(PREFIX + "/{target:(?s:.+)}", one_relation)

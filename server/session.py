@@ -1,0 +1,243 @@
+"""One session: a transaction, its cursor and its batches, and the driver's errors as ours.
+
+With `connections.py` the only importer of aiopg and psycopg2. Must not know relations' plans, dialects or HTTP:
+it runs SQL that it is given and hands over results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import aiopg
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+
+from server import catalogue, errors
+
+# Seconds for a catalogue query and for cancelling: short enough for a person.
+CONTROL_TIMEOUT = 10.0
+# Seconds that count as "for ever" to the driver, whose own timeouts cannot be switched off.
+FOREVER = 10.0**7
+
+# libpq, loaded through the driver's own dependency: also found where psycopg2-binary bundles it. Any other
+# libpq would not understand this one's results.
+LIBPQ = ctypes.CDLL(psycopg2._psycopg.__file__)
+LIBPQ.PQresultMemorySize.restype = ctypes.c_size_t
+LIBPQ.PQresultMemorySize.argtypes = [ctypes.c_void_p]
+
+
+# Whether anything that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of
+# the same name) after its snapshot was taken and before it had the lock: the snapshot would then see no rows at
+# all (PostgreSQL manual, "MVCC Caveats"). pg_class is read as of the snapshot, pg_relation_filenode as of now.
+_CHANGED = """
+SELECT EXISTS (
+    SELECT
+    FROM pg_locks AS l
+    LEFT JOIN pg_class AS c ON c.oid = l.relation
+    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (c.oid IS NULL OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))
+) AS changed
+"""
+
+
+class Batch:
+    """The rows of one FETCH, valid until the next FETCH but one of the same session.
+
+    pgresult: address of the PGresult. count: rows. memory: bytes that libpq holds for it.
+    """
+
+    __slots__ = ("_cursor", "count", "memory", "pgresult")
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+        self.pgresult: int = cursor.pgresult_ptr
+        self.count: int = cursor.rowcount
+        self.memory: int = LIBPQ.PQresultMemorySize(self.pgresult)
+
+    @property
+    def types(self) -> Sequence[int]:
+        """The type OID of each column; a domain's is that of its base type."""
+        return [column.type_code for column in self._cursor.description]
+
+    def rows(self) -> Sequence[Sequence[bytes | None]]:
+        """The rows as PostgreSQL's text output, NULL as None."""
+        return cast("Sequence[Sequence[bytes | None]]", self._cursor.fetchall())
+
+
+class Session:
+    """One read-only REPEATABLE READ transaction: one snapshot on one connection.
+
+    Made by `Database.session`. After an error nothing but leaving is allowed.
+    """
+
+    def __init__(self, connection: aiopg.Connection, statement_timeout: float, schemas: Sequence[str]) -> None:
+        self.connection = connection
+        self._schemas = schemas
+        self._statement_timeout = statement_timeout
+        # The server stops the statement first; ours is for a server that does not answer at all.
+        self._driver_timeout = statement_timeout + 30.0 if statement_timeout else FOREVER
+        self._executing = False
+        self._cursors: list[aiopg.Cursor] = []
+        self.backend_pid = 0
+        self.snapshot_at: datetime.datetime | None = None
+
+    async def begin(self, settings: Mapping[str, str]) -> None:
+        """Open the transaction with these settings, local to it (PgBouncer may share the connection)."""
+        statements = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
+        statements += [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
+        statements += ["SELECT pg_backend_pid() AS pid, now() AS started"]
+        if self.connection.raw.server_version >= 140000:
+            # Lets the server notice a killed worker while it sorts. Not every platform's server can, and one
+            # that cannot answers the attempt with an error.
+            statements[-1] += (
+                ", CASE WHEN version() !~* 'windows|mingw|visual c|darwin' "
+                "THEN set_config('client_connection_check_interval', '1s', true) END"
+            )
+        row = (await self.query("; ".join(statements)))[0]
+        self.backend_pid, self.snapshot_at = row["pid"], row["started"]
+
+    async def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """All rows of a small query, as dictionaries of Python values."""
+        cursor = await self._cursor(psycopg2.extras.RealDictCursor)
+        with contextlib.closing(cursor):
+            await self._execute(cursor, sql, values)
+            return [dict(row) for row in cursor.raw.fetchall()]
+
+    async def relation(self, wanted: catalogue.RelationName, *, exact: bool = True) -> catalogue.Relation:
+        """The relation of this name as it is now; its TOAST's size too if `exact`, which waits for locks.
+
+        Raises RelationNotFound.
+        """
+        schemas = catalogue.schemas_to_search(wanted, self._schemas)
+        find = catalogue.FIND_RELATION if exact else catalogue.DESCRIBE_RELATION
+        rows = await self.query(find, {"schemas": schemas, "name": wanted.name})
+        if not rows:
+            names = await self.query(catalogue.LIST_NAMES, {"schemas": list(self._schemas)})
+            raise catalogue.relation_not_found(wanted, [row["name"] for row in names])
+        relation = catalogue.relation_from_row(rows[0])
+        if any(column.readable is None for column in relation.columns):  # dropped while we looked
+            raise errors.RelationGone("The relation is gone.")
+        return relation
+
+    async def declare(
+        self, select: str, values: Mapping[str, str] | None = None, *, timezone: str | None = None
+    ) -> None:
+        """Open the session's cursor over this SELECT; its rows come with `fetch`.
+
+        values: for the SELECT's placeholders. timezone: in which timestamps are written.
+        """
+        bound = dict(values or {})
+        statements = [f"DECLARE sluice NO SCROLL CURSOR FOR {select}", "FETCH FORWARD 0 FROM sluice"]
+        if timezone is not None:
+            bound["timezone"] = timezone
+            statements.insert(0, "SELECT set_config('TimeZone', %(timezone)s, true)")
+        # Two driver cursors in turn, so that a result stays valid while the next FETCH runs.
+        self._cursors = [await self._cursor(None) for _ in range(2)]
+        cursor = self._cursors[0]
+        await self._execute(cursor, "; ".join(statements), bound)
+        if (await self.query(_CHANGED))[0]["changed"]:
+            raise errors.RelationChanged("The relation was changed while it was being opened.")
+        # Every type as the bytes that the server sent: the driver would parse numbers and dates.
+        types = [column.type_code for column in cursor.raw.description]
+        raw = dict.fromkeys(types, psycopg2.extensions.BYTES)
+        for cursor in self._cursors:
+            psycopg2.extensions.register_type(psycopg2.extensions.BYTES, cursor.raw)
+            cursor.raw.string_types.update(raw)
+
+    async def fetch(self, rows: int) -> Batch:
+        """The next rows, at most so many; fewer only at the end."""
+        self._cursors.reverse()
+        cursor = self._cursors[0]
+        await self._execute(cursor, f"FETCH FORWARD {rows} FROM sluice")
+        return Batch(cursor.raw)
+
+    async def _cursor(self, factory: type[psycopg2.extensions.cursor] | None) -> aiopg.Cursor:
+        try:
+            return await self.connection.cursor(cursor_factory=factory)
+        except psycopg2.Error as error:
+            raise translate(error) from error
+
+    async def _execute(self, cursor: aiopg.Cursor, sql: str, values: Mapping[str, Any] | None = None) -> None:
+        self._executing = True
+        started = asyncio.get_running_loop().time()
+        try:
+            await cursor.execute(sql, values, timeout=self._driver_timeout)
+        except asyncio.CancelledError:
+            # aiopg gives a statement that the server cancelled (SQLSTATE 57014) the same face as a task
+            # that is cancelled; only the task itself can tell.
+            if cancelled_from_here():
+                raise
+            self._executing = False
+            waited = asyncio.get_running_loop().time() - started
+            if self._statement_timeout and waited >= self._statement_timeout * 0.9:
+                raise errors.QueryTimeout(
+                    f"PostgreSQL gave no rows for {self._statement_timeout:g} seconds.",
+                    hint="Ask for less, or ask the operator for a longer STATEMENT_TIMEOUT.",
+                ) from None
+            raise errors.QueryCancelled("The query was cancelled in the database.") from None
+        except TimeoutError:
+            raise errors.QueryTimeout("The database did not answer in time.") from None
+        except psycopg2.Error as error:
+            self._executing = False
+            raise translate(error) from error
+        self._executing = False
+        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result.
+        if cancelled_from_here():
+            raise asyncio.CancelledError
+
+    async def end(self) -> bool:
+        """Close the transaction; whether the connection can be used again. Never raises but CancelledError."""
+        if self._executing or self.connection.closed:
+            return False
+        try:
+            cursor = await self.connection.cursor()
+            with contextlib.closing(cursor):
+                await cursor.execute("ROLLBACK", timeout=CONTROL_TIMEOUT)
+        except asyncio.CancelledError:
+            if cancelled_from_here():
+                raise
+            return False
+        except (TimeoutError, psycopg2.Error):
+            return False
+        return not self.connection.closed
+
+    @property
+    def statement_left_running(self) -> bool:
+        """Whether the server may still be at work on a statement that nobody waits for."""
+        return self._executing
+
+
+def cancelled_from_here() -> bool:
+    """Whether somebody has cancelled the current task, as against a statement in the server."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def translate(error: psycopg2.Error) -> errors.ExportError:
+    """The driver's error as one that a user may see (PostgreSQL manual, "PostgreSQL Error Codes")."""
+    state = error.pgcode
+    primary = (error.diag.message_primary or "")[:300]
+    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03"):
+        return errors.ConnectionLost("The connection to the database was lost.")
+    if state.startswith("22"):
+        return errors.InvalidRequest(f"PostgreSQL rejected a value: {primary}.", code="invalid_value")
+    if state in ("42883", "42804", "42809", "42P22", "42725"):
+        return errors.InvalidRequest(f"PostgreSQL cannot compare or sort so: {primary}.", code="operator_not_supported")
+    if state.startswith("54"):
+        return errors.InvalidRequest(f"PostgreSQL cannot take so much in one query: {primary}.", code="too_complex")
+    if state == "42501":
+        return errors.Forbidden("The database role may not read all that this relation needs.")
+    if state in ("42P01", "42703"):
+        return errors.RelationGone("The relation or one of its columns is gone.")
+    if state in ("40001", "40P01"):
+        return errors.SnapshotConflict("The database ended the query because of a conflict.")
+    if state.startswith("53"):
+        return errors.DatabaseUnavailable("The database has no room for another query.")
+    return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")

@@ -1,0 +1,186 @@
+"""The settings: one frozen value, read once from the environment when the process starts.
+
+Every setting is a field of `Settings` with its variable, its meaning and its default beside it; the README's
+table is checked against them. Nothing else in the project reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+
+class SettingsError(ValueError):
+    """A variable of the environment has a value that cannot be used; the message names it."""
+
+
+def _setting(variable: str, doc: str, default: Any, parse: Callable[[str], Any] = str, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"variable": variable, "doc": doc, "parse": parse})
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(f"a whole number from {least} to {most} is needed")
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 2_000_000:  # PostgreSQL keeps its timeouts as 32 bits of milliseconds
+        raise ValueError("a number of seconds from 0 to 2000000 is needed")
+    return number
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError("at least one name is needed")
+    return names
+
+
+def _flag(text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    try:
+        return known[text.lower()]
+    except KeyError:
+        raise ValueError("1 or 0 is needed") from None
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is needed")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings. Times are in seconds."""
+
+    api_host: str = _setting("API_HOST", "Address to listen on", "127.0.0.1")
+    api_port: int = _setting("API_PORT", "Port to listen on; 0 takes any free one", 8080, _whole(0, 65535))
+    workers: int = _setting("WEB_CONCURRENCY", "Worker processes, each with its own connections", 1, _whole(1, 256))
+    database_url: str | None = _setting(
+        "DATABASE_URL", "libpq URI of the database; wins over the `DB_…` variables", None, secret=True
+    )
+    db_host: str | None = _setting("DB_HOST", "Host or socket folder of the database", None)
+    db_port: int = _setting("DB_PORT", "Port of the database", 5432, _whole(1, 65535))
+    db_user: str | None = _setting("DB_USER", "Role to connect as", None)
+    db_password: str | None = _setting("DB_PASSWORD", "Its password", None, secret=True)
+    db_name: str | None = _setting("DB_NAME", "Name of the database", None)
+    export_schemas: tuple[str, ...] = _setting(
+        "EXPORT_SCHEMAS", "Schemas whose relations may be exported, with commas between", ("public",), _names
+    )
+    max_concurrent_exports: int = _setting(
+        "MAX_CONCURRENT_EXPORTS",
+        "Downloads at once per worker, one connection each (two more are kept for the catalogue and for "
+        "cancelling); past it the answer is 503",
+        8,
+        _whole(1, 1000),
+    )
+    statement_timeout: float = _setting(
+        "STATEMENT_TIMEOUT", "Longest wait for the next batch of rows, in seconds; 0 waits for ever", 600.0, _seconds
+    )
+    stall_timeout: float = _setting(
+        "STALL_TIMEOUT",
+        "Longest time that a client may read nothing before it is cut, in seconds; 0 waits for ever",
+        300.0,
+        _seconds,
+    )
+    shutdown_timeout: int = _setting(
+        "SHUTDOWN_TIMEOUT",
+        "Time that SIGTERM gives running downloads before they are cut, in seconds",
+        30,
+        _whole(5, 86400),
+    )
+    export_storage_path: Path = _setting(
+        "EXPORT_STORAGE_PATH", "Folder for saved exports (nothing is saved yet in this version)", Path("exports"), Path
+    )
+    embedded_data_path: Path = _setting(
+        "EMBEDDED_DATA_PATH", "Data folder of the embedded PostgreSQL", Path(".data/postgres"), Path
+    )
+    seed_rows: int = _setting("SEED_ROWS", "Sample users in an empty embedded database", 1_000_000, _whole(1, 10**9))
+    pure_python: bool = _setting(
+        "SLUICE_PURE_PYTHON", "1 uses the pure-Python encoder even where the native one is built", False, _flag
+    )
+    log_format: str = _setting("LOG_FORMAT", "`text` (key=value) or `json`", "text", _one_of("text", "json"))
+    log_level: str = _setting(
+        "LOG_LEVEL", "Least severe level to log", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether no database is configured, so that the embedded one serves."""
+        return self.database_url is None and self.db_host is None
+
+    @property
+    def dsn(self) -> str:
+        """The libpq URI to connect to (PostgreSQL manual, "Connection URIs"). Holds the password."""
+        if self.database_url is not None:
+            return self.database_url
+        if self.db_host is None:
+            raise SettingsError("neither DATABASE_URL nor DB_HOST is set")
+        login = quote(self.db_user, safe="") if self.db_user else ""
+        if self.db_password:
+            login += ":" + quote(self.db_password, safe="")
+        name = quote(self.db_name, safe="") if self.db_name else ""
+        return (
+            f"postgresql://{login}{'@' if login else ''}/{name}?host={quote(self.db_host, safe='')}&port={self.db_port}"
+        )
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether only this machine can reach the port."""
+        if self.api_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.api_host).is_loopback
+        except ValueError:
+            return False
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Settings from the environment; an empty variable counts as not set. Raises SettingsError."""
+    values: dict[str, Any] = {}
+    for setting in fields(Settings):
+        variable = setting.metadata["variable"]
+        text = environment.get(variable, "")
+        if text.strip():
+            if setting.repr:  # a password may begin or end with a blank
+                text = text.strip()
+            try:
+                values[setting.name] = setting.metadata["parse"](text)
+            except ValueError as error:
+                shown = "" if not setting.repr else f"={text!r}"
+                raise SettingsError(f"{variable}{shown} cannot be used: {error}") from None
+    return Settings(**values)
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of every setting, in order, as the README's table shows them."""
+    table = []
+    for setting in fields(Settings):
+        default = setting.default
+        assert default is not MISSING
+        if default is None:
+            shown = ""
+        elif isinstance(default, tuple):
+            shown = ",".join(default)
+        elif isinstance(default, bool):
+            shown = str(int(default))
+        elif isinstance(default, float):
+            shown = f"{default:g}"
+        else:
+            shown = str(default)
+        table.append((setting.metadata["variable"], shown, setting.metadata["doc"]))
+    return table
