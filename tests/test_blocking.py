@@ -1,0 +1,56 @@
+"""Nothing on the way of a request blocks the event loop: blockbuster raises where something does.
+
+It sees Python's own blocking calls, not those inside libpq: for them see the event loop that must turn in
+test_database.py, where the database is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient
+from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
+
+
+@pytest.fixture
+def blockbuster(client: TestClient[Any, Any]) -> Iterator[BlockBuster]:
+    """Active from here on; the server has started before, which may take its time."""
+    with blockbuster_ctx() as active:
+        yield active
+
+
+def test_blockbuster_is_awake(blockbuster: BlockBuster) -> None:
+    async def blocks() -> None:
+        time.sleep(0.001)  # noqa: ASYNC251 what is to be caught
+
+    with pytest.raises(BlockingError):
+        asyncio.run(blocks())
+
+
+@pytest.mark.usefixtures("blockbuster")
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/export/users.csv", 200),
+        ("/export/users.csv?select=id,full_name:name", 200),
+        ("/export/orders.csv", 200),
+        ("/export/revenue_by_country.csv", 200),
+        ("/export/nothing_here.csv", 404),
+        ("/export/users.csv?limitt=1", 400),
+        ("/health/live", 200),
+        ("/health/ready", 200),
+        ("/nowhere", 404),
+        ("/", 200),
+        ("/static/sluice.css", 200),
+    ],
+)
+async def test_no_request_blocks_the_event_loop(client: TestClient[Any, Any], path: str, status: int) -> None:
+    # A blocking call on the way raises, which the server would answer with 500 or with a cut stream.
+    for _ in range(2):
+        response = await client.get(path)
+        assert response.status == status
+        assert await response.read()
