@@ -1,0 +1,1 @@
+"""The benchmark: `make bench`. Starts from `__main__.py`; nothing in `server/` knows of it."""

@@ -1,0 +1,166 @@
+"""The processes that are measured: servers under gunicorn, timed clients, and what CPU and memory they took."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SLUICE = ("-m", "server", "serve")
+OBVIOUS = (
+    *("-m", "gunicorn", "--worker-class", "aiohttp.worker.GunicornUVLoopWebWorker"),
+    *("--bind", "127.0.0.1:0", "--no-control-socket", "benchmarks.obvious:make_app"),
+)
+# What either server says once it listens.
+_LISTENING = re.compile(r"(?:Sluice is|Listening) at:? http://127\.0\.0\.1:(\d+)")
+
+
+class BenchmarkError(RuntimeError):
+    """The benchmark cannot go on; the message says why."""
+
+
+class Server:
+    """One server with one worker, in processes of its own. port: where it listens.
+
+    arguments: of the Python interpreter. environment: variables beside those that every server here has.
+    """
+
+    def __init__(self, arguments: Sequence[str], database_url: str, **environment: str) -> None:
+        ours = ("DB_", "DATABASE_URL", "API_", "SLUICE_", "WEB_CONCURRENCY", "GUNICORN_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self._environment = {**inherited, "API_PORT": "0", "DATABASE_URL": database_url, **environment}
+        self._arguments = arguments
+        self.port = 0
+
+    def __enter__(self) -> Server:
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="sluice-benchmark-", suffix=".log")
+        self._process = subprocess.Popen(
+            [sys.executable, *self._arguments],
+            cwd=ROOT,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C is for the benchmark, which then stops the server itself
+        )
+        try:
+            self.port = self._wait_for_port(seconds=60)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def _wait_for_port(self, seconds: float) -> int:
+        deadline = time.monotonic() + seconds
+        while True:
+            said = Path(self._log.name).read_text()
+            found = _LISTENING.search(said)
+            if found and psutil.Process(self._process.pid).children():
+                return int(found[1])
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise BenchmarkError(f"{' '.join(self._arguments)} did not start:\n{said}")
+            time.sleep(0.05)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+
+    def url(self, relation: str) -> str:
+        """Where the relation is downloaded."""
+        return self.export(f"{relation}.csv")
+
+    def export(self, target: str) -> str:
+        """The address of an export: its path and query string."""
+        return f"http://127.0.0.1:{self.port}/export/{target}"
+
+    def _worker(self) -> psutil.Process:
+        (worker,) = psutil.Process(self._process.pid).children()
+        return worker
+
+    def cpu(self) -> float:
+        """Seconds of CPU that the worker has taken so far."""
+        times = self._worker().cpu_times()
+        return times.user + times.system
+
+    def peak_memory(self) -> int | None:
+        """The most bytes that the worker has had resident (proc(5), VmHWM); None where the system cannot say."""
+        try:
+            status = Path(f"/proc/{self._worker().pid}/status").read_text()
+        except FileNotFoundError:
+            return None
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) * 1024 if found else None
+
+
+def postgres_cpu(postmaster_pid: int) -> float:
+    """Seconds of CPU that a PostgreSQL server has taken so far, with all its processes, past ones too."""
+    postmaster = psutil.Process(postmaster_pid)
+    while True:
+        running = postmaster.children()
+        try:
+            times = [process.cpu_times() for process in running]
+        except psutil.NoSuchProcess:
+            continue
+        whole = postmaster.cpu_times()
+        # A process that ended meanwhile is among the postmaster's own figures now: count again.
+        if set(postmaster.children()) == set(running):
+            own = whole.user + whole.system + whole.children_user + whole.children_system
+            return own + sum(each.user + each.system for each in times)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A client that has run: wall seconds from start to end, its own CPU seconds, what it printed."""
+
+    seconds: float
+    cpu: float
+    output: str
+
+
+def timed(start: Callable[..., subprocess.Popen[str]], *arguments: str) -> Finished:
+    """Run a client, as `start` starts it, to its end. Raises BenchmarkError if it fails."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    process = start(*arguments)
+    output, complaint = process.communicate()
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise BenchmarkError(f"{process.args!r} ended with status {process.returncode}: {complaint}")
+    use = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Finished(seconds, use.ru_utime + use.ru_stime - used.ru_utime - used.ru_stime, output)
+
+
+def start_curl(url: str) -> subprocess.Popen[str]:
+    """curl on its way with a download that nobody keeps; prints the seconds to the first byte, and the bytes."""
+    return subprocess.Popen(
+        [
+            *("curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output", os.devnull),
+            *("--write-out", "%{time_starttransfer} %{size_download}", url),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

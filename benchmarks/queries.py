@@ -1,0 +1,116 @@
+r"""What a query, a dialect or a format costs: each against psql's `\copy` of the same query, or the plain download."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.processes import BenchmarkError, Server, start_curl, timed
+from benchmarks.sample import Sample
+
+PLAIN = "users.csv"
+# How much larger than what `gzip -6` makes of the same bytes a .gz file may be.
+MOST_TIMES_GZIP = 1.10
+
+
+@dataclass(frozen=True)
+class Query:
+    r"""A download. copied: the query that psql's `\copy` runs instead, None to compare with the plain download.
+
+    most: the promised ratio of wall times.
+    """
+
+    name: str
+    target: str
+    copied: str | None
+    most: float
+
+
+QUERIES = (
+    Query("sorted by the primary key", "users.csv?order=id", "SELECT * FROM users ORDER BY id", 1.25),
+    Query(
+        "a filter that keeps three in seven",
+        "users.csv?subscription_tier=eq.free",
+        "SELECT * FROM users WHERE subscription_tier = 'free'",
+        1.25,
+    ),
+    Query("ndjson", "users.ndjson", "SELECT row_to_json(u) FROM users AS u", 1.25),
+    Query("quote=strings", "users.csv?quote=strings", None, 1.1),
+    Query("guard=formulas", "users.csv?guard=formulas", None, 1.1),
+    Query("delimiter=;", "users.csv?delimiter=;", None, 1.1),
+    Query("gzip file", "users.csv.gz", None, 1.35),
+)
+
+
+def compare(sample: Sample, server: Server, rounds: int, say: Callable[[str], None]) -> list[tuple[Query, list[float]]]:
+    """The ratios of each query, a round each, its reference just before or after it."""
+    ratios: list[tuple[Query, list[float]]] = [(query, []) for query in QUERIES]
+    for number in range(-1, rounds):  # the first is not counted
+        for query, found in ratios:
+            ours, theirs = _pair(sample, server, query, reverse=bool(number % 2))
+            if number >= 0:
+                found.append(ours / theirs)
+        if number >= 0:
+            say(f"queries, round {number + 1}: " + ", ".join(f"{q.name} {found[-1]:.2f}" for q, found in ratios))
+    return ratios
+
+
+def _pair(sample: Sample, server: Server, query: Query, *, reverse: bool) -> tuple[float, float]:
+    def ours() -> float:
+        return timed(start_curl, server.export(query.target)).seconds
+
+    def theirs() -> float:
+        if query.copied is None:
+            return timed(start_curl, server.export(PLAIN)).seconds
+        return timed(sample.start_copy, f"({query.copied})").seconds
+
+    if reverse:
+        reference = theirs()
+        return ours(), reference
+    return ours(), theirs()
+
+
+def gzip_sizes(server: Server) -> tuple[int, int]:
+    """Bytes of the .gz file, and of what `gzip -6` makes of the plain one."""
+    file = int(timed(start_curl, server.export(PLAIN + ".gz")).output.split()[1])
+    with (
+        subprocess.Popen(
+            ["curl", "--silent", "--fail", "--noproxy", "*", server.export(PLAIN)], stdout=subprocess.PIPE
+        ) as curl,
+        subprocess.Popen(["gzip", "-6"], stdin=curl.stdout, stdout=subprocess.PIPE) as gzip,
+    ):
+        assert gzip.stdout is not None
+        length = 0
+        while part := os.read(gzip.stdout.fileno(), 1 << 20):
+            length += len(part)
+    if curl.returncode or gzip.returncode:
+        raise BenchmarkError("curl | gzip -6 failed")
+    return file, length
+
+
+def table(ratios: list[tuple[Query, list[float]]]) -> str:
+    """The medians, with their ranges, as Markdown."""
+    lines = ["| download | compared with | × its wall time (range) |", "|---|---|--:|"]
+    for query, found in ratios:
+        reference = r"`\copy` of the same query" if query.copied else "the plain download"
+        lines.append(f"| {query.name} | {reference} | {median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+    return "\n".join(lines)
+
+
+def verdicts(ratios: list[tuple[Query, list[float]]], sizes: tuple[int, int]) -> list[str]:
+    """Each promised figure with PASS or MISS."""
+    lines = [
+        f"- {'PASS' if median(found) <= query.most else 'MISS'} {query.name}: {median(found):.2f} "
+        f"(at most {query.most})"
+        for query, found in ratios
+    ]
+    file, reference = sizes
+    times = file / reference
+    lines.append(
+        f"- {'PASS' if times <= MOST_TIMES_GZIP else 'MISS'} size of the gzip file: {times:.3f} × that of gzip -6 "
+        f"(at most {MOST_TIMES_GZIP})"
+    )
+    return lines

@@ -1,0 +1,125 @@
+"""What was measured, as Markdown, and whether it reaches the figures that the project promises. Measures nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from benchmarks.measure import Download, ratios
+from benchmarks.sample import MEGABYTES, TENTH, TINY
+
+# What `make bench` must show, at 3,000,000 users.
+MOST_TIMES_COPY = 1.25
+MOST_SECONDS_TO_FIRST_BYTE = 0.050
+MOST_PEAK_BYTES = 100_000_000
+# How much the medians may differ and still count as the same: first bytes in seconds, memory as a fraction.
+SAME_FIRST_BYTE = 0.005
+SAME_PEAK = 0.10
+
+
+def machine(postgres_version: str) -> str:
+    """The machine in a line, without its name."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    memory = psutil.virtual_memory().total / 1e9
+    return (
+        f"{os.cpu_count()} cores ({model}), {memory:.0f} GB of memory, {platform.system()}; "
+        f"PostgreSQL {postgres_version}, Python {platform.python_version()}"
+    )
+
+
+def race_table(results: Mapping[str, Sequence[Download]], rows: int) -> str:
+    """One line a contender; the first is the reference."""
+    reference = next(iter(results.values()))
+    lines = [
+        r"| whole table | wall time, s | × `\copy` (range) | its CPU, s | its CPU, µs a row | PostgreSQL's CPU, s |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, downloads in results.items():
+        times = ratios(downloads, reference)
+        spread = f" ({min(times):.2f} to {max(times):.2f})" if downloads is not reference else ""
+        cpu = median(download.cpu for download in downloads)
+        lines.append(
+            f"| {name} | {median(download.seconds for download in downloads):.2f} | {median(times):.2f}{spread} "
+            f"| {cpu:.2f} | {cpu / rows * 1e6:.2f} | {median(d.postgres_cpu for d in downloads):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def first_byte_table(times: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> str:
+    """One line a relation."""
+    lines = ["| first byte | median, ms | slowest, ms |", "|---|--:|--:|"]
+    for relation, seconds in times.items():
+        lines.append(f"| {sizes[relation]:,} rows | {median(seconds) * 1e3:.1f} | {max(seconds) * 1e3:.1f} |")
+    return "\n".join(lines)
+
+
+def memory_table(peaks: Mapping[str, int | None], sizes: Mapping[str, int]) -> str:
+    """One line a relation that a fresh worker has sent."""
+    lines = ["| a fresh worker, after one download of | peak resident memory, MB |", "|---|--:|"]
+    for relation, peak in peaks.items():
+        what = f"{sizes[relation]:,} rows" + (" of 1 MB" if relation == MEGABYTES else "")
+        lines.append(f"| {what} | {'not known on this system' if peak is None else f'{peak / 1e6:.1f}'} |")
+    return "\n".join(lines)
+
+
+def verdicts(
+    times_copy: Sequence[float], first: Mapping[str, Sequence[float]], peaks: Mapping[str, int | None]
+) -> list[str]:
+    """Each promised figure with PASS or MISS."""
+    whole = median(times_copy)
+    medians = [median(first[relation]) for relation in ("users", TENTH, TINY)]
+    spread = max(medians) - min(medians)
+    lines = [
+        _line(whole <= MOST_TIMES_COPY, rf"whole download: {whole:.2f} × `\copy` (at most {MOST_TIMES_COPY})"),
+        _line(
+            medians[0] <= MOST_SECONDS_TO_FIRST_BYTE,
+            f"first byte: {medians[0] * 1e3:.1f} ms (at most {MOST_SECONDS_TO_FIRST_BYTE * 1e3:.0f} ms)",
+        ),
+        _line(
+            spread <= SAME_FIRST_BYTE,
+            f"first byte, whatever the size of the table: medians {spread * 1e3:.1f} ms apart "
+            f"(at most {SAME_FIRST_BYTE * 1e3:.0f} ms)",
+        ),
+    ]
+    tenth, users = peaks[TENTH], peaks["users"]
+    if tenth is None or users is None:
+        return [*lines, "- not measured: peak memory needs Linux's /proc"]
+    peak = max(known for known in peaks.values() if known is not None)
+    apart = abs(users - tenth) / min(users, tenth)
+    return [
+        *lines,
+        _line(peak <= MOST_PEAK_BYTES, f"peak memory: {peak / 1e6:.1f} MB (at most {MOST_PEAK_BYTES / 1e6:.0f} MB)"),
+        _line(
+            apart <= SAME_PEAK,
+            f"peak memory, whatever the size of the table: {apart:.1%} apart (at most {SAME_PEAK:.0%})",
+        ),
+    ]
+
+
+def byte_verdict(expected: tuple[str, int], found: Mapping[str, tuple[str, int]]) -> list[str]:
+    r"""Each server's bytes against those of `\copy … csv header`."""
+    return [
+        _line(
+            result == expected,
+            f"{name}: {result[1]:,} bytes, md5 {result[0]}; "
+            + (
+                r"the same as `\copy … csv header`"
+                if result == expected
+                else f"expected {expected[1]:,}, {expected[0]}"
+            ),
+        )
+        for name, result in found.items()
+    ]
+
+
+def _line(reached: bool, text: str) -> str:
+    return f"- {'PASS' if reached else 'MISS'} {text}"
