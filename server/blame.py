@@ -9,6 +9,7 @@ from server.database import Database
 from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.filters import Condition
 from server.plan import ExportPlan
+from server.session import Session
 from server.sql import empty_statement, probes
 
 
@@ -17,18 +18,22 @@ async def blame(database: Database, plan: ExportPlan, error: ExportError) -> Exp
 
     One that nothing in the request causes (a view that fails by itself) is no operator's or value's fault.
     """
+    try:
+        async with database.control_session() as session:
+            return await _traced(session, plan, error)
+    except ExportError:  # nothing can be asked now: what is known is still true
+        return error
+
+
+async def _traced(session: Session, plan: ExportPlan, error: ExportError) -> ExportError:
     types = {column.name: column.type for column in plan.relation.columns}
-    async with database.control_session() as session:
+    empty = empty_statement(plan)
+    await session.query(empty.text, empty.values)
+    for subject, probe in probes(plan):
         try:
-            empty = empty_statement(plan)
-            await session.query(empty.text, empty.values)
-        except ExportError:
-            return error
-        for subject, probe in probes(plan):
-            try:
-                await session.query(probe.text, probe.values)
-            except (InvalidRequest, QueryFailed) as reason:
-                return _named(subject, types, reason)
+            await session.query(probe.text, probe.values)
+        except (InvalidRequest, QueryFailed) as reason:
+            return _named(subject, types, reason)
     if error.code == "operator_not_supported":
         return QueryFailed("PostgreSQL stopped the query: something in the relation itself does not work.")
     return error

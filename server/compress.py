@@ -78,4 +78,4 @@ async def _compress(compressor: Compressor, chunk: Chunk, *, flush: bool = False
         data = compressor.compress(chunk.data)
         return data + compressor.flush(isal_zlib.Z_SYNC_FLUSH) if flush else data
 
-    return Chunk(await asyncio.to_thread(work), chunk.rows)
+    return Chunk(await asyncio.to_thread(work), chunk.rows, chunk.done)

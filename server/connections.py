@@ -27,10 +27,11 @@ CONNECT_TIMEOUT = 5.0
 
 
 class Connections:
-    """The connections of one process, for one event loop. dsn: a libpq URI."""
+    """The connections of one process, for one event loop. dsn: a libpq URI; most_idle: kept while nobody uses them."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, most_idle: int) -> None:
         self._dsn = dsn
+        self._most_idle = most_idle
         self._idle: list[aiopg.Connection] = []
         self._in_use: set[aiopg.Connection] = set()
         self._connecting = asyncio.Lock()
@@ -119,7 +120,7 @@ class Connections:
     def release(self, connection: aiopg.Connection, *, reusable: bool) -> None:
         """Take back a connection that `acquire` gave. reusable: no transaction is open and nothing runs."""
         self._in_use.discard(connection)
-        if reusable:
+        if reusable and len(self._idle) < self._most_idle:
             self._idle.append(connection)
         elif not connection.closed:
             # aiopg closes a cancelled connection by itself. Closed again, it would stop the event loop from

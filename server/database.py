@@ -39,7 +39,7 @@ class Database:
         self._idle_timeout = settings.stall_timeout + 60.0 if settings.stall_timeout else 0.0
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
-        self._connections = Connections(settings.dsn)
+        self._connections = Connections(settings.dsn, settings.max_concurrent_exports + CONTROL_CONNECTIONS)
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Database:

@@ -110,7 +110,7 @@ def _stem(filename: str, request: ExportRequest) -> str:
 def preview_of(plan: ExportPlan) -> ExportPlan:
     """The same plan for the first rows only."""
     limit = PREVIEW_ROWS if plan.limit is None else min(plan.limit, PREVIEW_ROWS)
-    return replace(plan, limit=limit, fetch_rows=PREVIEW_ROWS)
+    return replace(plan, limit=limit)
 
 
 def _column(name: str, by_name: dict[str, Column], relation: Relation) -> Column:

@@ -25,10 +25,11 @@ BATCH_BYTES = 512 << 10
 
 
 class Chunk(NamedTuple):
-    """Some bytes of the file, and how many rows they hold."""
+    """Some bytes of the file, and how many rows they hold. done: the share of the relation read by then, if known."""
 
     data: bytes
     rows: int
+    done: float | None = None
 
 
 async def scan(session: Session, plan: ExportPlan, encoder: Encoder) -> AsyncGenerator[Chunk, None]:

@@ -110,6 +110,15 @@ class Session:
             await self._execute(cursor, sql, values)
             return [dict(row) for row in cursor.raw.fetchall()]
 
+    async def explain(self, select: str, values: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """PostgreSQL's plan of this SELECT (manual, "EXPLAIN", FORMAT JSON: the top node, with "Plan Rows").
+
+        Fails as the SELECT itself would on a value that its column cannot take.
+        """
+        row = (await self.query(f"EXPLAIN (FORMAT JSON) {select}", values))[0]
+        plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
+        return plan
+
     async def relation(self, wanted: catalogue.RelationName, *, exact: bool = True) -> catalogue.Relation:
         """The relation of this name as it is now; its TOAST's size too if `exact`, which waits for locks.
 

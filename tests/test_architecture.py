@@ -28,6 +28,7 @@ ORDER = [
     "blame",
     "scan",
     "compress",
+    "opening",
     "download",
     "problems",
     "routes.__init__",

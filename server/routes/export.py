@@ -9,15 +9,13 @@ import time
 import structlog
 from aiohttp import web
 
-from server.blame import blame
-from server.compress import accepts_gzip, gzipped
+from server.compress import accepts_gzip
 from server.download import Tally, make_response, send
-from server.encode import make_encoder
-from server.errors import ExportError, InvalidRequest, QueryFailed
+from server.errors import ExportError
+from server.opening import chunks_of, open_plan
 from server.plan import make_plan
 from server.request import ExportRequest, parse_export_request
 from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
-from server.scan import scan
 
 log = structlog.stdlib.get_logger("sluice.export")
 
@@ -64,31 +62,22 @@ async def _answer_with_retries(request: web.Request, wanted: ExportRequest, tall
 async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> web.StreamResponse:
     app = request.app
     encoded = not wanted.gzip and accepts_gzip(",".join(request.headers.getall("Accept-Encoding", [])))
-    plan = None
-    try:
-        if request.method == "HEAD":
-            async with app[DATABASE].control_session() as session:
-                relation = await session.relation(wanted.relation, exact=False)
-            return make_response(make_plan(wanted, relation), encoded=encoded)
-        async with app[DATABASE].session() as session:
-            plan = make_plan(wanted, await session.relation(wanted.relation))
-            chunks = scan(session, plan, make_encoder(plan.dialect, plan.format, native=app[NATIVE_ENCODER]))
-            if plan.gzip or encoded:
-                chunks = gzipped(chunks)
-            async with contextlib.aclosing(chunks):
-                return await send(
-                    request,
-                    plan,
-                    chunks,
-                    encoded=encoded,
-                    tally=tally,
-                    downloads=app[DOWNLOADS],
-                    stall_timeout=app[SETTINGS].stall_timeout,
-                )
-    except (InvalidRequest, QueryFailed) as error:
-        if plan is None:
-            raise
-        raise await blame(app[DATABASE], plan, error) from None
+    if request.method == "HEAD":
+        async with app[DATABASE].control_session() as session:
+            relation = await session.relation(wanted.relation, exact=False)
+        return make_response(make_plan(wanted, relation), encoded=encoded)
+    async with open_plan(app[DATABASE], wanted) as (session, plan):
+        chunks = chunks_of(session, plan, native=app[NATIVE_ENCODER], encoded=encoded)
+        async with contextlib.aclosing(chunks):
+            return await send(
+                request,
+                plan,
+                chunks,
+                encoded=encoded,
+                tally=tally,
+                downloads=app[DOWNLOADS],
+                stall_timeout=app[SETTINGS].stall_timeout,
+            )
 
 
 def _log_export(wanted: ExportRequest, tally: Tally, seconds: float) -> None:

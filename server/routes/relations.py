@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
-from server.blame import blame
 from server.catalogue import Relation
-from server.errors import InvalidRequest, QueryFailed, QueryTimeout
-from server.plan import PREVIEW_ROWS, make_plan, preview_of
+from server.errors import InvalidRequest, QueryTimeout
+from server.opening import open_plan
+from server.plan import PREVIEW_ROWS, preview_of
 from server.request import export_path, parse_relation_request
 from server.routes.keys import DATABASE, SETTINGS
 from server.session import Session
@@ -48,12 +48,12 @@ async def one_relation(request: web.Request) -> web.Response:
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
-    wanted = parse_relation_request(target, query)
-    database = request.app[DATABASE]
-    plan = None
     try:
-        async with asyncio.timeout(PREVIEW_TIMEOUT), database.session() as session:
-            plan = preview_of(make_plan(wanted, await session.relation(wanted.relation)))
+        async with (
+            open_plan(request.app[DATABASE], parse_relation_request(target, query)) as (session, whole),
+            asyncio.timeout(PREVIEW_TIMEOUT),
+        ):
+            plan = preview_of(whole)
             statement = select_statement(plan)
             await session.declare(statement.text, statement.values, timezone=plan.timezone)
             rows = [row async for row in _first_rows(session)]
@@ -62,10 +62,6 @@ async def _preview(request: web.Request, target: str, query: str) -> web.Respons
             f"There was no preview within {PREVIEW_TIMEOUT:g} seconds.",
             hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
         ) from None
-    except (InvalidRequest, QueryFailed) as error:
-        if plan is None:
-            raise
-        raise await blame(database, plan, error) from None
     document = {
         "columns": [{"name": output.name, "type": output.column.type} for output in plan.columns],
         "rows": rows,

@@ -1,0 +1,46 @@
+"""A request → its session, its plan and its chunks: what a download, a saved export and a preview begin with alike.
+
+Puts the stages together and nothing else: no HTTP, no disk, and no second way to compile a request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from server.blame import blame
+from server.compress import gzipped
+from server.database import Database
+from server.encode import make_encoder
+from server.errors import InvalidRequest, QueryFailed
+from server.plan import ExportPlan, make_plan
+from server.request import ExportRequest
+from server.scan import Chunk, scan
+from server.session import Session
+
+
+@contextlib.asynccontextmanager
+async def open_plan(
+    database: Database, wanted: ExportRequest, *, control: bool = False
+) -> AsyncIterator[tuple[Session, ExportPlan]]:
+    """A session with the plan of this request. control: beside the exports' slots, for what is short.
+
+    An error about a value that leaves the block names the column whose filter caused it. Raises ExportError.
+    """
+    plan = None
+    try:
+        async with database.control_session() if control else database.session() as session:
+            plan = make_plan(wanted, await session.relation(wanted.relation, exact=not control))
+            yield session, plan
+    except (InvalidRequest, QueryFailed) as error:
+        if plan is None:
+            raise
+        raise await blame(database, plan, error) from None
+
+
+def chunks_of(
+    session: Session, plan: ExportPlan, *, native: bool, encoded: bool = False
+) -> AsyncGenerator[Chunk, None]:
+    """The file of this plan, compressed if the plan says so or the way to the client is to be `encoded`."""
+    chunks = scan(session, plan, make_encoder(plan.dialect, plan.format, native=native))
+    return gzipped(chunks) if plan.gzip or encoded else chunks
