@@ -1,18 +1,31 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""The native encoder: one PGresult in, the CSV bytes of all its rows out, in a single pass.
+"""The native encoder: rows as libpq has them in, their CSV bytes out, in a single pass.
 
-It reads fields through libpq's own accessors, whose addresses `bind` receives: they must belong to the
-libpq that made the results, that is the one psycopg2 has loaded. No field ever becomes a Python object.
-It must not keep a result beyond the call (psycopg2 frees it at the cursor's next execute), do any I/O, or
-know more of the dialect than the bytes it is given. `server/encode.py` holds the pure-Python twin, which
-gives the same bytes.
+`encode` takes one PGresult; `read` takes a connection on which a statement is running, and encodes its rows as
+they arrive, without the GIL, so that it can run in a thread. Both go through libpq's own functions, whose
+addresses `bind` receives: they must belong to the libpq that psycopg2 has loaded. No field ever becomes a Python
+object. It must not keep a result beyond the call, send anything, or know more of the dialect than the bytes it
+is given. `server/encode.py` holds the pure-Python twin, which gives the same bytes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize
 from cpython.object cimport PyObject
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout)
+    enum: POLLIN
+    enum: POLLOUT
+
+ctypedef int (*connection_function)(void *) noexcept nogil
+ctypedef void *(*result_function)(void *) noexcept nogil
+ctypedef void (*clear_function)(void *) noexcept nogil
 ctypedef int (*shape_function)(const void *) noexcept nogil
 ctypedef unsigned int (*type_function)(const void *, int) noexcept nogil
 ctypedef char *(*value_function)(const void *, int, int) noexcept nogil
@@ -24,6 +37,37 @@ cdef type_function PQftype = NULL
 cdef value_function PQgetvalue = NULL
 cdef field_function PQgetlength = NULL
 cdef field_function PQgetisnull = NULL
+cdef shape_function PQresultStatus = NULL
+cdef connection_function PQsocket = NULL
+cdef connection_function PQisBusy = NULL
+cdef connection_function PQconsumeInput = NULL
+cdef connection_function PQflush = NULL
+cdef connection_function PQsslInUse = NULL
+cdef result_function PQgetResult = NULL
+cdef clear_function PQclear = NULL
+
+# libpq-fe.h, ExecStatusType.
+cdef enum:
+    COMMAND_OK = 1
+    TUPLES_OK = 2
+    SINGLE_TUPLE = 9
+    TUPLES_CHUNK = 12
+
+# How `read` ended; the same in server/encode.py.
+cdef enum:
+    MORE = 0       # there are more rows, or may be
+    END = 1        # that was all
+    FAILED = 2     # the server stopped the statement; `failure` holds the PGresult that says why
+    LOST = 3       # the connection is gone
+    WAITED = 4     # nothing came within the time
+    WOKEN = 5      # somebody wants the thread back
+
+# Milliseconds that a few rows in hand wait for more of them.
+cdef enum:
+    LINGER = 10
+# Milliseconds between two looks at what OpenSSL may hold back from poll.
+cdef enum:
+    TLS_LOOK = 10
 
 # How a column's values are written; bits of `kind`. The same in server/encode.py.
 cdef enum:
@@ -40,12 +84,21 @@ cdef uint64_t HIGHS = 0x8080808080808080
 def bind(dict addresses):
     """Take the addresses of libpq's accessors, by name. Call once before the first encode."""
     global PQntuples, PQnfields, PQftype, PQgetvalue, PQgetlength, PQgetisnull
+    global PQresultStatus, PQsocket, PQisBusy, PQconsumeInput, PQflush, PQsslInUse, PQgetResult, PQclear
     PQntuples = <shape_function><size_t>addresses["PQntuples"]
     PQnfields = <shape_function><size_t>addresses["PQnfields"]
     PQftype = <type_function><size_t>addresses["PQftype"]
     PQgetvalue = <value_function><size_t>addresses["PQgetvalue"]
     PQgetlength = <field_function><size_t>addresses["PQgetlength"]
     PQgetisnull = <field_function><size_t>addresses["PQgetisnull"]
+    PQresultStatus = <shape_function><size_t>addresses["PQresultStatus"]
+    PQsocket = <connection_function><size_t>addresses["PQsocket"]
+    PQisBusy = <connection_function><size_t>addresses["PQisBusy"]
+    PQconsumeInput = <connection_function><size_t>addresses["PQconsumeInput"]
+    PQflush = <connection_function><size_t>addresses["PQflush"]
+    PQsslInUse = <connection_function><size_t>addresses["PQsslInUse"]
+    PQgetResult = <result_function><size_t>addresses["PQgetResult"]
+    PQclear = <clear_function><size_t>addresses["PQclear"]
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
@@ -66,10 +119,23 @@ cdef class Encoder:
     cdef uint64_t delimiters
     cdef uint64_t quotes
     cdef bytes null
+    cdef const char *null_at
+    cdef Py_ssize_t null_length
     cdef bytes eol
+    cdef const char *eol_at
+    cdef Py_ssize_t eol_length
     cdef object kind_of
     cdef bytes kinds
+    # The same as C sees it: one byte a column.
+    cdef const uint8_t *kinds_at
+    cdef int columns
     cdef Py_ssize_t last_size
+    # The bytes object being filled, owned here while a call runs; where the next byte goes; where it ends.
+    cdef PyObject *buffer
+    cdef char *start
+    cdef char *out
+    cdef char *end
+    cdef size_t failed_result
 
     def __cinit__(self, bytes delimiter, bytes quote, bytes null, bytes eol, object kind_of):
         if len(delimiter) != 1 or len(quote) != 1:
@@ -83,7 +149,15 @@ cdef class Encoder:
         self.eol = eol
         self.kind_of = kind_of
         self.kinds = None
+        self.kinds_at = NULL
+        self.columns = 0
+        self.null_at = PyBytes_AS_STRING(null)
+        self.null_length = len(null)
+        self.eol_at = PyBytes_AS_STRING(eol)
+        self.eol_length = len(eol)
         self.last_size = 0
+        self.buffer = NULL
+        self.failed_result = 0
         for i in range(256):
             self.special[i] = 0
         for i in (self.delimiter, self.quote, 10, 13):
@@ -146,45 +220,169 @@ cdef class Encoder:
         """
         if pgresult == 0 or PQntuples == NULL:
             raise ValueError("no result to encode")
-        cdef const void *result = <const void *>pgresult
+        self.begin()
+        try:
+            self.put_result(<const void *>pgresult)
+        except BaseException:
+            self.drop()
+            raise
+        return self.taken()
+
+    def read(self, size_t connection, int wake, Py_ssize_t most, int patience):
+        """The next rows of the statement that runs on this PGconn → (lines, rows, how it ended).
+
+        Returns once there are `most` bytes, with less only at the end, or where the rows come slowly. patience:
+        milliseconds to wait for anything at all, -1 for ever. wake: a file descriptor; what can be read from it ends
+        the call. Blocks: call it in a thread that has the connection for itself. Raises MemoryError, ValueError.
+        """
+        if connection == 0 or PQntuples == NULL:
+            raise ValueError("no connection to read from")
+        cdef Py_ssize_t rows = 0
+        cdef int ended
+        self.begin()
+        try:
+            with nogil:
+                ended = self.read_on(<void *>connection, wake, most, patience, &rows)
+        except BaseException:
+            self.drop()
+            raise
+        return self.taken(), rows, ended
+
+    def failure(self):
+        """The address of the PGresult with the server's error, for the caller to read and clear; 0 if there is none."""
+        cdef size_t result = self.failed_result
+        self.failed_result = 0
+        return result
+
+    cdef int read_on(
+        self, void *connection, int wake, Py_ssize_t most, int patience, Py_ssize_t *rows
+    ) except -1 nogil:
+        cdef pollfd watched[2]
+        cdef void *result
+        cdef int status, ready, unsent, wait
+        cdef int waited = 0
+        cdef bint encrypted = PQsslInUse(connection) != 0
+        cdef Py_ssize_t used = 0
+        watched[1].fd = wake
+        watched[1].events = POLLIN
+        while True:
+            while not PQisBusy(connection):
+                result = PQgetResult(connection)
+                if result == NULL:
+                    return FAILED if self.failed_result else END
+                status = PQresultStatus(result)
+                if status == TUPLES_CHUNK or status == SINGLE_TUPLE or status == TUPLES_OK:
+                    try:
+                        used = self.put_result(result)
+                        rows[0] += PQntuples(result)
+                    finally:
+                        PQclear(result)
+                    if used >= most:
+                        return MORE
+                elif status == COMMAND_OK or self.failed_result:
+                    PQclear(result)
+                else:
+                    self.failed_result = <size_t>result
+            unsent = PQflush(connection)
+            if unsent < 0:
+                return LOST
+            watched[0].fd = PQsocket(connection)
+            if watched[0].fd < 0:
+                return LOST
+            watched[0].events = POLLIN | POLLOUT if unsent else POLLIN
+            wait = LINGER if used else patience
+            if encrypted and (wait < 0 or wait > TLS_LOOK):
+                wait = TLS_LOOK
+            ready = poll(watched, 2, wait)
+            if ready < 0 and errno != EINTR:
+                return LOST
+            if ready > 0 and watched[1].revents:
+                return WOKEN
+            if ready == 0:
+                if used:
+                    return MORE
+                waited += wait
+                if patience >= 0 and waited >= patience:
+                    return WAITED
+                if not encrypted:
+                    continue
+            elif ready > 0:
+                waited = 0
+            if not PQconsumeInput(connection):
+                return LOST
+
+    cdef int begin(self) except -1:
+        cdef Py_ssize_t capacity = self.last_size + self.last_size // 8 + 4096
+        self.buffer = <PyObject *>PyBytes_FromStringAndSize_owned(capacity)
+        self.start = PyBytes_AS_STRING(<object>self.buffer)
+        self.out = self.start
+        self.end = self.start + capacity
+        return 0
+
+    cdef void drop(self):
+        if self.buffer != NULL:
+            take(self.buffer)
+            self.buffer = NULL
+
+    cdef object taken(self):
+        cdef Py_ssize_t used = self.out - self.start
+        cdef PyObject *buffer = self.buffer
+        self.buffer = NULL
+        self.last_size = used
+        _PyBytes_Resize(&buffer, used)
+        return take(buffer)
+
+    cdef int grow(self, Py_ssize_t room) except -1 nogil:
+        """Make room for so many bytes more."""
+        cdef Py_ssize_t used = self.out - self.start
+        cdef Py_ssize_t capacity = 2 * (used + room)
+        with gil:
+            _PyBytes_Resize(&self.buffer, capacity)  # raises MemoryError and clears the pointer
+            self.start = PyBytes_AS_STRING(<object>self.buffer)
+        self.out = self.start + used
+        self.end = self.start + capacity
+        return 0
+
+    cdef int learn_kinds(self, const void *result) except -1 nogil:
+        cdef int columns = PQnfields(result)
+        with gil:
+            if self.kinds is not None:
+                raise ValueError("the results of one encoder have the same columns")
+            self.kinds = bytes([self.kind_of(PQftype(result, column)) for column in range(columns)])
+            self.kinds_at = <const uint8_t *>PyBytes_AS_STRING(self.kinds)
+            self.columns = columns
+        return 0
+
+    cdef Py_ssize_t put_result(self, const void *result) except -1 nogil:
+        """Write the rows of this result; how many bytes there are now."""
         cdef int rows = PQntuples(result)
         cdef int columns = PQnfields(result)
-        if self.kinds is None:
-            self.kinds = bytes([self.kind_of(PQftype(result, column)) for column in range(columns)])
-        if len(self.kinds) != columns:
-            raise ValueError("the results of one encoder have the same columns")
-        cdef const uint8_t *kinds = <const uint8_t *>PyBytes_AS_STRING(self.kinds)
+        if self.kinds_at == NULL or columns != self.columns:
+            self.learn_kinds(result)
+        cdef const uint8_t *kinds = self.kinds_at
+        cdef const char *null = self.null_at
+        cdef Py_ssize_t null_length = self.null_length
+        cdef const char *eol = self.eol_at
+        cdef Py_ssize_t eol_length = self.eol_length
         cdef bint alone = columns == 1
         cdef int row, column
-        cdef Py_ssize_t length, used, room
+        cdef Py_ssize_t length, room
         cdef const uint8_t *value
         cdef uint8_t kind
         cdef bint guarded, looks_null
-        cdef Py_ssize_t null_length = len(self.null)
-        cdef const char *null = PyBytes_AS_STRING(self.null)
-        cdef Py_ssize_t eol_length = len(self.eol)
-        cdef const char *eol = PyBytes_AS_STRING(self.eol)
         # What a field can need beside its own bytes, doubled: delimiter, two quotes, an apostrophe, the end of
         # the line; or what stands for NULL.
         cdef Py_ssize_t overhead = 4 + eol_length + null_length
-
-        cdef Py_ssize_t capacity = self.last_size + self.last_size // 8 + 4096
-        cdef PyObject *buffer = <PyObject *>PyBytes_FromStringAndSize_owned(capacity)
-        cdef char *start = PyBytes_AS_STRING(<object>buffer)
-        cdef char *out = start
-        cdef char *end = start + capacity
+        cdef char *out = self.out
 
         for row in range(rows):
             for column in range(max(columns, 1)):
                 length = PQgetlength(result, row, column) if columns else 0
                 room = 2 * length + overhead
-                if end - out < room:
-                    used = out - start
-                    capacity = 2 * capacity + room
-                    _PyBytes_Resize(&buffer, capacity)  # raises MemoryError and clears the pointer
-                    start = PyBytes_AS_STRING(<object>buffer)
-                    out = start + used
-                    end = start + capacity
+                if self.end - out < room:
+                    self.out = out
+                    self.grow(room)
+                    out = self.out
                 if columns == 0:
                     break
                 if column:
@@ -228,11 +426,8 @@ cdef class Encoder:
                 out += length
             memcpy(out, eol, eol_length)
             out += eol_length
-
-        used = out - start
-        self.last_size = used
-        _PyBytes_Resize(&buffer, used)
-        return take(buffer)
+        self.out = out
+        return out - self.start
 
 
 cdef inline bint is_formula(uint8_t first) noexcept nogil:

@@ -17,11 +17,11 @@ from server import encode
 from server.database import Database
 from server.download import Downloads
 from server.errors import ExportError
+from server.libpq import LIBPQ
 from server.problems import ProblemServer, add_common_headers, problem_middleware
 from server.request import timezones
 from server.routes import export, health, pages, relations
 from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
-from server.session import LIBPQ
 from server.settings import Settings
 
 log = structlog.stdlib.get_logger("sluice.app")

@@ -7,9 +7,10 @@ but what cancels.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,9 @@ log = structlog.stdlib.get_logger("sluice.database")
 # Connections kept for the catalogue, health checks and cancelling, so that a full house of exports cannot
 # keep those from working.
 CONTROL_CONNECTIONS = 2
-# Seconds to wait for one of those.
+# Downloads at once that can have all the readers they may; more of them share.
+EXPORTS_WITH_READERS = 2
+# Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
 
 
@@ -39,7 +42,13 @@ class Database:
         self._idle_timeout = settings.stall_timeout + 60.0 if settings.stall_timeout else 0.0
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
-        self._connections = Connections(settings.dsn, settings.max_concurrent_exports + CONTROL_CONNECTIONS)
+        self.most_readers = settings.most_readers
+        # Beside the exports' own connections, so that no export's readers can keep another from beginning.
+        self._spare_readers = (self.most_readers - 1) * EXPORTS_WITH_READERS
+        most = settings.max_concurrent_exports + self._spare_readers
+        self._connections = Connections(settings.dsn, most + CONTROL_CONNECTIONS)
+        # One thread for each session that streams; made when needed, after the fork.
+        self._threads = concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="rows")
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Database:
@@ -51,6 +60,7 @@ class Database:
     ) -> None:
         while self._background:  # one may begin another
             await asyncio.wait(self._background, timeout=CONTROL_TIMEOUT)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._connections.close()
 
     @contextlib.asynccontextmanager
@@ -81,6 +91,22 @@ class Database:
         finally:
             self._control_slots.release()
 
+    @contextlib.contextmanager
+    def spare_readers(self, wanted: int) -> Iterator[int]:
+        """How many readers an export may have beside its first, at most `wanted`; given back on leaving."""
+        given = max(0, min(wanted, self._spare_readers))
+        self._spare_readers -= given
+        try:
+            yield given
+        finally:
+            self._spare_readers += given
+
+    @contextlib.asynccontextmanager
+    async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:
+        """A session that sees what the one sees that exported this snapshot. To be used within `spare_readers`."""
+        async with self._transaction(self._statement_timeout, snapshot) as session:
+            yield session
+
     async def relations(self) -> list[catalogue.Relation]:
         """All relations that may be exported."""
         async with self.control_session() as session:
@@ -93,11 +119,11 @@ class Database:
             pass
 
     @contextlib.asynccontextmanager
-    async def _transaction(self, statement_timeout: float) -> AsyncIterator[Session]:
+    async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
         connection = await self._connections.acquire()
-        session = Session(connection, statement_timeout, self._schemas)
+        session = Session(connection, statement_timeout, self._schemas, self._threads)
         try:
-            await session.begin(self._session_settings(statement_timeout))
+            await session.begin(self._session_settings(statement_timeout), snapshot)
             yield session
         finally:
             # In a task of its own: a client that leaves with the last byte cancels this one, and a connection

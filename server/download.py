@@ -20,7 +20,7 @@ from aiohttp import HttpVersion11, web
 
 from server.errors import ExportError
 from server.plan import ExportPlan
-from server.scan import Chunk
+from server.rows import Chunk
 
 log = structlog.stdlib.get_logger("sluice.download")
 
@@ -46,6 +46,7 @@ class Tally:
     rows: int = 0
     bytes: int = 0
     outcome: str = "rejected"
+    strategy: str = ""
     error: ExportError | None = None
 
 

@@ -31,7 +31,10 @@ _PLAIN_TEXT = frozenset((17,))
 # money: a number that may hold commas.
 _OTHER_VALUES = frozenset((790,))
 
-LIBPQ_ACCESSORS = ("PQntuples", "PQnfields", "PQftype", "PQgetvalue", "PQgetlength", "PQgetisnull")
+LIBPQ_FUNCTIONS = (
+    *("PQntuples", "PQnfields", "PQftype", "PQgetvalue", "PQgetlength", "PQgetisnull", "PQresultStatus"),
+    *("PQsocket", "PQisBusy", "PQconsumeInput", "PQflush", "PQsslInUse", "PQgetResult", "PQclear"),
+)
 
 
 class Batch(Protocol):
@@ -80,7 +83,7 @@ def bind_libpq(library: ctypes.CDLL) -> bool:
     if _encode is None:
         return False
     try:
-        addresses = {name: ctypes.cast(library[name], ctypes.c_void_p).value for name in LIBPQ_ACCESSORS}
+        addresses = {name: ctypes.cast(library[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
     except AttributeError:
         return False
     _encode.bind(addresses)
@@ -94,13 +97,22 @@ def make_encoder(dialect: Dialect, format: str, *, native: bool) -> Encoder:
 
 
 class NativeEncoder:
-    """The Cython encoder over `Batch.pgresult`."""
+    """The Cython encoder, over `Batch.pgresult` or over rows as they arrive. For one thread at a time."""
 
     def __init__(self, dialect: Dialect, kind_of: Callable[[int], int]) -> None:
+        self._dialect = dialect
+        self._kind_of = kind_of
         self._encoder = _encode.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
+        # The rows of a running statement, for a thread to read; see rows.RowReader.
+        self.read = self._encoder.read
+        self.failure = self._encoder.failure
 
     def encode(self, batch: Batch) -> bytes:
         return self._encoder.encode(batch.pgresult)
+
+    def another(self) -> NativeEncoder:
+        """One that writes the same, for another thread."""
+        return NativeEncoder(self._dialect, self._kind_of)
 
 
 class PureEncoder:

@@ -15,8 +15,10 @@ from server.encode import make_encoder
 from server.errors import InvalidRequest, QueryFailed
 from server.plan import ExportPlan, make_plan
 from server.request import ExportRequest
-from server.scan import Chunk, scan
+from server.rows import Chunk
+from server.scan import scan
 from server.session import Session
+from server.strategy import Strategy
 
 
 @contextlib.asynccontextmanager
@@ -39,8 +41,14 @@ async def open_plan(
 
 
 def chunks_of(
-    session: Session, plan: ExportPlan, *, native: bool, encoded: bool = False
+    database: Database,
+    session: Session,
+    plan: ExportPlan,
+    strategy: Strategy,
+    *,
+    native: bool,
+    encoded: bool = False,
 ) -> AsyncGenerator[Chunk, None]:
     """The file of this plan, compressed if the plan says so or the way to the client is to be `encoded`."""
-    chunks = scan(session, plan, make_encoder(plan.dialect, plan.format, native=native))
+    chunks = scan(database, session, plan, strategy, make_encoder(plan.dialect, plan.format, native=native))
     return gzipped(chunks) if plan.gzip or encoded else chunks

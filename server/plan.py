@@ -36,7 +36,8 @@ class OutputColumn:
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """A whole export, decided. filename: without its suffix; fetch_rows: the most that one FETCH may ask for."""
+    """A whole export, decided. filename: without its suffix; fetch_rows: the most that one FETCH
+    may ask for; parallel: the most readers that were asked for."""
 
     relation: Relation
     columns: tuple[OutputColumn, ...]
@@ -50,6 +51,7 @@ class ExportPlan:
     timezone: str | None
     filename: str
     fetch_rows: int
+    parallel: int | None
 
     @property
     def suffix(self) -> str:
@@ -97,6 +99,7 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
         timezone=request.timezone,
         filename=relation.name if request.filename is None else _stem(request.filename, request),
         fetch_rows=LARGE_TOAST_FETCH_ROWS if large else FETCH_ROWS,
+        parallel=request.parallel,
     )
 
 

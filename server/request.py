@@ -33,6 +33,7 @@ PARAMETERS = (
     *DIALECT_PARAMETERS,
     "timezone",
     "filename",
+    "parallel",
 )
 # What a filter's value begins with, as against the value of a misspelt parameter.
 OPERATOR_AHEAD = re.compile(r"(not\.)?[A-Za-z_]+\.")
@@ -40,6 +41,8 @@ OPERATOR_AHEAD = re.compile(r"(not\.)?[A-Za-z_]+\.")
 LONGEST_NAME = 63
 # Bytes of what stands for NULL: it is written for every NULL of a batch.
 LONGEST_NULL = 100
+# Readers that a request can name; the server has a limit of its own.
+MOST_READERS = 64
 # Rows that LIMIT and OFFSET can count (bigint).
 MOST_ROWS = 2**63 - 1
 
@@ -63,7 +66,10 @@ class SortKey:
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What a URL asks for. select: None for all columns; filters are joined by AND; limit: None for all rows."""
+    """What a URL asks for. select: None for all columns; filters are joined by AND; limit: None for all rows.
+
+    parallel: the most readers, None for as many as the server likes.
+    """
 
     relation: RelationName
     format: str = "csv"
@@ -76,6 +82,7 @@ class ExportRequest:
     dialect: Dialect = field(default_factory=Dialect)
     timezone: str | None = None
     filename: str | None = None
+    parallel: int | None = None
 
 
 def parse_export_request(target: str, query: str) -> ExportRequest:
@@ -224,6 +231,14 @@ def _parse_count(text: str, name: str) -> int:
     return int(text)
 
 
+def _parse_readers(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST_READERS:
+        raise InvalidRequest(
+            f'"{name}" is "{shorten(text)}"; a whole number from 1 to {MOST_READERS} is needed.', code="invalid_count"
+        )
+    return int(text)
+
+
 def _parse_timezone(text: str, name: str) -> str:
     if text not in timezones():
         raise InvalidRequest(
@@ -308,4 +323,5 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "offset": _parse_count,
     "timezone": _parse_timezone,
     "filename": _parse_filename,
+    "parallel": _parse_readers,
 }

@@ -1,14 +1,14 @@
-"""One session: a transaction, its cursor and its batches, and the driver's errors as ours.
+"""One session: a transaction, its statements, and its rows, streamed or fetched from a cursor.
 
-With `connections.py` the only importer of aiopg and psycopg2. Must not know relations' plans, dialects or HTTP:
-it runs SQL that it is given and hands over results.
+With `connections.py`, `libpq.py` and `rows.py` the only importer of the driver. Must not know plans, dialects or
+HTTP: it runs SQL that it is given and hands over results.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
-import ctypes
 import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -19,31 +19,28 @@ import psycopg2.extensions
 import psycopg2.extras
 
 from server import catalogue, errors
+from server.libpq import result_memory, translate
+from server.rows import RowReader, Rows
 
 # Seconds for a catalogue query and for cancelling: short enough for a person.
 CONTROL_TIMEOUT = 10.0
 # Seconds that count as "for ever" to the driver, whose own timeouts cannot be switched off.
 FOREVER = 10.0**7
 
-# libpq, loaded through the driver's own dependency: also found where psycopg2-binary bundles it. Any other
-# libpq would not understand this one's results.
-LIBPQ = ctypes.CDLL(psycopg2._psycopg.__file__)
-LIBPQ.PQresultMemorySize.restype = ctypes.c_size_t
-LIBPQ.PQresultMemorySize.argtypes = [ctypes.c_void_p]
-
+_SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
 
 # Whether anything that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of
 # the same name) after its snapshot was taken and before it had the lock: the snapshot would then see no rows at
 # all (PostgreSQL manual, "MVCC Caveats"). pg_class is read as of the snapshot, pg_relation_filenode as of now.
 _CHANGED = """
-SELECT EXISTS (
+EXISTS (
     SELECT
     FROM pg_locks AS l
     LEFT JOIN pg_class AS c ON c.oid = l.relation
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND (c.oid IS NULL OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))
-) AS changed
+)
 """
 
 
@@ -59,7 +56,7 @@ class Batch:
         self._cursor = cursor
         self.pgresult: int = cursor.pgresult_ptr
         self.count: int = cursor.rowcount
-        self.memory: int = LIBPQ.PQresultMemorySize(self.pgresult)
+        self.memory: int = result_memory(self.pgresult)
 
     @property
     def types(self) -> Sequence[int]:
@@ -77,8 +74,16 @@ class Session:
     Made by `Database.session`. After an error nothing but leaving is allowed.
     """
 
-    def __init__(self, connection: aiopg.Connection, statement_timeout: float, schemas: Sequence[str]) -> None:
+    def __init__(
+        self,
+        connection: aiopg.Connection,
+        statement_timeout: float,
+        schemas: Sequence[str],
+        threads: concurrent.futures.Executor,
+    ) -> None:
         self.connection = connection
+        self._threads = threads
+        self._rows: Rows | None = None
         self._schemas = schemas
         self._statement_timeout = statement_timeout
         # The server stops the statement first; ours is for a server that does not answer at all.
@@ -88,12 +93,17 @@ class Session:
         self.backend_pid = 0
         self.snapshot_at: datetime.datetime | None = None
 
-    async def begin(self, settings: Mapping[str, str]) -> None:
-        """Open the transaction with these settings, local to it (PgBouncer may share the connection)."""
+    async def begin(self, settings: Mapping[str, str], snapshot: str | None = None) -> None:
+        """Open the transaction with these settings, local to it (PgBouncer may share the connection).
+
+        snapshot: one that another session has exported, to see what that one sees.
+        """
         statements = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
+        if snapshot is not None:
+            statements.append(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         statements += [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
         statements += ["SELECT pg_backend_pid() AS pid, now() AS started"]
-        if self.connection.raw.server_version >= 140000:
+        if self.server_version >= 140000:
             # Lets the server notice a killed worker while it sorts. Not every platform's server can, and one
             # that cannot answers the attempt with an error.
             statements[-1] += (
@@ -110,14 +120,34 @@ class Session:
             await self._execute(cursor, sql, values)
             return [dict(row) for row in cursor.raw.fetchall()]
 
-    async def explain(self, select: str, values: Mapping[str, str] | None = None) -> dict[str, Any]:
+    async def explain(
+        self,
+        select: str,
+        values: Mapping[str, str] | None = None,
+        *,
+        timezone: str | None = None,
+        in_order: bool = False,
+    ) -> dict[str, Any]:
         """PostgreSQL's plan of this SELECT (manual, "EXPLAIN", FORMAT JSON: the top node, with "Plan Rows").
 
-        Fails as the SELECT itself would on a value that its column cannot take.
+        Locks what the SELECT reads, and fails as the SELECT itself would on a value that its column cannot take.
+        in_order: rows as they lie in the table, so no parallel plan, in which they would come as they please.
         """
-        row = (await self.query(f"EXPLAIN (FORMAT JSON) {select}", values))[0]
+        bound = dict(values or {})
+        statements = [f"EXPLAIN (VERBOSE, FORMAT JSON) {select}"]
+        if in_order:
+            statements.insert(0, "SET LOCAL max_parallel_workers_per_gather = 0")
+        if timezone is not None:
+            bound["timezone"] = timezone
+            statements.insert(0, _SET_TIMEZONE)
+        row = (await self.query("; ".join(statements), bound))[0]
         plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
         return plan
+
+    async def export_snapshot(self) -> str:
+        """The name under which other sessions can take this one's snapshot, as long as this transaction lasts."""
+        name: str = (await self.query("SELECT pg_export_snapshot() AS name"))[0]["name"]
+        return name
 
     async def relation(self, wanted: catalogue.RelationName, *, exact: bool = True) -> catalogue.Relation:
         """The relation of this name as it is now; its TOAST's size too if `exact`, which waits for locks.
@@ -135,6 +165,27 @@ class Session:
             raise errors.RelationGone("The relation is gone.")
         return relation
 
+    async def settle(self, *, streaming: bool) -> None:
+        """Before the first row: make sure that the snapshot fits the relations.
+
+        To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: the time
+        of the next statement is the client's, so only the wait for its rows is limited. Raises RelationChanged.
+        """
+        unlimited = ", set_config('statement_timeout', '0', true)" if streaming else ""
+        if (await self.query(f"SELECT {_CHANGED} AS changed{unlimited}"))[0]["changed"]:
+            raise errors.RelationChanged("The relation was changed while it was being opened.")
+
+    def rows(self, reader: RowReader) -> Rows:
+        """SELECTs whose rows are streamed; while they are, the session takes nothing else."""
+        self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
+        return self._rows
+
+    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
+        """The statement with its values in place, quoted by the driver."""
+        with contextlib.closing(self.connection.raw.cursor()) as cursor:
+            text: bytes = cursor.mogrify(sql, values)
+        return text
+
     async def declare(
         self, select: str, values: Mapping[str, str] | None = None, *, timezone: str | None = None
     ) -> None:
@@ -146,13 +197,12 @@ class Session:
         statements = [f"DECLARE sluice NO SCROLL CURSOR FOR {select}", "FETCH FORWARD 0 FROM sluice"]
         if timezone is not None:
             bound["timezone"] = timezone
-            statements.insert(0, "SELECT set_config('TimeZone', %(timezone)s, true)")
+            statements.insert(0, _SET_TIMEZONE)
         # Two driver cursors in turn, so that a result stays valid while the next FETCH runs.
         self._cursors = [await self._cursor(None) for _ in range(2)]
         cursor = self._cursors[0]
         await self._execute(cursor, "; ".join(statements), bound)
-        if (await self.query(_CHANGED))[0]["changed"]:
-            raise errors.RelationChanged("The relation was changed while it was being opened.")
+        await self.settle(streaming=False)
         # Every type as the bytes that the server sent: the driver would parse numbers and dates.
         types = [column.type_code for column in cursor.raw.description]
         raw = dict.fromkeys(types, psycopg2.extensions.BYTES)
@@ -203,7 +253,7 @@ class Session:
 
     async def end(self) -> bool:
         """Close the transaction; whether the connection can be used again. Never raises but CancelledError."""
-        if self._executing or self.connection.closed:
+        if self.statement_left_running or self.connection.closed or (self._rows is not None and self._rows.lost):
             return False
         try:
             cursor = await self.connection.cursor()
@@ -218,35 +268,18 @@ class Session:
         return not self.connection.closed
 
     @property
+    def server_version(self) -> int:
+        """As libpq gives it: 140005 for 14.5."""
+        version: int = self.connection.raw.server_version
+        return version
+
+    @property
     def statement_left_running(self) -> bool:
         """Whether the server may still be at work on a statement that nobody waits for."""
-        return self._executing
+        return self._executing or (self._rows is not None and self._rows.running)
 
 
 def cancelled_from_here() -> bool:
     """Whether somebody has cancelled the current task, as against a statement in the server."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def translate(error: psycopg2.Error) -> errors.ExportError:
-    """The driver's error as one that a user may see (PostgreSQL manual, "PostgreSQL Error Codes")."""
-    state = error.pgcode
-    primary = (error.diag.message_primary or "")[:300]
-    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03"):
-        return errors.ConnectionLost("The connection to the database was lost.")
-    if state.startswith("22"):
-        return errors.InvalidRequest(f"PostgreSQL rejected a value: {primary}.", code="invalid_value")
-    if state in ("42883", "42804", "42809", "42P22", "42725"):
-        return errors.InvalidRequest(f"PostgreSQL cannot compare or sort so: {primary}.", code="operator_not_supported")
-    if state.startswith("54"):
-        return errors.InvalidRequest(f"PostgreSQL cannot take so much in one query: {primary}.", code="too_complex")
-    if state == "42501":
-        return errors.Forbidden("The database role may not read all that this relation needs.")
-    if state in ("42P01", "42703"):
-        return errors.RelationGone("The relation or one of its columns is gone.")
-    if state in ("40001", "40P01"):
-        return errors.SnapshotConflict("The database ended the query because of a conflict.")
-    if state.startswith("53"):
-        return errors.DatabaseUnavailable("The database has no room for another query.")
-    return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")

@@ -7,6 +7,7 @@ table is checked against them. Nothing else in the project reads the environment
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -88,6 +89,12 @@ class Settings:
         8,
         _whole(1, 1000),
     )
+    parallel_readers: int | None = _setting(
+        "PARALLEL_READERS",
+        "Connections that read one large table together, at most; not set, as many as there are cores, at most 4",
+        None,
+        _whole(1, 64),
+    )
     statement_timeout: float = _setting(
         "STATEMENT_TIMEOUT", "Longest wait for the next batch of rows, in seconds; 0 waits for ever", 600.0, _seconds
     )
@@ -122,6 +129,11 @@ class Settings:
     def embedded(self) -> bool:
         """Whether no database is configured, so that the embedded one serves."""
         return self.database_url is None and self.db_host is None
+
+    @property
+    def most_readers(self) -> int:
+        """How many connections may read one relation together."""
+        return self.parallel_readers or min(os.cpu_count() or 1, 4)
 
     @property
     def dsn(self) -> str:

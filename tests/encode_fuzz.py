@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run as a script: the project's folder is not on th
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from server.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
-from server.encode import LIBPQ_ACCESSORS, kinds_for, make_encoder
+from server.encode import LIBPQ_FUNCTIONS, kinds_for, make_encoder
 
 Row = Sequence[bytes | None]
 
@@ -167,7 +167,7 @@ class GuardedResult:
 
 def libpq_addresses() -> dict[str, int | None]:
     """libpq's accessors, as `_encode.bind` takes them."""
-    return {name: ctypes.cast(_libpq[name], ctypes.c_void_p).value for name in LIBPQ_ACCESSORS}
+    return {name: ctypes.cast(_libpq[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
 
 
 # --- What to encode. Each maker gets the buffer's capacity at the start of the batch, and the file's writing. ---

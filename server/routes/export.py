@@ -16,6 +16,7 @@ from server.opening import chunks_of, open_plan
 from server.plan import make_plan
 from server.request import ExportRequest, parse_export_request
 from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
+from server.scan import choose
 
 log = structlog.stdlib.get_logger("sluice.export")
 
@@ -67,7 +68,9 @@ async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> 
             relation = await session.relation(wanted.relation, exact=False)
         return make_response(make_plan(wanted, relation), encoded=encoded)
     async with open_plan(app[DATABASE], wanted) as (session, plan):
-        chunks = chunks_of(session, plan, native=app[NATIVE_ENCODER], encoded=encoded)
+        strategy = await choose(app[DATABASE], session, plan)
+        tally.strategy = strategy.name
+        chunks = chunks_of(app[DATABASE], session, plan, strategy, native=app[NATIVE_ENCODER], encoded=encoded)
         async with contextlib.aclosing(chunks):
             return await send(
                 request,
@@ -87,6 +90,7 @@ def _log_export(wanted: ExportRequest, tally: Tally, seconds: float) -> None:
         "outcome": tally.outcome,
         "rows": tally.rows,
         "bytes": tally.bytes,
+        "scan": tally.strategy,
         "seconds": round(seconds, 3),
     }
     if tally.error is not None:
