@@ -46,7 +46,7 @@ class Tally:
     rows: int = 0
     bytes: int = 0
     outcome: str = "rejected"
-    strategy: str = ""
+    scan: str = ""
     error: ExportError | None = None
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from server.plan import ExportPlan
 from server.sql import Blocks
 
-# Blocks of one range: of 8 kB each, about 1 MB. Measured in docs/performance.md.
-RANGE_BLOCKS = 128
+# Blocks of one range: of 8 kB each, about 2 MB. Measured in docs/performance.md.
+RANGE_BLOCKS = 256
 # Below so many blocks (8 MB) one reader is done before others have connected.
 FEWEST_BLOCKS = 1024
 # More tables than this under one snapshot would take too many of the server's locks, each reader its own.

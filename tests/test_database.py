@@ -21,7 +21,8 @@ from server.catalogue import RelationName
 from server.database import Database
 from server.dialect import Dialect
 from server.encode import bind_libpq, make_encoder
-from server.session import LIBPQ, Session, translate
+from server.libpq import LIBPQ, translate
+from server.session import Session
 from server.settings import Settings
 from tests.conftest import Postgres
 from tests.live_server import LiveServer, wait_until

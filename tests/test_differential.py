@@ -30,10 +30,10 @@ from server.database import Database
 from server.dialect import Dialect
 from server.encode import bind_libpq, make_encoder
 from server.errors import RelationNotFound
+from server.libpq import LIBPQ
 from server.plan import make_plan
 from server.request import ExportRequest, SelectedColumn, export_path
 from server.scan import scan
-from server.session import LIBPQ
 from server.settings import Settings
 from tests.conftest import Postgres
 

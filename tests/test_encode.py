@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from server.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from server.encode import Encoder, NativeEncoder, PureEncoder, bind_libpq, file_start, make_encoder
-from server.session import LIBPQ
+from server.libpq import LIBPQ
 from tests.encode_fuzz import BYTEA, INT4, MONEY, TEXT, MadeResult, Row
 
 ROOT = Path(__file__).parent.parent
@@ -717,7 +717,7 @@ def test_without_the_extension_the_pure_encoder_is_left() -> None:
     program = """
 import sys
 sys.modules["server._encode"] = None  # makes the import fail, as where it was not built
-from server.session import LIBPQ
+from server.libpq import LIBPQ
 from server.dialect import Dialect
 from server.encode import bind_libpq, make_encoder
 native = bind_libpq(LIBPQ)

@@ -26,7 +26,7 @@ from yarl import URL
 
 from server.app import create_app
 from server.compress import accepts_gzip, gzipped
-from server.scan import Chunk
+from server.rows import Chunk
 from server.settings import Settings
 from tests.conftest import Postgres
 from tests.live_server import LiveServer

@@ -16,10 +16,11 @@ from server import errors
 from server.catalogue import RelationName
 from server.database import Database
 from server.encode import bind_libpq, make_encoder
+from server.libpq import LIBPQ
 from server.plan import LARGE_TOAST_FETCH_ROWS, make_plan
 from server.request import ExportRequest
 from server.scan import GROWTH, scan
-from server.session import LIBPQ, Batch, Session
+from server.session import Batch, Session
 from tests.conftest import Postgres
 from tests.live_server import wait_until
 

@@ -69,7 +69,7 @@ async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> 
         return make_response(make_plan(wanted, relation), encoded=encoded)
     async with open_plan(app[DATABASE], wanted) as (session, plan):
         strategy = await choose(app[DATABASE], session, plan)
-        tally.strategy = strategy.name
+        tally.scan = strategy.name
         chunks = chunks_of(app[DATABASE], session, plan, strategy, native=app[NATIVE_ENCODER], encoded=encoded)
         async with contextlib.aclosing(chunks):
             return await send(
@@ -90,7 +90,7 @@ def _log_export(wanted: ExportRequest, tally: Tally, seconds: float) -> None:
         "outcome": tally.outcome,
         "rows": tally.rows,
         "bytes": tally.bytes,
-        "scan": tally.strategy,
+        "scan": tally.scan,
         "seconds": round(seconds, 3),
     }
     if tally.error is not None:

@@ -14,11 +14,13 @@ from server.opening import open_plan
 from server.plan import PREVIEW_ROWS, preview_of
 from server.request import export_path, parse_relation_request
 from server.routes.keys import DATABASE, SETTINGS
+from server.scan import choose
 from server.session import Session
 from server.sql import select_statement
 
 PREFIX = "/relations"
 PREVIEW = "/preview"
+EXPLAIN = "explain"
 # Seconds: longer, and a person has stopped waiting for twenty rows.
 PREVIEW_TIMEOUT = 5.0
 # Characters of a value in a preview; longer ones end in an ellipsis.
@@ -35,16 +37,40 @@ async def list_relations(request: web.Request) -> web.Response:
 
 
 async def one_relation(request: web.Request) -> web.Response:
-    """One relation, or with /preview after it its first rows under the same query string as an export."""
+    """One relation; with /preview after it the first rows, with ?explain how an export would be read.
+
+    Both of those take the query string of an export.
+    """
     target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
     query = request.rel_url.raw_query_string
     if target.endswith(PREVIEW):
         return await _preview(request, target.removesuffix(PREVIEW), query)
+    pairs = query.split("&")
+    if EXPLAIN in pairs:
+        return await _explanation(request, target, "&".join(pair for pair in pairs if pair != EXPLAIN))
     if query:
-        raise InvalidRequest("A relation's description takes no parameters.", code="unknown_parameter")
+        raise InvalidRequest(
+            "A relation's description takes no parameters.",
+            code="unknown_parameter",
+            hint=f"With ?{EXPLAIN}& before the parameters of an export it says how that one would be read.",
+        )
     async with request.app[DATABASE].control_session() as session:
         relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
     return web.json_response(_as_json(request, relation), headers=NO_STORE)
+
+
+async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
+    database = request.app[DATABASE]
+    async with open_plan(database, parse_relation_request(target, query), control=True) as (session, plan):
+        strategy = await choose(database, session, plan)
+    document = {
+        "scan": strategy.name,
+        "readers": strategy.readers,
+        "reason": strategy.reason or None,
+        "ranges": len(strategy.ranges),
+        "estimatedRows": strategy.estimated_rows,
+    }
+    return web.json_response(document, headers=NO_STORE)
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
