@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,19 @@ class Postgres:
         """(state, query) of every session that Sluice has open."""
         rows = self.run("SELECT state, query FROM pg_stat_activity WHERE application_name = 'sluice'")
         return [(state, query) for state, query in rows]
+
+    def streams_at_rest(self, count: int = 1) -> bool:
+        """Whether so many streams wait for their clients, every backend of theirs, and have for a moment."""
+        for _ in range(5):
+            ((backends, resting),) = self.run(
+                "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT source.%' "
+                "AND (state = 'idle in transaction' OR wait_event = 'ClientWrite')) FROM pg_stat_activity "
+                "WHERE application_name = 'sluice' AND xact_start IS NOT NULL"
+            )
+            if backends != resting or resting < count:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _relations(self) -> set[tuple[str, str, str]]:
         return set(
