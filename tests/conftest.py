@@ -139,9 +139,9 @@ def postgres(_postgres: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
+def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings as a test server has them."""
-    return Settings(database_url=database_url, shutdown_timeout=5)
+    return Settings(database_url=database_url, shutdown_timeout=5, export_storage_path=tmp_path / "exports")
 
 
 @pytest.fixture
