@@ -149,6 +149,8 @@ class Claim:
         return self.manifest.attempts >= self._max_attempts
 
     def _remove_files(self) -> None:
+        if self._part is not None:
+            self._part.close()  # an open file keeps its room on the disk
         storage.remove_file(self.folder, self.manifest.part_name)
         storage.remove_file(self.folder, self.manifest.file_name)
         for name in storage.names_in(self.folder):
