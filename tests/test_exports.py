@@ -617,6 +617,27 @@ def test_one_export_larger_than_the_limit_fails(
     assert not list((tmp_path / document["exportId"]).glob("data*"))
 
 
+def test_a_disk_that_fills_up_fails_the_export_and_the_server_lives(
+    start_live: Callable[..., LiveServer], tiny: Path, postgres: Postgres
+) -> None:
+    postgres.run("CREATE VIEW large AS SELECT generate_series(1, 20000) AS n, repeat('x', 1000) AS filler")
+    server = start_live(EXPORT_STORAGE_PATH=str(tiny / "storage"), EXPORT_MIN_FREE_SPACE="0")
+    document = wait_for(server, save(server, "large.csv"), "failed")
+    assert document["error"]["code"] == "no_space_left"
+    assert document["attempts"] == 1
+    assert not list((tiny / "storage" / document["exportId"]).glob("data*"))
+    assert ask(server, "/export/large.csv?limit=1").status == 200
+    assert_whole(tiny / "storage", saved(server, "large.csv?limit=10"))
+
+
+def test_a_disk_that_fills_up_to_the_space_to_be_left_fails_it_too(
+    start_live: Callable[..., LiveServer], tiny: Path, postgres: Postgres
+) -> None:
+    postgres.run("CREATE VIEW large AS SELECT generate_series(1, 20000) AS n, repeat('x', 1000) AS filler")
+    server = start_live(EXPORT_STORAGE_PATH=str(tiny / "storage"), EXPORT_MIN_FREE_SPACE="300kB")
+    assert wait_for(server, save(server, "large.csv"), "failed")["error"]["code"] == "no_space_left"
+
+
 def test_no_free_space_is_said_before_anything_is_promised(
     start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -556,20 +556,6 @@ def test_ids_cannot_be_guessed_and_nothing_is_for_others(path: Path) -> None:
 
 
 # --- disks --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    path = tmp_path / "tiny"
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(path)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}; see the limit on the size of files below")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def test_a_disk_that_fills_up_ends_the_export_and_nothing_else(tiny: Path) -> None:
