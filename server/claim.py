@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from server import storage
 from server.errors import ExportError
 from server.manifest import Manifest, utc_now, write_manifest
 from server.room import Room
+from server.scan import Chunk
 from server.shelf import CANCEL, MANIFEST, PROGRESS, progress_in, room_errors
 from server.status import write_progress
 
@@ -182,18 +184,22 @@ class Part:
         """Of what has been written, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes, rows: int, done: float | None) -> None:
-        """Append a chunk. Raises NoSpaceLeft, OSError."""
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        """Append these. Raises NoSpaceLeft, OSError."""
         self._claim.room.check_disk()
-        with room_errors():
-            storage.write_all(self._descriptor, data)
-        self._hash.update(data)
+        rows = size = 0
+        for chunk in chunks:
+            with room_errors():
+                storage.write_all(self._descriptor, chunk.data)
+            self._hash.update(chunk.data)
+            rows += chunk.rows
+            size += len(chunk.data)
         now = time.monotonic()
         self.progress = self.progress.advanced(
             rows=self.progress.rows + rows,
-            bytes=self.progress.bytes + len(data),
+            bytes=self.progress.bytes + size,
             seconds=now - self._started,
-            done=done,
+            done=chunks[-1].done,
             total_rows=self._total_rows,
         )
         if now - self._looked >= LIMIT_SECONDS:

@@ -39,6 +39,9 @@ Result = TypeVar("Result")
 LOOK_SECONDS = 1.0
 # Seconds between two notes of the progress of an export, and looks at whether it has been cancelled.
 NOTE_SECONDS = 0.25
+# Bytes that may wait for the disk. The writing thread has to wait for the encoder again and again (Python's lock), so
+# one chunk alone would make the scan wait for it in turn.
+AHEAD_BYTES = 4 << 20
 # Seconds that a DELETE waits for the process that runs the export; the cancellation holds in any case.
 END_SECONDS = 5.0
 # Seconds before an export is tried again, doubled each time, and the most of them.
@@ -218,14 +221,21 @@ async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.k
 
 
 async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
-    """Write the chunks, each while the next one is being fetched and encoded."""
+    """Write the chunks while the next ones are being fetched and encoded, and no more than AHEAD_BYTES behind."""
+    waiting: list[Chunk] = []
     writing: asyncio.Task[None] | None = None
     async with contextlib.aclosing(chunks):
         try:
             async for chunk in chunks:
-                if writing is not None:
+                waiting.append(chunk)
+                if writing is not None and not writing.done():
+                    if sum(len(each.data) for each in waiting) < AHEAD_BYTES:
+                        continue
                     await asyncio.shield(writing)
-                writing = asyncio.create_task(asyncio.to_thread(part.write, chunk.data, chunk.rows, chunk.done))
+                if writing is not None:
+                    writing.result()
+                writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
+                waiting = []
             if writing is not None:
                 await asyncio.shield(writing)
         finally:
@@ -233,3 +243,5 @@ async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
                 await asyncio.wait([writing])  # it must not outlive its file
                 if not writing.cancelled():
                     writing.exception()
+    if waiting:
+        await _in_thread(part.write, waiting)
