@@ -42,7 +42,7 @@ class Claim:
         self.room = room
         self._root = root
         self._held = held.pop_all()
-        self._max_attempts = max_attempts
+        self.max_attempts = max_attempts
         self._part: Part | None = None
 
     def hold(self, slot: int) -> None:
@@ -132,12 +132,11 @@ class Claim:
         """It is to be run again, by whoever sees it first. counted: this attempt was one. after: seconds from now."""
         self._remove_files()
         manifest = self.manifest
-        begun = manifest.status == "processing"
         self._write(
             replace(
                 manifest,
                 status="pending",
-                attempts=manifest.attempts - (begun and not counted),
+                attempts=self.attempts_with_this - (not counted),
                 setbacks=manifest.setbacks + setback,
                 not_before=utc_now() + datetime.timedelta(seconds=after) if after else None,
                 started_at=None,
@@ -146,9 +145,14 @@ class Claim:
         )
 
     @property
-    def out_of_attempts(self) -> bool:
-        """Whether this attempt was the last."""
-        return self.manifest.attempts >= self._max_attempts
+    def begun(self) -> bool:
+        """Whether this attempt is among those counted."""
+        return self.manifest.status == "processing"
+
+    @property
+    def attempts_with_this(self) -> int:
+        """How many there were, this one among them though it may have failed before it was begun."""
+        return self.manifest.attempts + (not self.begun)
 
     def _remove_files(self) -> None:
         if self._part is not None:

@@ -60,6 +60,7 @@ class Exports:
         self._database = database
         self._native = native_encoder
         self._poked = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         # Seconds that the database has been given so far to come back, and when it is next asked.
         self._pause = 0.0
@@ -80,7 +81,8 @@ class Exports:
         """Give back what is running, at once, for the next process that sees it."""
         self.stopping.set()
         self._poked.set()
-        await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
         for task in self._running.values():
             task.cancel()
         if self._running:
@@ -138,7 +140,9 @@ class Exports:
                 await _until_done_or_cancelled(saving, claim)
             await self._end(claim, saving)
         except Exception as error:
+            # The disk is full, or broken: whoever sees the export next does with it what is right then.
             log.warning("a saved export could not be ended", reason=str(error))
+            self._pause_for(MOST_BACKOFF / 10)
         finally:
             await asyncio.to_thread(claim.close)
             del self._running[claim.manifest.id]
@@ -170,13 +174,10 @@ class Exports:
             await self._end_after(claim, saving.exception())
 
     async def _end_after(self, claim: Claim, error: BaseException | None) -> None:
-        begun = claim.manifest.status == "processing"
-        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not begun):
+        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not claim.begun):
             # Nothing has been done yet, and nothing is said against this export.
-            self._pause = min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF)
-            if isinstance(error, ServerBusy):
-                self._pause = FIRST_BACKOFF
-            self._resume_at = asyncio.get_running_loop().time() + self._pause
+            busy = isinstance(error, ServerBusy)
+            self._pause_for(FIRST_BACKOFF if busy else min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF))
             return
         if not isinstance(error, ExportError):
             log.error("an export failed", exc_info=error)
@@ -185,8 +186,8 @@ class Exports:
             reason = error
         forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict)
         again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
-        tries = claim.manifest.setbacks if forgiven else claim.manifest.attempts
-        spent = tries >= MOST_SETBACKS if forgiven else claim.out_of_attempts
+        tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
+        spent = tries >= (MOST_SETBACKS if forgiven else claim.max_attempts)
         if again and not spent:
             after = min(FIRST_BACKOFF * 2 ** min(tries, 10), MOST_BACKOFF)
             log.warning("export will be tried again", code=reason.code, reason=reason.detail, seconds=after)
@@ -194,6 +195,11 @@ class Exports:
         else:
             log.warning("export failed", code=reason.code, reason=reason.detail)
             await asyncio.to_thread(claim.fail, reason)
+
+    def _pause_for(self, seconds: float) -> None:
+        """Take no other export for so long."""
+        self._pause = seconds
+        self._resume_at = asyncio.get_running_loop().time() + seconds
 
 
 async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:

@@ -149,12 +149,23 @@ def test_back_off_and_those_to_skip_are_passed_over(path: Path) -> None:
     spool = make_spool(path)
     ids = [created(spool) for _ in range(3)]
     claim = claimed(spool)
-    claim.give_back(after=3600)
+    claim.give_back(after=100)
     claim.close()
     second = spool.claim({ids[1]})
     assert second is not None
     assert second.manifest.id == ids[2]
     second.close()
+
+
+def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    claim = claimed(spool)
+    claim.give_back(after=3e7)
+    claim.close()
+    again = claimed(spool)
+    assert again.manifest.id == id
+    again.close()
 
 
 # --- attempts -----------------------------------------------------------------------------------------------------
