@@ -26,6 +26,7 @@ from server.filters import DEEPEST_NEST, MOST_CONDITIONS, OPERATORS
 from server.request import FORMATS, PARAMETERS
 from server.settings import Settings
 from tests.conftest import Postgres
+from tests.live_server import eventually
 
 Document = dict[str, Any]
 
@@ -702,5 +703,7 @@ async def test_a_pathological_regular_expression_is_timed_out_while_the_worker_a
     assert answers > 5
     assert max(pauses) < LONGEST_PAUSE
     # Nothing is left of it, and the next request is served.
-    assert not [query for state, query in postgres.statements() if state == "active"]
+    await eventually(
+        "the query has ended", lambda: not [query for state, query in postgres.statements() if state == "active"]
+    )
     assert (await answer(impatient, "select=name&limit=0", "/export/hostile.csv"))[0] == 200
