@@ -1,8 +1,8 @@
 """The very bytes of PostgreSQL: whatever a relation holds, an export is what the server's own COPY writes.
 
 Every relation is exported four ways (streamed natively, and fetched in pure Python, through session, plan and scan;
-streamed over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a plain connection;
-in the other dialects that COPY can write, natively and in pure Python.
+streamed over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a
+plain connection; in the other dialects that COPY can write, natively and in pure Python.
 """
 
 from __future__ import annotations

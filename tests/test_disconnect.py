@@ -36,8 +36,7 @@ PLACES = {
     "sleeping before the first row": ("SELECT pg_sleep(60)::text AS x", WORKING),
     # The rows before it fill more than PostgreSQL keeps back (8 kB) before it sends.
     "sleeping in the middle": (
-        "SELECT n, repeat('x', 1000) AS filler, CASE WHEN n = 20 THEN pg_sleep(60)::text END AS x "
-        "FROM generate_series(1, 30) AS n",
+        "SELECT n, repeat('x', 1000), CASE n WHEN 20 THEN pg_sleep(60)::text END AS x FROM generate_series(1, 30) AS n",
         WORKING,
     ),
     "waiting for the reader": (HUGE, WAITING),

@@ -133,7 +133,7 @@ def test_a_backend_ended_while_it_works_cuts_the_stream(
     assert_serves(live, postgres)
 
 
-def test_a_backend_terminated_while_it_waits_for_the_client_cuts_the_stream(
+def test_a_backend_terminated_while_it_waits_cuts_the_stream(
     live: LiveServer, postgres: Postgres
 ) -> None:
     postgres.run(f"CREATE VIEW large AS {LARGE}")

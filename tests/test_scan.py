@@ -109,16 +109,16 @@ def held() -> Iterator[Held]:
     """What libpq hands over from now on, as seen by the one function through which every result is freed."""
     held = Held()
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     def clear(result: int) -> None:
         held.rows = max(held.rows, LIBPQ.PQntuples(ctypes.c_void_p(result)))
         held.memory = max(held.memory, result_memory(result))
         held.results += 1
         LIBPQ.PQclear(result)
 
+    watched = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(clear)
     native: Any = importlib.import_module("server._encode")
     functions = {name: ctypes.cast(LIBPQ[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
-    native.bind(functions | {"PQclear": ctypes.cast(clear, ctypes.c_void_p).value})
+    native.bind(functions | {"PQclear": ctypes.cast(watched, ctypes.c_void_p).value})
     yield held
     native.bind(functions)
 
@@ -361,8 +361,7 @@ def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
 STOPS = {
     "in the middle of a table": ("SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 20000) AS n", 2),
     "after the first rows of a slow view": (
-        "SELECT n, repeat('x', 1000) AS x, CASE WHEN n > 20 THEN pg_sleep(60)::text END AS y "
-        "FROM generate_series(1, 30) AS n",
+        "SELECT n, repeat('x', 1000) AS x, CASE WHEN n > 20 THEN pg_sleep(60) END AS y FROM generate_series(1, 30) AS n",
         1,
     ),
     "with an error further on": (
