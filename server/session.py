@@ -27,6 +27,7 @@ CONTROL_TIMEOUT = 10.0
 # Seconds that count as "for ever" to the driver, whose own timeouts cannot be switched off.
 FOREVER = 10.0**7
 
+_TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 _SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
 
 # Whether anything that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of
@@ -168,10 +169,11 @@ class Session:
     async def settle(self, *, streaming: bool) -> None:
         """Before the first row: make sure that the snapshot fits the relations.
 
-        To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: the time
-        of the next statement is the client's, so only the wait for its rows is limited. Raises RelationChanged.
+        To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: how long
+        the next statements take, and the time between them, is up to the client, so that only the wait for rows is
+        limited, and not by PostgreSQL. Raises RelationChanged.
         """
-        unlimited = ", set_config('statement_timeout', '0', true)" if streaming else ""
+        unlimited = "".join(f", set_config('{name}', '0', true)" for name in _TIMEOUTS) if streaming else ""
         if (await self.query(f"SELECT {_CHANGED} AS changed{unlimited}"))[0]["changed"]:
             raise errors.RelationChanged("The relation was changed while it was being opened.")
 

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ from server.settings import Settings
 from tests.live_server import LiveServer
 
 SEED_ROWS = 20_000
-# Times that a stream must be found waiting, 10 ms apart as a rule, to count as one that rests.
-STALLED_LOOKS = 15
 
 hypothesis_settings.register_profile(
     "sluice", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -69,25 +68,18 @@ class Postgres:
         rows = self.run("SELECT state, query FROM pg_stat_activity WHERE application_name = 'sluice'")
         return [(state, query) for state, query in rows]
 
-    def streams(self, condition: str) -> list[int]:
-        """The backends that are at work on a streamed SELECT and meet this condition on pg_stat_activity."""
-        rows = self.run(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND state = 'active' "
-            f"AND query ~ '^SELECT (source\\.|row_to_json)' AND ({condition})"
-        )
-        return [pid for (pid,) in rows]
-
-    def stalled(self, count: int | None = None) -> Callable[[], bool]:
-        """Whether so many backends (not given: any) have been waiting for a while for their rows to be taken."""
-        seen: list[list[int]] = []
-
-        def holds() -> bool:
-            # A stream that moves waits for a moment now and then; one that rests is found waiting every time.
-            seen.append(sorted(self.streams("wait_event = 'ClientWrite'")))
-            wanted = len(seen[-1]) == count if count is not None else bool(seen[-1])
-            return wanted and len(seen) >= STALLED_LOOKS and all(pids == seen[-1] for pids in seen[-STALLED_LOOKS:])
-
-        return holds
+    def streams_at_rest(self, count: int = 1) -> bool:
+        """Whether so many streams wait for their clients, every backend of theirs, and have for a moment."""
+        for _ in range(5):
+            ((backends, resting),) = self.run(
+                "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT source.%' "
+                "AND (state = 'idle in transaction' OR wait_event = 'ClientWrite')) FROM pg_stat_activity "
+                "WHERE application_name = 'sluice' AND xact_start IS NOT NULL"
+            )
+            if backends != resting or resting < count:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _relations(self) -> set[tuple[str, str, str]]:
         return set(

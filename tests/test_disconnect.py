@@ -28,18 +28,15 @@ from tests.raw_http import Client, ask
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
 HUGE = "SELECT generate_series(1, 250000) AS n, repeat('x', 1000) AS filler"
 
-# What PostgreSQL is seen to do: make rows, or wait for somebody to take them.
-WORKING, WAITING = "at work", "waiting for its client"
-# Views that hold an export in another place each, and what PostgreSQL is then seen to do.
+# Views that hold an export in another place each.
 PLACES = {
-    "sorting": ("SELECT n FROM generate_series(1, 5000000) AS n ORDER BY random()", WORKING),
-    "sleeping before the first row": ("SELECT pg_sleep(60)::text AS x", WORKING),
-    # The rows before it fill more than PostgreSQL keeps back (8 kB) before it sends.
-    "sleeping in the middle": (
-        "SELECT n, repeat('x', 1000), CASE n WHEN 20 THEN pg_sleep(60)::text END AS x FROM generate_series(1, 30) AS n",
-        WORKING,
-    ),
-    "waiting for the reader": (HUGE, WAITING),
+    "sorting": "SELECT n FROM generate_series(1, 5000000) AS n ORDER BY random()",
+    "sleeping before the first row": "SELECT pg_sleep(60)::text AS x",
+    # Wide rows, since PostgreSQL sends 8 kB at a time.
+    "sleeping in the middle": "SELECT n, repeat('x', 4000) AS filler, "
+    "CASE WHEN n = 20 THEN pg_sleep(60)::text END AS x "
+    "FROM generate_series(1, 30) AS n",
+    "waiting for the reader": HUGE,
 }
 
 
@@ -53,19 +50,22 @@ def leave_nothing(postgres: Postgres) -> None:
     wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
 
 
-def streaming(postgres: Postgres, what: str, count: int = 1) -> Callable[[], bool]:
-    """Whether so many streams do this, and have done so for a moment."""
-    if what == WAITING:
-        return postgres.stalled(count)
-    condition = "wait_event IS DISTINCT FROM 'ClientWrite' AND query_start < clock_timestamp() - interval '50 ms'"
-    return lambda: len(postgres.streams(condition)) == count
+def held(postgres: Postgres, place: str) -> Callable[[], object]:
+    """Whether the stream of this place has come as far as it does."""
+    if place == "waiting for the reader":
+        return postgres.streams_at_rest
+    sleeping = "AND wait_event = 'PgSleep'" if "sleeping" in place else ""
+    return lambda: postgres.run(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND query LIKE 'SELECT source.%' "
+        f"AND state = 'active' {sleeping} AND query_start < clock_timestamp() - interval '50 ms'"
+    )
 
 
 def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str = "stalled", count: int = 1) -> Client:
     """A client that has asked and reads nothing; returned when the stream waits for it."""
     client = Client(server.connect(receive_buffer=4096))
     client.send(path, headers={"X-Request-Id": request_id})
-    wait_until("the stream waits for its reader", streaming(postgres, WAITING, count))
+    wait_until("the stream waits for its reader", lambda: postgres.streams_at_rest(count))
     return client
 
 
@@ -74,12 +74,11 @@ def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str =
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_client_that_leaves_stops_its_query(live: LiveServer, postgres: Postgres, place: str) -> None:
-    view, what = PLACES[place]
-    postgres.run(f"CREATE VIEW left_alone AS {view}")
+    postgres.run(f"CREATE VIEW left_alone AS {PLACES[place]}")
     request_id = place.replace(" ", "-")
     with Client(live.connect(receive_buffer=4096)) as client:
         client.send("/export/left_alone.csv", headers={"X-Request-Id": request_id})
-        wait_until(f"the query is {what}", streaming(postgres, what))
+        wait_until(f"it is {place}", held(postgres, place))
     leave_nothing(postgres)
     line = live.export_line(request_id)
     assert line["outcome"] == "client_left"
@@ -116,7 +115,7 @@ def test_the_pool_is_whole_after_thirty_rounds_of_leaving(
 ) -> None:
     server = start_live(MAX_CONCURRENT_EXPORTS="3")
     paths = []
-    for number, (view, _) in enumerate(PLACES.values()):
+    for number, view in enumerate(PLACES.values()):
         postgres.run(f"CREATE VIEW place_{number} AS {view}")
         paths.append(f"/export/place_{number}.csv")
     right = [postgres.copy("SELECT * FROM revenue_by_country")] * 3
@@ -277,7 +276,7 @@ def test_sigterm_lets_a_download_finish_that_has_not_begun_to_send(
     postgres.run("CREATE VIEW slow AS SELECT 1 AS one, pg_sleep(5)::text AS x")
     with Client(server.connect()) as client:
         client.send("/export/slow.csv", headers={"X-Request-Id": "not-begun"})
-        wait_until("the query runs", streaming(postgres, WORKING))
+        wait_until("the query runs", held(postgres, "sleeping before the first row"))
         server.process.send_signal(signal.SIGTERM)
         answer = client.read()
         assert server.process.wait(5) == 0
@@ -311,11 +310,10 @@ def test_sigterm_cuts_what_takes_longer_than_the_shutdown_timeout(
 )
 def test_ctrl_c_cuts_at_once(start_live: Callable[..., LiveServer], postgres: Postgres, place: str, to: str) -> None:
     server = start_live(SHUTDOWN_TIMEOUT="30")
-    view, what = PLACES[place]
-    postgres.run(f"CREATE VIEW interrupted AS {view}")
+    postgres.run(f"CREATE VIEW interrupted AS {PLACES[place]}")
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send("/export/interrupted.csv", headers={"X-Request-Id": "interrupted"})
-        wait_until(f"the query is {what}", streaming(postgres, what))
+        wait_until(f"it is {place}", held(postgres, place))
         started = time.monotonic()
         if to == "everybody":  # as a terminal does
             os.killpg(server.process.pid, signal.SIGINT)

@@ -69,8 +69,8 @@ def test_chunked_body_is_what_copy_writes(live: LiveServer, postgres: Postgres, 
     assert answer.body == postgres.copy(f"SELECT * FROM {relation}")
 
 
-# Around the ends of the first batches, of 1, 8, 64 and 512 rows.
-@pytest.mark.parametrize("rows", [0, 1, 2, 8, 9, 10, 72, 73, 74, 584, 585, 586])
+# Around the numbers of rows that libpq gets together, and the first batches of a cursor.
+@pytest.mark.parametrize("rows", [0, 1, 2, 8, 9, 10, 73, 74, 199, 200, 201, 585, 586])
 def test_every_row_arrives_whatever_the_batches(live: LiveServer, postgres: Postgres, rows: int) -> None:
     postgres.run(f"CREATE TABLE counted AS SELECT n, 'row ' || n AS text FROM generate_series(1, {rows}) AS n")
     answer = ask(live, "/export/counted.csv")
@@ -86,20 +86,22 @@ def test_a_relation_without_columns_has_empty_lines(live: LiveServer, postgres: 
     assert answer.body == postgres.copy("SELECT * FROM bare")
 
 
-def test_the_first_row_arrives_while_the_second_is_being_made(live: LiveServer, postgres: Postgres) -> None:
+def test_rows_arrive_while_others_are_being_made(live: LiveServer, postgres: Postgres) -> None:
+    # PostgreSQL sends 8 kB at a time, as it does for COPY.
     postgres.run(
-        "CREATE VIEW slow AS SELECT n, CASE WHEN n > 1 THEN pg_sleep(20)::text END AS x FROM generate_series(1, 9) AS n"
+        "CREATE VIEW slow AS SELECT n, repeat('x', 4000) AS filler, CASE WHEN n > 20 THEN pg_sleep(20)::text END AS x "
+        "FROM generate_series(1, 30) AS n"
     )
     started = time.monotonic()
     with Client(live.connect()) as client:
         client.send("/export/slow.csv")
         received = b""
-        while b"1,\n" not in received:
+        while b"\n16," not in received:
             data = client.socket.recv(4096)
             assert data
             received += data
-    assert time.monotonic() - started < 5
-    assert b"\r\nn,x\n1,\n\r\n" in received
+    assert time.monotonic() - started < 15
+    assert b"\r\nn,filler,x\n1,xxx" in received
 
 
 def test_http_1_0_gets_the_same_bytes_without_chunks(live: LiveServer, postgres: Postgres) -> None:

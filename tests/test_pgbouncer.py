@@ -97,9 +97,7 @@ def test_a_client_that_leaves_has_its_query_cancelled(
 ) -> None:
     server = start_live(DATABASE_URL=pooled_url)
     postgres.run("CREATE VIEW slow AS SELECT pg_sleep(60)::text AS x")
-    running = (
-        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT source.%' AND wait_event = 'PgSleep'"
-    )
+    running = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT source.%' AND wait_event = 'PgSleep'"
     with Client(server.connect()) as client:
         client.send("/export/slow.csv")
         wait_until("the query runs", lambda: bool(postgres.run(running)))

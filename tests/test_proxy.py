@@ -88,8 +88,8 @@ def test_a_cut_stream_is_cut_behind_the_proxy_too(proxy: str, postgres: Postgres
 
 def test_rows_arrive_before_the_query_ends(proxy: str, postgres: Postgres) -> None:
     postgres.run(
-        "CREATE VIEW slow AS SELECT n, pg_sleep(CASE WHEN n > 9 THEN 0.5 ELSE 0 END) IS NULL "
-        "FROM generate_series(1, 12) AS n"
+        "CREATE VIEW slow AS SELECT n, pg_sleep(CASE WHEN n > 20 THEN 0.5 ELSE 0 END) IS NULL, repeat('x', 4000) "
+        "FROM generate_series(1, 23) AS n"
     )
     address, _, port = proxy.removeprefix("http://").partition(":")
     started = time.monotonic()
@@ -102,7 +102,7 @@ def test_rows_arrive_before_the_query_ends(proxy: str, postgres: Postgres) -> No
         while chunk := raw.recv(65536):
             received += chunk
         whole = time.monotonic() - started
-    assert b"\n12," in received
+    assert b"\n23," in received
     assert first < whole / 2
 
 

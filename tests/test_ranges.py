@@ -252,11 +252,11 @@ async def test_a_chunk_larger_than_what_may_wait_goes_through(monkeypatch: pytes
 async def test_what_a_range_held_comes_before_its_error() -> None:
     ranges = Ranges(3, ahead=3)
     contents = [lines(number, 2) for number in range(3)]
-    received = []
     async with running(read(ranges, contents, fails={1: QueryFailed("it broke")})):
+        chunks = ranges.chunks()
+        received = [await anext(chunks) for _ in range(4)]
         with pytest.raises(QueryFailed, match="it broke"):
-            async for chunk in ranges.chunks():
-                received.append(chunk)
+            await anext(chunks)
     assert plain(received) == plain(contents[0] + contents[1])
 
 

@@ -216,7 +216,7 @@ async def test_a_consumer_that_stops_makes_postgresql_wait(database: Database, p
 
     async with scanning(database, "counted") as (session, chunks):
         handed_out = (await anext(chunks)).rows
-        await eventually("PostgreSQL waits", postgres.stalled(1))
+        await eventually("PostgreSQL waits", postgres.streams_at_rest)
         assert last_statement(postgres, session)[0] == "active"
         # What may wait for the consumer, one chunk in the reader's hand, and what libpq and the sockets hold.
         ahead = AHEAD_BYTES + 2 * CHUNK_BYTES + (2 << 20)
@@ -361,7 +361,7 @@ def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
 STOPS = {
     "in the middle of a table": ("SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 20000) AS n", 2),
     "after the first rows of a slow view": (
-        "SELECT n, repeat('x', 1000) AS x, CASE WHEN n > 20 THEN pg_sleep(60) END AS y FROM generate_series(1, 30) AS n",
+        "SELECT n, repeat('x', 1000) AS x, CASE WHEN n > 20 THEN pg_sleep(60) END FROM generate_series(1, 30) AS n",
         1,
     ),
     "with an error further on": (
