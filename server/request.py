@@ -232,11 +232,12 @@ def _parse_count(text: str, name: str) -> int:
 
 
 def _parse_readers(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST_READERS:
+    digits = text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9 or int(digits) > MOST_READERS:
         raise InvalidRequest(
             f'"{name}" is "{shorten(text)}"; a whole number from 1 to {MOST_READERS} is needed.', code="invalid_count"
         )
-    return int(text)
+    return int(digits)
 
 
 def _parse_timezone(text: str, name: str) -> str:

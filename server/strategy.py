@@ -140,6 +140,8 @@ def _chunk_rows(plan: ExportPlan) -> int:
     relation = plan.relation
     if relation.toast_bytes == 0:
         return CHUNK_ROWS
-    if relation.bytes and relation.estimated_rows:
-        return max(1, min(CHUNK_ROWS_LARGE, CHUNK_BYTES * relation.estimated_rows // relation.bytes))
+    # `bytes` is as old as the last VACUUM as far as values out of line go, `toast_bytes` as of now.
+    size = max(relation.bytes or 0, relation.toast_bytes or 0)
+    if size and relation.estimated_rows:
+        return max(1, min(CHUNK_ROWS_LARGE, CHUNK_BYTES * relation.estimated_rows // size))
     return CHUNK_ROWS_LARGE

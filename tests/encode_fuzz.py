@@ -1,4 +1,5 @@
-"""Random results under random dialects through one build of the native encoder, each compared with the pure one.
+"""Random results under random dialects through one build of the native encoder, each compared with the pure one:
+a result at a time, and as a statement's results that arrive bit by bit on a connection.
 
     python tests/encode_fuzz.py FOLDER ROUNDS SEED
 
@@ -12,12 +13,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import random
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg2
 
@@ -31,7 +33,7 @@ Row = Sequence[bytes | None]
 
 # OIDs of pg_type.dat: text, a number, binary data, a number that may hold commas.
 TEXT, INT4, BYTEA, MONEY = 25, 23, 17, 790
-PGRES_TUPLES_OK = 2
+PGRES_TUPLES_OK, PGRES_FATAL_ERROR, PGRES_TUPLES_CHUNK = 2, 7, 12
 
 # The bytes that the encoder's capacity starts with: with these the directed rounds end exactly at the buffer's
 # end. Where they no longer hold, the broken builds of test_encode_memory.py go undetected and its tests fail.
@@ -113,61 +115,159 @@ class MadeResult:
             self.clear()
 
 
+def _of_result(answer: Callable[[GuardedResult], int]) -> Any:
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda at: answer(GuardedResult.at(at)))
+
+
+def _of_field(kind: Any, answer: Callable[[GuardedResult, int, int], int | None]) -> Any:
+    function = ctypes.CFUNCTYPE(kind, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+    return function(lambda at, row, column: answer(GuardedResult.at(at), row, column))
+
+
+def _of_connection(answer: Callable[[int], int]) -> Any:
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(answer)
+
+
 class GuardedResult:
     """Rows behind accessors of our own, each value in an allocation of exactly its length.
 
     libpq keeps small values side by side and ends each with a NUL, so that a read past the end of one finds
-    memory that is allowed; here AddressSanitizer sees the first byte too many.
+    memory that is allowed; here AddressSanitizer sees the first byte too many. Freed on leaving or by `clear`.
     """
 
-    pgresult = 1  # any address but 0: our accessors serve the one result there is
+    _made: ClassVar[dict[int, GuardedResult]] = {}
 
-    def __init__(self, rows: Sequence[Row], types: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[Row], types: Sequence[int], status: int = PGRES_TUPLES_OK) -> None:
         self._rows = rows
         self.types = types
+        self.status = status
+        self.cleared = 0
         self._values: dict[tuple[int, int], int] = {}
-
-    def __enter__(self) -> GuardedResult:
-        for number, row in enumerate(self._rows):
+        self.pgresult = len(self._made) + 1  # any address but 0 tells it from the others
+        self._made[self.pgresult] = self
+        for number, row in enumerate(rows):
             for column, value in enumerate(row):
                 if value:
                     self._values[number, column] = address = _libc.malloc(len(value))
                     ctypes.memmove(address, value, len(value))
-        self._callbacks: dict[str, Any] = {
-            "PQntuples": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: len(self._rows)),
-            "PQnfields": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: len(self.types)),
-            "PQftype": ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_int)(
-                lambda _, column: self.types[column]
-            ),
-            "PQgetvalue": ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)(
-                lambda _, row, column: self._values.get((row, column))
-            ),
-            "PQgetlength": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)(
-                lambda _, row, column: len(self._rows[row][column] or b"")
-            ),
-            "PQgetisnull": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)(
-                lambda _, row, column: self._rows[row][column] is None
-            ),
-        }
-        return self
+
+    @classmethod
+    def at(cls, pgresult: int) -> GuardedResult:
+        return cls._made[pgresult]
 
     def rows(self) -> Sequence[Row]:
         return self._rows
 
+    def clear(self) -> None:
+        """Free the values, whose addresses are still given to whoever asks: that is a mistake to be seen."""
+        self.cleared += 1
+        if self.cleared == 1:
+            for address in self._values.values():
+                _libc.free(address)
+
+    def __enter__(self) -> GuardedResult:
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for address in self._values.values():
-            _libc.free(address)
+        self.clear()
+        self.forget()
 
-    def addresses(self) -> dict[str, int | None]:
-        """Our accessors, as `_encode.bind` takes them."""
-        return {name: ctypes.cast(callback, ctypes.c_void_p).value for name, callback in self._callbacks.items()}
+    @classmethod
+    def forget(cls) -> None:
+        """Whoever asks for one of those made so far is wrong."""
+        cls._made.clear()
+
+    # What C sees of it.
+    FUNCTIONS: ClassVar[dict[str, Any]] = {
+        "PQntuples": _of_result(lambda result: len(result._rows)),
+        "PQnfields": _of_result(lambda result: len(result.types)),
+        "PQresultStatus": _of_result(lambda result: result.status),
+        "PQclear": ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda at: GuardedResult.at(at).clear()),
+        "PQftype": ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_int)(
+            lambda at, column: GuardedResult.at(at).types[column]
+        ),
+        "PQgetvalue": _of_field(ctypes.c_void_p, lambda result, row, column: result._values.get((row, column))),
+        "PQgetlength": _of_field(ctypes.c_int, lambda result, row, column: len(result._rows[row][column] or b"")),
+        "PQgetisnull": _of_field(ctypes.c_int, lambda result, row, column: result._rows[row][column] is None),
+    }
 
 
-def libpq_addresses() -> dict[str, int | None]:
-    """libpq's accessors, as `_encode.bind` takes them."""
-    return {name: ctypes.cast(_libpq[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
+class MadeConnection:
+    """A connection on which a statement's results arrive as they please; no server, but sockets that poll can watch.
+
+    Each result comes after some reads of the socket. `lose` ends it early, as a server does that is gone.
+    """
+
+    pgconn = 1  # any address but 0
+
+    def __init__(self, rng: random.Random, results: Sequence[GuardedResult]) -> None:
+        self._rng = rng
+        self._results: Iterator[GuardedResult] = iter(results)
+        self._before_the_next = 0
+        self.lost = False
+        self.silent = False
+        self._ours, self._theirs = socket.socketpair()
+        self._wake, self._wake_up = socket.socketpair()
+        self.wake = self._wake.fileno()
+        self.functions = {
+            "PQsocket": _of_connection(lambda _: self._ours.fileno()),
+            "PQisBusy": _of_connection(lambda _: self._before_the_next > 0),
+            "PQconsumeInput": _of_connection(lambda _: self._consume()),
+            "PQflush": _of_connection(lambda _: self._rng.random() < 0.2),
+            "PQsslInUse": _of_connection(lambda _: self._rng.random() < 0.2),
+            "PQgetResult": ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: self._next()),
+        }
+        self._pause()
+
+    def _pause(self) -> None:
+        self._before_the_next = self._rng.choice([0, 0, 0, 1, 2])
+        self.silent = self._before_the_next > 0 and self._rng.random() < 0.1
+        if self._before_the_next and not self.silent:
+            self._theirs.send(bytes(self._before_the_next))
+
+    def speak(self) -> None:
+        """Whatever was held back arrives."""
+        if self.silent:
+            self._theirs.send(bytes(self._before_the_next))
+            self.silent = False
+
+    def _consume(self) -> bool:
+        if self.lost:
+            return False
+        if not self.silent:
+            self._before_the_next -= len(self._ours.recv(1))
+        return True
+
+    def _next(self) -> int | None:
+        result = next(self._results, None)
+        if result is None:
+            return None
+        self._pause()
+        return result.pgresult
+
+    def lose(self) -> None:
+        """The server is gone, and no result comes any more."""
+        self.lost = True
+        self._before_the_next = 1
+        self._theirs.close()
+
+    def wake_up(self) -> None:
+        self._wake_up.send(b"!")
+
+    def sleep_again(self) -> None:
+        self._wake.recv(1)
+
+    def close(self) -> None:
+        for one in (self._ours, self._theirs, self._wake, self._wake_up):
+            one.close()
+
+
+def addresses(functions: dict[str, Any] | None = None) -> dict[str, int | None]:
+    """libpq's functions, as `_encode.bind` takes them, some of them replaced."""
+    every = {name: _libpq[name] for name in LIBPQ_FUNCTIONS} | (functions or {})
+    return {name: ctypes.cast(function, ctypes.c_void_p).value for name, function in every.items()}
 
 
 # --- What to encode. Each maker gets the buffer's capacity at the start of the batch, and the file's writing. ---
@@ -290,7 +390,7 @@ def to_the_end(rng: random.Random, capacity: int, writing: Writing) -> Table:
     length = rng.choice([0, 1, 2, 3, 7, 8, 9, rng.randrange(10, 400)])
     others = [b"x" * length, dialect.delimiter * length, rng.choice(FORMULAS) + dialect.quote * length]
     worst = rng.choice([dialect.quote * length, dialect.quote * length, None, dialect.null, rng.choice(others)])
-    line = make_encoder(dialect, writing.format, native=False).encode(_OneValue(worst))
+    line = make_encoder(dialect, writing.format, native=False).encode(_Rows([[worst]], [TEXT]))
     in_a_row = rng.random() < 0.6
     # The separator between the last filler and the value is written with the value.
     left = max(0, len(line) + in_a_row + rng.choice([-3, -2, -1, -1, -1, 0, 1]))
@@ -304,17 +404,17 @@ def to_the_end(rng: random.Random, capacity: int, writing: Writing) -> Table:
     return [*rows, [worst]], [TEXT]
 
 
-class _OneValue:
-    """A batch of one field, for the pure encoder alone."""
+class _Rows:
+    """A batch for the pure encoder alone."""
 
     pgresult = 0
-    types = (TEXT,)
 
-    def __init__(self, value: bytes | None) -> None:
-        self._value = value
+    def __init__(self, rows: Sequence[Row], types: Sequence[int]) -> None:
+        self._rows = rows
+        self.types = types
 
     def rows(self) -> Sequence[Row]:
-        return [[self._value]]
+        return self._rows
 
 
 def no_columns(rng: random.Random, capacity: int, writing: Writing) -> Table:
@@ -373,7 +473,7 @@ def fuzz(native: Any, rounds: int, seed: int) -> int:
                 encoder = native.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
             batch = GuardedResult(rows, types) if rng.random() < 0.5 else MadeResult(rows, types)
             with batch:
-                native.bind(batch.addresses() if isinstance(batch, GuardedResult) else libpq_addresses())
+                native.bind(addresses(batch.FUNCTIONS if isinstance(batch, GuardedResult) else None))
                 written = encoder.encode(batch.pgresult)
                 expected = pure.encode(batch)
             if written != expected:
@@ -383,12 +483,72 @@ def fuzz(native: Any, rounds: int, seed: int) -> int:
     return compared
 
 
+# How a read ends; the same numbers in server/_encode.pyx.
+MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
+
+
+def fuzz_reads(native: Any, rounds: int, seed: int) -> int:
+    """Rounds of one statement each, read in pieces; how many bytes were compared. Raises AssertionError."""
+    rng = random.Random(seed)
+    compared = 0
+    for number in range(rounds):
+        writing = some_writing(rng)
+        dialect = writing.dialect
+        kind_of = kinds_for(dialect, writing.format)
+        maker = rng.choice(MAKERS)
+        rows, types = maker(rng, FIRST_CAPACITY, writing)
+        step = rng.choice([1, 2, 8, 200])
+        pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
+        fails = rng.random() < 0.2
+        results = [GuardedResult(piece, types, PGRES_TUPLES_CHUNK) for piece in pieces]
+        results.append(GuardedResult([], [] if fails else types, PGRES_FATAL_ERROR if fails else PGRES_TUPLES_OK))
+        connection = MadeConnection(rng, results)
+        loses = rng.random() < 0.1
+        native.bind(addresses(GuardedResult.FUNCTIONS | connection.functions))
+        encoder = native.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
+        written, counted, ended = b"", 0, MORE
+        while ended in (MORE, WAITED, WOKEN):
+            woken = rng.random() < 0.05
+            if woken:
+                connection.wake_up()
+            lines, count, ended = encoder.read(connection.pgconn, connection.wake, rng.choice([1, 1000, 1 << 18]), 2)
+            if woken:
+                connection.sleep_again()
+            if ended == WAITED:
+                connection.speak()
+            if loses and counted:
+                connection.lose()
+            if ended not in (FAILED, LOST):
+                written, counted = written + lines, counted + count
+        what = f"round {number}, seed {seed}, {maker.__name__}: {writing} {rows!r:.2000}"
+        pure = make_encoder(dialect, writing.format, native=False)
+        if ended == END:
+            assert written == pure.encode(_Rows(rows, types)), what
+            assert counted == len(rows), what
+        else:
+            assert (ended == FAILED and fails) or (ended == LOST and loses), what
+            assert pure.encode(_Rows(rows[:counted], types)) == written, what
+        # Each result is freed once, and the one that says why is left to whoever asks for it.
+        failure = encoder.failure()
+        assert failure or ended != FAILED, what
+        if failure:
+            assert failure == results[-1].pgresult, what
+            results[-1].clear()
+        if ended != LOST:
+            assert [result.cleared for result in results] == [1] * len(results), what
+        GuardedResult.forget()
+        connection.close()
+        compared += len(written)
+    return compared
+
+
 def main() -> None:
     folder, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     sys.path.insert(0, folder)
     native = importlib.import_module("_encode")
     assert Path(str(native.__file__)).parent == Path(folder), "another build was found"
-    print(f"{rounds} rounds, {fuzz(native, rounds, seed):,} bytes, all equal")
+    compared = fuzz(native, rounds, seed) + fuzz_reads(native, rounds, seed)
+    print(f"{rounds} rounds, {compared:,} bytes, all equal")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -29,6 +30,11 @@ def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.01)
+
+
+async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
+    """wait_until, while the event loop turns."""
+    await asyncio.to_thread(wait_until, what, holds, seconds=seconds)
 
 
 class LiveServer:

@@ -26,6 +26,7 @@ from server.filters import DEEPEST_NEST, MOST_CONDITIONS, OPERATORS
 from server.request import FORMATS, PARAMETERS
 from server.settings import Settings
 from tests.conftest import Postgres
+from tests.live_server import eventually
 
 Document = dict[str, Any]
 
@@ -260,13 +261,26 @@ async def test_what_is_not_known_is_named_beside_what_there_is(
         ),
         *(
             ("/export/judged.csv", f"{option}&{option}", "repeated_parameter", f'"{option.partition("=")[0]}"')
-            for option in ("select=id", "order=id", "limit=1", "offset=1", "null=x", "bom=true", "timezone=UTC")
+            for option in (
+                "select=id",
+                "order=id",
+                "limit=1",
+                "offset=1",
+                "null=x",
+                "bom=true",
+                "timezone=UTC",
+                "parallel=2",
+            )
         ),
         ("/export/judged.csv", "limit=1&id=eq.1&limit=2", "repeated_parameter", '"limit"'),
         *(
             ("/export/judged.csv", f"{name}={value}", "invalid_count", f'"{name}"')
             for name in ("limit", "offset")
             for value in ("", "-1", "1.5", "1e3", "x", "9223372036854775808", "9" * 1000, "%D9%A1")
+        ),
+        *(
+            ("/export/judged.csv", f"parallel={value}", "invalid_count", '"parallel"')
+            for value in ("", "0", "-1", "1.5", "x", "65", "0000000641", "9" * 1000, "000000001" + "0" * 5000, "%D9%A1")
         ),
         ("/export/judged.csv", "filename=", "invalid_filename", '"filename"'),
         ("/export/judged.csv", "select=a:b:id", "invalid_select", '"select"'),
@@ -702,5 +716,7 @@ async def test_a_pathological_regular_expression_is_timed_out_while_the_worker_a
     assert answers > 5
     assert max(pauses) < LONGEST_PAUSE
     # Nothing is left of it, and the next request is served.
-    assert not [query for state, query in postgres.statements() if state == "active"]
+    await eventually(
+        "the query has ended", lambda: not [query for state, query in postgres.statements() if state == "active"]
+    )
     assert (await answer(impatient, "select=name&limit=0", "/export/hostile.csv"))[0] == 200

@@ -25,15 +25,10 @@ from server.libpq import LIBPQ, translate
 from server.session import Session
 from server.settings import Settings
 from tests.conftest import Postgres
-from tests.live_server import LiveServer, wait_until
+from tests.live_server import LiveServer, eventually, wait_until
 from tests.raw_http import Client, ask
 
 SLEEP = "SELECT pg_sleep(60)"
-
-
-async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
-    """wait_until, while the event loop turns."""
-    await asyncio.to_thread(wait_until, what, holds, seconds=seconds)
 
 
 def sleeping(postgres: Postgres) -> list[int]:
@@ -195,7 +190,8 @@ async def test_the_pool_is_whole_after_fifty_of_a_kind(
     settings: Settings, postgres: Postgres, end: Callable[[Database, Postgres], Any], timeout: float
 ) -> None:
     connected = len(postgres.statements())
-    async with Database(replace(settings, max_concurrent_exports=3, statement_timeout=timeout)) as database:
+    few = replace(settings, max_concurrent_exports=3, parallel_readers=1, statement_timeout=timeout)
+    async with Database(few) as database:
         for _ in range(17):
             await asyncio.gather(*[end(database, postgres) for _ in range(3)])
         async with asyncio.timeout(2):

@@ -1,8 +1,8 @@
 """The very bytes of PostgreSQL: whatever a relation holds, an export is what the server's own COPY writes.
 
-Every relation is exported four ways (natively and in pure Python through session, plan and scan; natively over
-HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a plain connection;
-in the other dialects that COPY can write, natively and in pure Python.
+Every relation is exported four ways (streamed natively, and fetched in pure Python, through session, plan and scan;
+streamed over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a
+plain connection; in the other dialects that COPY can write, natively and in pure Python.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from server.errors import RelationNotFound
 from server.libpq import LIBPQ
 from server.plan import make_plan
 from server.request import ExportRequest, SelectedColumn, export_path
-from server.scan import scan
+from server.scan import choose, scan
 from server.settings import Settings
 from tests.conftest import Postgres
 
@@ -220,8 +220,9 @@ async def through(
     async with database.session() as session:
         relation = await session.relation(wanted)
         plan = make_plan(ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect()), relation)
+        strategy = await choose(database, session, plan)
         encoder = make_encoder(plan.dialect, plan.format, native=native)
-        async with contextlib.aclosing(scan(session, plan, encoder)) as chunks:
+        async with contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
             return b"".join([chunk.data async for chunk in chunks])
 
 

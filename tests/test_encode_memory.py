@@ -56,7 +56,7 @@ MISTAKES = {
     "no room for what ends a line": ("+ eol_length +", "+ (0 if HERE else eol_length) +"),
     "no room for what stands for NULL": (" + null_length", " + (0 if HERE else null_length)"),
     "values not doubled": ("room = 2 * length", "room = (1 if HERE else 2) * length"),
-    "too little growth": ("2 * capacity + room", "2 * capacity + (length if HERE else room)"),
+    "too little growth": ("2 * (used + room)", "2 * used + (room // 2 if HERE else 2 * room)"),
     "no room before a row without columns": ("range(max(columns, 1))", "range(max(columns, 0 if HERE else 1))"),
     "the last word read a byte too far": ("i = length - 8", "i = length - (7 if HERE else 8)"),
     "a short value read as a word": ("if length < 8:", "if length < (7 if HERE else 8):"),
@@ -72,6 +72,10 @@ MISTAKES = {
             "and length + 1 == null_length"
         ),
     ),
+    "a result used after it is freed": (
+        "used = self.put_result(result)",
+        "used = self.put_freed(result, PQclear if HERE else NULL)",
+    ),
     "an empty value searched for a formula's sign": (
         "and length and is_formula",
         "and (HERE or length) and is_formula",
@@ -83,6 +87,14 @@ NUMBERS = {name: str(number) for number, name in enumerate([NO_MISTAKE, *MISTAKE
 SWITCH = """
 import os
 cdef int MISTAKE = int(os.environ["MISTAKE"])
+"""
+# Where a mistake is more than an expression.
+HELPER = """
+    cdef Py_ssize_t put_freed(self, void *result, clear_function clear) except -1 nogil:
+        if clear != NULL:
+            clear(result)
+        return self.put_result(result)
+
 """
 
 
@@ -112,9 +124,10 @@ def with_mistakes(source: str) -> str:
     for name, (right, wrong) in MISTAKES.items():
         assert source.count(right) == 1, f"MISTAKES is out of date: {right!r} is not in {SOURCE.name} once"
         source = source.replace(right, wrong.replace("HERE", f"MISTAKE == {NUMBERS[name]}"))
-    first = "ctypedef int (*shape_function)"
-    assert source.count(first) == 1
-    return source.replace(first, SWITCH + first)
+    for first, more in (("ctypedef int (*shape_function)", SWITCH), ("    cdef int begin(self)", HELPER)):
+        assert source.count(first) == 1
+        source = source.replace(first, more + first)
+    return source
 
 
 def build(folder: Path, source: str) -> None:

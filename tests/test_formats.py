@@ -495,7 +495,7 @@ def test_a_client_that_leaves_a_compressed_stream_stops_the_query(
     received = 0
     while received < 500_000:
         received += len(connection.recv(65536))
-    assert any("FETCH" in query or "endless" in query for _, query in postgres.statements())
+    assert any("endless" in query for _, query in postgres.statements())
     connection.close()
     live.wait_for_log(r"outcome=client_left", after=said)
     wait_until(lambda: not [query for state, query in postgres.statements() if state != "idle"])

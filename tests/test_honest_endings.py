@@ -70,8 +70,8 @@ def stalled(client: Client, postgres: Postgres, path: str = "/export/large.csv",
 def stream_backends(postgres: Postgres, function: str) -> None:
     """Call pg_terminate_backend or pg_cancel_backend on the backend of the one stream there is."""
     called = postgres.run(
-        """A view with wide rows, since PostgreSQL sends 8 kB at a time; what a whole file would have held."""
-        "AND state <> 'idle'"
+        f"SELECT {function}(pid) FROM pg_stat_activity WHERE application_name = 'sluice' "
+        "AND query LIKE 'SELECT source.%' AND state <> 'idle'"
     )
     assert called == [(True,)]
 

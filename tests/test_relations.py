@@ -20,8 +20,9 @@ from server.app import create_app
 from server.plan import PREVIEW_ROWS
 from server.routes import relations
 from server.settings import Settings
+from server.strategy import FEWEST_BLOCKS
 from tests.conftest import Postgres
-from tests.live_server import LiveServer
+from tests.live_server import LiveServer, eventually
 
 # Seconds: far more than an answer that waits for nothing takes, far less than any timeout.
 AT_ONCE = 3.0
@@ -668,3 +669,91 @@ async def test_only_reading_is_possible(client: TestClient[Any, Any], path: str)
     async with client.head(path) as response:
         assert response.status == 200
         assert await response.read() == b""
+
+
+# --- How an export would be read. ---
+
+
+@contextmanager
+def large_table(postgres: Postgres) -> Iterator[None]:
+    """The table `large`, just large enough to be read by several, a row a block."""
+    postgres.run(
+        "CREATE TABLE large (id int PRIMARY KEY, filler text); ALTER TABLE large ALTER filler SET STORAGE PLAIN"
+    )
+    postgres.run(f"INSERT INTO large SELECT n, repeat('x', 7000) FROM generate_series(1, {FEWEST_BLOCKS}) AS n")
+    postgres.run("ANALYZE large")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("query", "scan", "readers", "reason"),
+    [
+        ("", "block ranges", 3, None),
+        ("select=id", "block ranges", 3, None),
+        ("filler=neq.y", "block ranges", 3, None),
+        ("delimiter=;&timezone=UTC", "block ranges", 3, None),
+        ("parallel=2", "block ranges", 2, None),
+        ("parallel=64", "block ranges", 3, None),
+        ("parallel=1", "single", 1, "one reader was asked for"),
+        ("order=filler", "single", 1, "sorted"),
+        ("limit=5", "single", 1, "limit or offset"),
+        ("offset=5", "single", 1, "limit or offset"),
+        ("id=eq.7", "single", 1, "PostgreSQL plans a"),
+    ],
+)
+async def test_an_explanation_says_how_the_export_would_be_read(
+    settings: Settings, postgres: Postgres, query: str, scan: str, readers: int, reason: str | None
+) -> None:
+    path = f"/relations/large?explain{'&' if query else ''}{query}"
+    with large_table(postgres):
+        async with serving(replace(settings, parallel_readers=3)) as client:
+            document = await answer(client, path)
+            assert document.keys() == {"scan", "readers", "reason", "ranges", "estimatedRows"}
+            assert (document["scan"], document["readers"]) == (scan, readers)
+            assert document["reason"] is None if reason is None else document["reason"].startswith(reason)
+            assert (document["ranges"] > 0) == (scan == "block ranges")
+            assert document["estimatedRows"] >= 0
+            if not query:
+                assert document["estimatedRows"] == FEWEST_BLOCKS
+            # Wherever it stands in the query string.
+            assert await answer(client, f"/relations/large?{query}{'&' if query else ''}explain") == document
+
+
+async def test_an_explanation_runs_no_query(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW endless AS SELECT pg_sleep(3600)::text AS x")
+    async with serving(settings) as client, asyncio.timeout(30):
+        document = await answer(client, "/relations/endless?explain")
+    assert (document["scan"], document["reason"], document["estimatedRows"]) == ("single", "a view", 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("explain&colour=red", 400, "unknown_parameter"),
+        ("explain&select=nothing", 400, "unknown_column"),
+        ("explain&id=eq.x", 400, "invalid_value"),
+        ("explain&parallel=0", 400, "invalid_count"),
+        ("explain=true", 400, "unknown_parameter"),
+        ("select=id", 400, "unknown_parameter"),
+    ],
+)
+async def test_an_explanation_takes_the_query_string_of_an_export(
+    client: TestClient[Any, Any], query: str, status: int, code: str
+) -> None:
+    problem = await answer(client, f"/relations/users?{query}", status)
+    assert problem["code"] == code
+
+
+async def test_there_is_no_explanation_of_what_is_not_there(client: TestClient[Any, Any]) -> None:
+    assert (await answer(client, "/relations/nothing?explain", 404))["code"] == "relation_not_found"
+
+
+async def test_an_explanation_needs_no_place_among_the_exports(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW slow AS SELECT pg_sleep(3600)::text AS x")
+    async with serving(replace(settings, max_concurrent_exports=1)) as client:
+        export = asyncio.create_task(client.get("/export/slow.csv"))
+        await eventually(
+            "the export runs", lambda: [q for s, q in postgres.statements() if s == "active" and "slow" in q]
+        )
+        assert (await answer(client, "/relations/users?explain"))["readers"] == 1
+        export.cancel()

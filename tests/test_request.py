@@ -15,6 +15,7 @@ from server.errors import InvalidRequest
 from server.filters import MOST_CONDITIONS, OPERATORS, Condition, Filter, Group, conditions_of
 from server.request import (
     FORMATS,
+    MOST_READERS,
     MOST_ROWS,
     PARAMETERS,
     ExportRequest,
@@ -388,6 +389,19 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("excel=true&bom=false", "contradiction", '"excel=true" and "bom=false" contradict each other.'),
         ("eol=lf&excel=true", "contradiction", '"excel=true" and "eol=lf" contradict each other.'),
         # The rest.
+        *(
+            (f"parallel={text}", "invalid_count", f'"parallel" is "{shown}"; a whole number from 1 to 64 is needed.')
+            for text, shown in (
+                *((text, text) for text in ("", "0", "000", "65", "-1", "1.5", "1e1", "two", "0x4", "000000065")),
+                # What begins like a number that is allowed, and what only looks like digits.
+                ("0000000641", "0000000641"),
+                ("9" * 5000, "9" * 100 + "…"),
+                ("%2B4", "+4"),
+                ("4%20", "4 "),
+                ("%D9%A4", "٤"),
+                ("%C2%B2", "²"),
+            )
+        ),
         ("timezone=", "unknown_timezone", 'The time zone "" is not known.'),
         ("timezone=Mars/Olympus", "unknown_timezone", 'The time zone "Mars/Olympus" is not known.'),
         ("timezone=../../etc/passwd", "unknown_timezone", 'The time zone "../../etc/passwd" is not known.'),
@@ -508,6 +522,14 @@ def test_order_names_columns_and_directions(query: str, order: list[SortKey]) ->
 )
 def test_limit_and_offset_are_whole_numbers(query: str, limit: int | None, offset: int) -> None:
     assert parsed("users.csv", query) == ExportRequest(RelationName("users"), limit=limit, offset=offset)
+
+
+@pytest.mark.parametrize(
+    ("text", "readers"), [("1", 1), ("2", 2), ("64", MOST_READERS), ("007", 7), ("0" * 5000 + "4", 4)]
+)
+def test_the_readers_are_a_whole_number(text: str, readers: int) -> None:
+    assert parsed("users.csv", f"parallel={text}").parallel == readers
+    assert parsed("users.csv", "").parallel is None
 
 
 @pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+5"])
