@@ -40,12 +40,14 @@ class Figures:
 
 def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figures:
     """All of it, on a server of its own."""
-    with tempfile.TemporaryDirectory(prefix="sluice-benchmark-", dir=Path.cwd()) as folder:
-        with Server(SLUICE, database_url, EXPORT_STORAGE_PATH=folder, MAX_RUNNING_EXPORTS=str(RUNNING)) as server:
-            api = Api(server.port)
-            ratios = [_round(api, server, number, say) for number in range(-1, rounds)][1:]
-            alive = _alive(api)
-            return Figures(ratios, alive, _listed(api, Path(folder)))
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-benchmark-", dir=Path.cwd()) as folder,
+        Server(SLUICE, database_url, EXPORT_STORAGE_PATH=folder, MAX_RUNNING_EXPORTS=str(RUNNING)) as server,
+    ):
+        api = Api(server.port)
+        ratios = [_round(api, server, number, say) for number in range(-1, rounds)][1:]
+        alive = _alive(api)
+        return Figures(ratios, alive, _listed(api, Path(folder)))
 
 
 class Api:
