@@ -192,7 +192,8 @@ class Session:
         """Before the first row: make sure that the snapshot fits the relations.
 
         To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: the time
-        of the next statement is the client's, so only the wait for its rows is limited. by_blocks: it reads a range of blocks. Raises RelationChanged.
+        of the next statement is the client's, so only the wait for its rows is limited. by_blocks: that statement
+        reads a range of blocks. Raises RelationChanged.
         """
         settings = ", set_config('statement_timeout', '0', true)" if streaming else ""
         settings += _BY_BLOCKS if by_blocks else ""
