@@ -11,16 +11,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import queries, report
-from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race, ratios
-from benchmarks.processes import OBVIOUS, SLUICE, BenchmarkError, Server
+from benchmarks import others, queries, report, saved, scaling
+from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race
+from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
 from server.embedded import EmbeddedError, EmbeddedPostgres, seed
 
 REFERENCE = r"psql `\copy users to '/dev/null' csv`"
 NATIVE = "Sluice"
 PURE = "Sluice, pure-Python encoder"
+ASYNCPG = "aiohttp with asyncpg's `copy_from_query`"
 OBVIOUS_WAY = "the obvious way: typed rows, `csv.writer`"
+NODE = "Express, pg-query-stream, csv-stringify"
 
 # The size that the promised figures are for.
 PROMISED_ROWS = 3_000_000
@@ -30,6 +32,9 @@ LARGE_VALUES = 300
 OBVIOUS_ROUNDS = 5
 PURE_ROUNDS = 3
 QUERY_ROUNDS = 7
+SCALING_ROUNDS = 5
+# Readers of one download.
+READERS = (1, 2, 3, 4)
 
 
 def main() -> int:
@@ -76,24 +81,17 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         sizes = {"users": sample.rows, TENTH: sample.rows // 10, TINY: 10, MEGABYTES: large_values}
 
         sluice = stack.enter_context(Server(SLUICE, embedded.uri))
-        pure = stack.enter_context(Server(SLUICE, embedded.uri, SLUICE_PURE_PYTHON="1"))
-        obvious = stack.enter_context(Server(OBVIOUS, embedded.uri))
+        ours, contenders = _contenders(stack, embedded.uri, path.parent / "benchmark-node", options.rounds)
         _say("comparing the bytes")
         expected = sample.copied()
-        found = {NATIVE: downloaded(sluice), PURE: downloaded(pure)}
-        results = race(
-            sample,
-            [
-                Contender(REFERENCE, None, options.rounds),
-                Contender(NATIVE, sluice, options.rounds),
-                Contender(PURE, pure, min(options.rounds, PURE_ROUNDS)),
-                Contender(OBVIOUS_WAY, obvious, min(options.rounds, OBVIOUS_ROUNDS)),
-            ],
-            _say,
-        )
-        short = {d.bytes for name in found for d in results[name]} - {expected[1]}
-        compared = queries.compare(sample, sluice, min(options.rounds, QUERY_ROUNDS), _say)
-        sizes_of_gzip = queries.gzip_sizes(sluice)
+        found = {name: downloaded(server) for name, server in ours.items()}
+        results = race(sample, [Contender(REFERENCE, None, options.rounds), *contenders], _say)
+        rounds = min(options.rounds, QUERY_ROUNDS)
+        compared = queries.compare(sample, sluice, rounds, _say)
+        gzipped = queries.gzip_sizes(sluice)
+        costs = _scaling(sample, sluice, options)
+        _say("saved exports")
+        kept = saved.measure(embedded.uri, rounds, _say)
         _say("first bytes")
         first = first_bytes(sluice, options.tries)
         _say("memory")
@@ -101,20 +99,50 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         version = sample.query("SHOW server_version")
 
     print(f"{report.machine(version)}. {sample.rows:,} users, {expected[1] / 1e6:.0f} MB of CSV.")
-    rounds = ", ".join(str(len(downloads)) for downloads in results.values())
-    print(f"Medians of {rounds} downloads by the four, and of {options.tries} first bytes of each table.\n")
-    print(report.race_table(results, sample.rows), end="\n\n")
-    print(queries.table(compared), end="\n\n")
-    print(report.first_byte_table(first, sizes), end="\n\n")
-    print(report.memory_table(peaks, sizes), end="\n\n")
+    counts = ", ".join(str(len(downloads)) for downloads in results.values())
+    print(f"Medians of {counts} downloads in this order, and of {options.tries} first bytes of each table.\n")
+    tables = [report.race_table(results, sample.rows), queries.table(compared), scaling.table(costs), saved.table(kept)]
+    tables += [report.first_byte_table(first, sizes), report.memory_table(peaks, sizes)]
+    print("\n\n".join(tables), end="\n\n")
     if options.rows != PROMISED_ROWS:
         print(f"The figures are meant for {PROMISED_ROWS:,} users; with fewer, starting the programs weighs more.\n")
-    print("\n".join(report.verdicts(ratios(results[NATIVE], results[REFERENCE]), first, peaks)))
-    print("\n".join(queries.verdicts(compared, sizes_of_gzip)))
-    print("\n".join(report.byte_verdict(expected, found)))
+    best = report.fastest(results, [name for name in ours if name != PURE])
+    verdicts = report.verdicts(best, results, sample.rows, first, peaks) + scaling.verdicts(costs)
+    verdicts += queries.verdicts(compared, gzipped) + saved.verdicts(kept) + report.byte_verdict(expected, found)
+    short = {download.bytes for name in ours for download in results[name]} - {expected[1]}
     if short:
-        print(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")
+        verdicts.append(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")
+    print("\n".join(verdicts))
     return int(bool(short) or any(result != expected for result in found.values()))
+
+
+def _contenders(
+    stack: ExitStack, database_url: str, node_folder: Path, rounds: int
+) -> tuple[dict[str, Server], list[Contender]]:
+    """Sluice's own servers by name, and everybody who runs beside the reference."""
+    ours = {
+        f"{NATIVE}, {count} reader{'s' if count > 1 else ''}": Server(SLUICE, database_url, PARALLEL_READERS=str(count))
+        for count in READERS
+    }
+    ours[PURE] = Server(SLUICE, database_url, SLUICE_PURE_PYTHON="1")
+    theirs = {ASYNCPG: others.asyncpg_copy(database_url), OBVIOUS_WAY: others.obvious(database_url)}
+    node = others.node(database_url, node_folder)
+    if node is not None:
+        theirs[NODE] = node
+    most = {PURE: PURE_ROUNDS, OBVIOUS_WAY: OBVIOUS_ROUNDS, NODE: OBVIOUS_ROUNDS}
+    contenders = [
+        Contender(name, stack.enter_context(server), min(rounds, most.get(name, rounds)))
+        for name, server in (ours | theirs).items()
+    ]
+    return ours, contenders
+
+
+def _scaling(sample: Sample, server: Server, options: argparse.Namespace) -> list[scaling.Cost]:
+    sizes = tuple(rows for rows in scaling.SIZES if not options.quick or rows <= options.rows)
+    shapes = tuple((columns, rows // 20 if options.quick else rows) for columns, rows in scaling.SHAPES)
+    _say("making the tables of other sizes and shapes")
+    scaling.make_tables(sample, sizes, shapes)
+    return scaling.measure(sample, server, sizes, shapes, min(options.rounds, SCALING_ROUNDS), _say)
 
 
 def _say(text: str) -> None:

@@ -76,10 +76,10 @@ def first_bytes(server: Server, tries: int) -> dict[str, list[float]]:
 
 
 def peak_memory(sample: Sample) -> dict[str, int | None]:
-    """The most bytes that a fresh worker had resident, by the relation that it sent once."""
+    """The most bytes that a fresh worker with four readers had resident, by the relation that it sent once."""
     peaks: dict[str, int | None] = {}
     for relation in (TINY, TENTH, "users", MEGABYTES):
-        with Server(SLUICE, sample.embedded.uri) as server:
+        with Server(SLUICE, sample.embedded.uri, PARALLEL_READERS="4") as server:
             timed(start_curl, server.url(relation))
             peaks[relation] = server.peak_memory()
     return peaks

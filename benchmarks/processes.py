@@ -20,11 +20,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 
 SLUICE = ("-m", "server", "serve")
-OBVIOUS = (
-    *("-m", "gunicorn", "--worker-class", "aiohttp.worker.GunicornUVLoopWebWorker"),
-    *("--bind", "127.0.0.1:0", "--no-control-socket", "benchmarks.obvious:make_app"),
-)
-# What either server says once it listens.
+# What each server says once it listens.
 _LISTENING = re.compile(r"(?:Sluice is|Listening) at:? http://127\.0\.0\.1:(\d+)")
 
 
@@ -35,21 +31,34 @@ class BenchmarkError(RuntimeError):
 class Server:
     """One server with one worker, in processes of its own. port: where it listens.
 
-    arguments: of the Python interpreter. environment: variables beside those that every server here has.
+    arguments: of the interpreter, this one unless `executable` names another. environment: variables beside those
+    that every server here has. folder: where it runs.
     """
 
-    def __init__(self, arguments: Sequence[str], database_url: str, **environment: str) -> None:
-        ours = ("DB_", "DATABASE_URL", "API_", "SLUICE_", "WEB_CONCURRENCY", "GUNICORN_")
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        database_url: str,
+        *,
+        executable: str = sys.executable,
+        folder: Path = ROOT,
+        **environment: str,
+    ) -> None:
+        self._executable = executable
+        self._folder = folder
+        ours = ("DB_", "DATABASE_URL", "API_", "SLUICE_", "EXPORT_", "MAX_", "WEB_CONCURRENCY", "GUNICORN_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        self._environment = {**inherited, "API_PORT": "0", "DATABASE_URL": database_url, **environment}
+        self._storage = tempfile.TemporaryDirectory(prefix="sluice-benchmark-")
+        own = {"API_PORT": "0", "DATABASE_URL": database_url, "EXPORT_STORAGE_PATH": self._storage.name}
+        self._environment = {**inherited, **own, **environment}
         self._arguments = arguments
         self.port = 0
 
     def __enter__(self) -> Server:
         self._log = tempfile.NamedTemporaryFile("w+", prefix="sluice-benchmark-", suffix=".log")
         self._process = subprocess.Popen(
-            [sys.executable, *self._arguments],
-            cwd=ROOT,
+            [self._executable, *self._arguments],
+            cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -68,7 +77,7 @@ class Server:
         while True:
             said = Path(self._log.name).read_text()
             found = _LISTENING.search(said)
-            if found and psutil.Process(self._process.pid).children():
+            if found and (self._alone or psutil.Process(self._process.pid).children()):
                 return int(found[1])
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise BenchmarkError(f"{' '.join(self._arguments)} did not start:\n{said}")
@@ -87,6 +96,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
+        self._storage.cleanup()
 
     def url(self, relation: str) -> str:
         """Where the relation is downloaded."""
@@ -96,8 +106,16 @@ class Server:
         """The address of an export: its path and query string."""
         return f"http://127.0.0.1:{self.port}/export/{target}"
 
+    @property
+    def _alone(self) -> bool:
+        return self._executable != sys.executable
+
     def _worker(self) -> psutil.Process:
-        (worker,) = psutil.Process(self._process.pid).children()
+        """The process that makes the CSV: gunicorn's worker, or the only one there is."""
+        started = psutil.Process(self._process.pid)
+        if self._alone:
+            return started
+        (worker,) = started.children()
         return worker
 
     def cpu(self) -> float:

@@ -47,7 +47,7 @@ async def choose(database: Database, session: Session, plan: ExportPlan) -> Stra
     tables = tables_to_scan(plan, explained, session.server_version)
     if isinstance(tables, list):
         schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
-        found = await session.query(TABLES, {"schemas": schemas, "names": names})
+        found = await session.query(TABLES, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
     return make_strategy(
         plan,
         explained,
@@ -81,7 +81,8 @@ async def scan(
 async def _streamed(
     database: Database, session: Session, plan: ExportPlan, strategy: Strategy, encoder: NativeEncoder
 ) -> AsyncGenerator[Chunk, None]:
-    await session.settle(streaming=True)
+    by_blocks = bool(strategy.ranges)
+    await session.settle(streaming=True, by_blocks=by_blocks)
     with database.spare_readers(strategy.readers - 1) as spare:
         snapshot = await session.export_snapshot() if spare else ""
         ranges = Ranges(max(1, len(strategy.ranges)), ahead=2 * (spare + 1))
@@ -89,8 +90,8 @@ async def _streamed(
         async def read_beside() -> None:
             try:
                 async with database.reader_session(snapshot) as beside:
-                    await beside.query(lock_statement(strategy.ranges))
-                    await beside.settle(streaming=True)
+                    await beside.lock(lock_statement(strategy.ranges), timezone=plan.timezone)
+                    await beside.settle(streaming=True, by_blocks=by_blocks)
                     await _read_ranges(beside, plan, strategy, encoder.another(), ranges)
             except errors.ExportError as error:
                 # Those that have taken a range have told it so: the file ends there.
@@ -111,15 +112,15 @@ async def _read_ranges(
     session: Session, plan: ExportPlan, strategy: Strategy, encoder: NativeEncoder, ranges: Ranges
 ) -> None:
     """Take ranges and read them until there are none. A failure is told to the range that it befell."""
-    with session.rows(encoder) as rows:
+    taken = await ranges.take()
+    try:
+        with session.rows(encoder) as rows:
 
-        def start(number: int) -> None:
-            statement = select_statement(plan, strategy.ranges[number] if strategy.ranges else None)
-            rows.start(session.bound(statement.text, statement.values), strategy.chunk_rows)
+            def start(number: int) -> None:
+                statement = select_statement(plan, strategy.ranges[number] if strategy.ranges else None)
+                rows.start(session.bound(statement.text, statement.values), strategy.chunk_rows)
 
-        taken = await ranges.take()
-        while taken is not None:
-            try:
+            while taken is not None:
                 if not rows.running:
                     start(taken.number)
                 chunk = await rows.read(CHUNK_BYTES if taken.number else 1)
@@ -131,11 +132,12 @@ async def _read_ranges(
                 if following is not None:
                     start(following.number)
                 await taken.put(chunk)
-            except BaseException as error:
-                taken.end(error)
-                raise
-            taken.end()
-            taken = following or await ranges.take()
+                taken.end()
+                taken = following or await ranges.take()
+    except BaseException as error:
+        if taken is not None:
+            taken.end(error)
+        raise
 
 
 async def _fetched(session: Session, plan: ExportPlan, encoder: Encoder) -> AsyncGenerator[Chunk, None]:

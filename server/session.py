@@ -32,7 +32,8 @@ _SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
 
 # Whether anything that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of
 # the same name) after its snapshot was taken and before it had the lock: the snapshot would then see no rows at
-# all (PostgreSQL manual, "MVCC Caveats"). pg_class is read as of the snapshot, pg_relation_filenode as of now.
+# all (PostgreSQL manual, "MVCC Caveats"); or became or ceased to be a partition, so that the plan has other tables
+# than the snapshot. pg_class and pg_inherits are read as of the snapshot, the functions look at what is now.
 _CHANGED = """
 EXISTS (
     SELECT
@@ -40,9 +41,25 @@ EXISTS (
     LEFT JOIN pg_class AS c ON c.oid = l.relation
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (c.oid IS NULL OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))
+      AND (
+        c.oid IS NULL
+        OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))
+        OR c.relispartition <> coalesce(pg_partition_root(c.oid) <> c.oid, false)
+        OR EXISTS (
+            SELECT FROM pg_inherits AS i
+            WHERE i.inhparent = c.oid AND pg_partition_root(i.inhrelid) IS DISTINCT FROM pg_partition_root(c.oid)
+        )
+      )
 )
 """
+
+
+# A range of blocks is read by tuple identifiers, whatever the planner thinks of it: in a small partition it may
+# expect less of an index, and the rows would come in the index's order.
+_BY_BLOCKS = "".join(
+    f", set_config('enable_{way}scan', '{'on' if way == 'tid' else 'off'}', true)"
+    for way in ("tid", "index", "indexonly", "bitmap")
+)
 
 
 class Batch:
@@ -145,6 +162,12 @@ class Session:
         plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
         return plan
 
+    async def lock(self, statement: str, *, timezone: str | None = None) -> None:
+        """Run what takes the locks of a reader beside the first. timezone: in which timestamps are written."""
+        if timezone is not None:
+            statement = f"{_SET_TIMEZONE}; {statement}"
+        await self.query(statement, {"timezone": timezone})
+
     async def export_snapshot(self) -> str:
         """The name under which other sessions can take this one's snapshot, as long as this transaction lasts."""
         name: str = (await self.query("SELECT pg_export_snapshot() AS name"))[0]["name"]
@@ -166,19 +189,22 @@ class Session:
             raise errors.RelationGone("The relation is gone.")
         return relation
 
-    async def settle(self, *, streaming: bool) -> None:
+    async def settle(self, *, streaming: bool, by_blocks: bool = False) -> None:
         """Before the first row: make sure that the snapshot fits the relations.
 
         To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: how long
         the next statements take, and the time between them, is up to the client, so that only the wait for rows is
-        limited, and not by PostgreSQL. Raises RelationChanged.
+        limited, and not by PostgreSQL. by_blocks: they read ranges of blocks. Raises RelationChanged.
         """
-        unlimited = "".join(f", set_config('{name}', '0', true)" for name in _TIMEOUTS) if streaming else ""
-        if (await self.query(f"SELECT {_CHANGED} AS changed{unlimited}"))[0]["changed"]:
+        settings = "".join(f", set_config('{name}', '0', true)" for name in _TIMEOUTS) if streaming else ""
+        settings += _BY_BLOCKS if by_blocks else ""
+        if (await self.query(f"SELECT {_CHANGED} AS changed{settings}"))[0]["changed"]:
             raise errors.RelationChanged("The relation was changed while it was being opened.")
 
     def rows(self, reader: RowReader) -> Rows:
-        """SELECTs whose rows are streamed; while they are, the session takes nothing else."""
+        """SELECTs whose rows are streamed; while they are, the session takes nothing else. Raises ConnectionLost."""
+        if self.connection.closed:  # noticed since the last statement
+            raise errors.ConnectionLost("The connection to the database was lost.")
         self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
         return self._rows
 

@@ -6,10 +6,12 @@ Pure: runs nothing, and knows no connection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.filters import conditions_of
 from server.plan import ExportPlan
 from server.sql import Blocks
 
@@ -32,16 +34,24 @@ CHUNK_ROWS_LARGE = 8
 # Bytes of average rows that libpq should hold at most.
 CHUNK_BYTES = 2 << 20
 
+# Values of dates and times that are those of the transaction, so other ones for each reader (PostgreSQL manual,
+# "Date/Time Types", "Special Values"). They may stand in arrays and ranges too; a text that only looks so costs time.
+_RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
+
 # What is asked of each table that the plain query would scan, in the order of the scans. All as of now, and so
-# after the snapshot was taken: no row that it sees lies beyond `blocks`.
+# after the snapshot was taken: no row that it sees lies beyond `blocks`. Where the relation that was asked for is the
+# parent of these tables, its policies and its virtual columns' expressions are what counts, and not theirs.
 TABLES = """
 SELECT
     wanted.schema,
     wanted.name,
     pg_relation_size(c.oid) / current_setting('block_size')::bigint AS blocks,
     c.relkind IN ('r', 'm') AND am.amname = 'heap' AS heap,
-    has_table_privilege(c.oid, 'SELECT') AS readable,
-    row_security_active(c.oid) AS row_security,
+    has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+    row_security_active(c.oid) OR row_security_active(%(relation)s::oid) AS row_security,
+    c.oid <> %(relation)s AND EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+    ) AS virtual,
     current_user <> session_user AS other_role
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) WITH ORDINALITY AS wanted (schema, name, position)
 LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
@@ -84,6 +94,8 @@ def tables_to_scan(plan: ExportPlan, explained: Mapping[str, Any], server_versio
         return "sorted" if plan.order else f"a {plan.relation.kind}"
     if plan.limit is not None or plan.offset:
         return "limit or offset"
+    if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
+        return "a value that may depend on the time"
     if server_version < TID_RANGES_SINCE:
         return "the server is older than PostgreSQL 14"
     node = explained
@@ -126,6 +138,8 @@ def _objection(tables: Sequence[Mapping[str, Any]], statement_length: int, most_
         return "not a plain heap table"
     if any(table["row_security"] for table in tables):
         return "row-level security"
+    if any(table["virtual"] for table in tables):
+        return "virtual generated columns"
     if any(table["other_role"] for table in tables):
         return "another role than the one that connected"
     if any(not table["readable"] for table in tables):

@@ -19,6 +19,9 @@ ORDER = [
     "grammar",
     "filters",
     "request",
+    "manifest",
+    "status",
+    "byte_ranges",
     "plan",
     "sql",
     "strategy",
@@ -33,11 +36,22 @@ ORDER = [
     "scan",
     "compress",
     "opening",
+    "storage",
+    "shelf",
+    "room",
+    "claim",
+    "spool",
+    "exports",
     "download",
+    "sendfile",
     "problems",
+    "origin",
     "routes.__init__",
     "routes.keys",
     "routes.export",
+    "routes.exports",
+    "routes.save",
+    "routes.saved_file",
     "routes.relations",
     "routes.health",
     "routes.pages",
@@ -60,6 +74,7 @@ PURE = {
     "strategy",
     "encode",
 }
+PURE |= {"manifest", "status", "byte_ranges"}
 OUTSIDE_PURE = {"aiohttp", "aiopg", "psycopg2", "gunicorn", "asyncio", "socket", "structlog", "uvloop"}
 
 

@@ -175,6 +175,7 @@ def table(blocks: int, name: str = "users", **changes: Any) -> Document:
         "heap": True,
         "readable": True,
         "row_security": False,
+        "virtual": False,
         "other_role": False,
     }
     assert changes.keys() <= row.keys()

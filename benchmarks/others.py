@@ -1,0 +1,45 @@
+"""What else people build, each in a server of its own: the obvious way, asyncpg's COPY, and Express on Node.js."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from benchmarks.processes import ROOT, BenchmarkError, Server
+
+SOURCES = ROOT / "benchmarks" / "node"
+
+
+def gunicorn(module: str) -> tuple[str, ...]:
+    """The arguments of Python that serve this module's make_app as Sluice is served."""
+    return (
+        *("-m", "gunicorn", "--worker-class", "aiohttp.worker.GunicornUVLoopWebWorker"),
+        *("--bind", "127.0.0.1:0", "--no-control-socket", f"{module}:make_app"),
+    )
+
+
+def obvious(database_url: str) -> Server:
+    """Typed rows through csv.writer."""
+    return Server(gunicorn("benchmarks.obvious"), database_url)
+
+
+def asyncpg_copy(database_url: str) -> Server:
+    """The server's own COPY, passed on."""
+    return Server(gunicorn("benchmarks.asyncpg_copy"), database_url)
+
+
+def node(database_url: str, folder: Path) -> Server | None:
+    """Express with pg-query-stream and csv-stringify, installed from the npm registry; None without Node.js."""
+    executable, npm = shutil.which("node"), shutil.which("npm")
+    if executable is None or npm is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "server.js"):
+        shutil.copyfile(SOURCES / name, folder / name)
+    done = subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--silent"], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise BenchmarkError(f"npm install: {done.stderr}")
+    return Server(("server.js",), database_url, executable=executable, folder=folder)

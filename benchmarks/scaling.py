@@ -1,0 +1,129 @@
+r"""What a download costs against its size and its shape, each next to psql's `\copy` of the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.processes import Server, start_curl, timed
+from benchmarks.sample import MEGABYTES, Sample
+
+# Rows of the tables of users that differ in size only.
+SIZES = (10_000, 100_000, 1_000_000, 3_000_000, 10_000_000)
+# (columns, rows) of the tables that differ in shape: about as many values each.
+SHAPES = ((3, 2_000_000), (30, 200_000), (300, 20_000))
+# What the wall time of 10,000,000 rows may be, in times of 3,000,000.
+MOST_TIMES_LARGEST = 3.6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One table: its medians. copied: seconds of psql; ratio: of the rounds; cpu: the worker's seconds."""
+
+    what: str
+    rows: int
+    seconds: float
+    copied: float
+    ratio: float
+    cpu: float
+
+
+def make_tables(sample: Sample, sizes: tuple[int, ...], shapes: tuple[tuple[int, int], ...]) -> None:
+    """Make the tables, unless an earlier run has."""
+    for rows in sizes:
+        name = _sized(rows)
+        if sample.query(f"SELECT to_regclass('{name}') IS NULL") == "t":
+            sample.query(
+                f"CREATE UNLOGGED TABLE {name} AS "
+                f"SELECT users.* FROM generate_series(1, {rows // sample.rows + 1}), users LIMIT {rows}",
+                f"VACUUM (ANALYZE) {name}",
+            )
+    for columns, rows in shapes:
+        name = _shaped(columns)
+        if sample.query(f"SELECT to_regclass('{name}') IS NULL") == "t":
+            # A number, a word and a moment, in turn.
+            kinds = (
+                "n * {0}",
+                "'value ' || n % ({0} * 7)",
+                "timestamptz '2024-01-01 00:00:00Z' + n * {0} * interval '1 s'",
+            )
+            values = ", ".join(f"{kinds[i % 3].format(i + 1)} AS column_{i + 1}" for i in range(columns))
+            sample.query(
+                f"CREATE UNLOGGED TABLE {name} AS SELECT {values} FROM generate_series(1, {rows}) AS n",
+                f"VACUUM (ANALYZE) {name}",
+            )
+
+
+def measure(
+    sample: Sample,
+    server: Server,
+    sizes: tuple[int, ...],
+    shapes: tuple[tuple[int, int], ...],
+    rounds: int,
+    say: Callable[[str], None],
+) -> list[Cost]:
+    """Each table in turn with its reference, round by round."""
+    tables = [(f"{rows:,} users", _sized(rows), rows) for rows in sizes]
+    tables += [(f"{columns} columns", _shaped(columns), rows) for columns, rows in shapes]
+    large = int(sample.query(f"SELECT count(*) FROM {MEGABYTES}"))
+    tables.append(("values of 1 MB", MEGABYTES, large))
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for _, name, _ in tables}
+    for number in range(-1, rounds):  # the first is not counted
+        for _, name, _ in tables:
+            used = server.cpu()
+            ours = timed(start_curl, server.url(name)).seconds
+            cpu = server.cpu() - used
+            theirs = timed(sample.start_copy, name).seconds
+            if number >= 0:
+                times[name].append((ours, theirs, cpu))
+        say(f"sizes and shapes, round {number + 1}")
+    return [
+        Cost(
+            what,
+            rows,
+            median(ours for ours, _, _ in times[name]),
+            median(theirs for _, theirs, _ in times[name]),
+            median(ours / theirs for ours, theirs, _ in times[name]),
+            median(cpu for _, _, cpu in times[name]),
+        )
+        for what, name, rows in tables
+    ]
+
+
+def _sized(rows: int) -> str:
+    return f"benchmark_users_{_words(rows)}"
+
+
+def _shaped(columns: int) -> str:
+    return f"benchmark_columns_{_words(columns)}"
+
+
+def _words(number: int) -> str:
+    """The number in letters: the comparisons' servers take plain names only."""
+    return "".join("abcdefghij"[int(digit)] for digit in str(number))
+
+
+def table(costs: list[Cost]) -> str:
+    """One line a table, as Markdown."""
+    lines = [
+        r"| table | rows | wall time, s | `\copy`, s | × `\copy` | worker's CPU, µs a row |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {cost.what} | {cost.rows:,} | {cost.seconds:.3f} | {cost.copied:.3f} | {cost.ratio:.2f} "
+        f"| {cost.cpu / cost.rows * 1e6:.2f} |"
+        for cost in costs
+    ]
+    return "\n".join(lines)
+
+
+def verdicts(costs: list[Cost]) -> list[str]:
+    """Whether the time grows with the rows and no faster."""
+    by_rows = {cost.what: cost.seconds for cost in costs}
+    largest, reference = by_rows.get("10,000,000 users"), by_rows.get("3,000,000 users")
+    if largest is None or reference is None:
+        return []
+    times = largest / reference
+    verdict = "PASS" if times <= MOST_TIMES_LARGEST else "MISS"
+    return [f"- {verdict} 10,000,000 rows: {times:.2f} × the time of 3,000,000 (at most {MOST_TIMES_LARGEST})"]
