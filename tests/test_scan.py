@@ -361,7 +361,7 @@ def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
 STOPS = {
     "in the middle of a table": ("SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 20000) AS n", 2),
     "after the first rows of a slow view": (
-        "SELECT n, repeat('x', 1000) AS x, CASE WHEN n > 20 THEN pg_sleep(60) END FROM generate_series(1, 30) AS n",
+        "SELECT n, repeat('x', 1000), CASE WHEN n > 20 THEN pg_sleep(60)::text END y FROM generate_series(1, 30) n",
         1,
     ),
     "with an error further on": (
