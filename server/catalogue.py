@@ -40,7 +40,7 @@ class Column:
     """A column in table order. type: as format_type gives it.
 
     readable: the role may SELECT it; None where the relation has just gone. indexed: it leads an index, so that a
-    filter or sort on it may be quick.
+    filter or sort on it may be quick. values: the labels of an enum in their order, None for other types.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Column:
     nullable: bool
     readable: bool | None
     indexed: bool
+    values: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ SELECT
                 NOT a.attnotnull,
                 has_column_privilege(c.oid, a.attnum, 'SELECT'),
                 EXISTS (SELECT FROM pg_index AS i
-                        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum)) ORDER BY a.attnum), '[]')
+                        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
+                (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
+                 FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns
 FROM pg_class AS c
@@ -154,7 +157,10 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         name=row["name"],
         kind=KINDS[row["kind"]],
         is_partition=row["is_partition"],
-        columns=tuple(Column(*column) for column in json.loads(row["columns"])),
+        columns=tuple(
+            Column(*column[:5], *(tuple(values) for values in column[5:] if values is not None))
+            for column in json.loads(row["columns"])
+        ),
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],
         toast_bytes=row["toast_bytes"],

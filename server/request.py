@@ -104,8 +104,13 @@ def parse_relation_request(target: str, query: str) -> ExportRequest:
 
 def export_path(schema: str | None, name: str, format: str) -> str:
     """The percent-encoded path that `parse_export_request` reads as this relation and format."""
+    return f"/export/{relation_path(schema, name)}.{format}"
+
+
+def relation_path(schema: str | None, name: str) -> str:
+    """The percent-encoded segment of a path that is read as this relation."""
     parts = [name] if schema is None else [schema, name]
-    return "/export/" + quote(".".join(write_name(part, ".") for part in parts), safe="") + "." + format
+    return quote(".".join(write_name(part, ".") for part in parts), safe="")
 
 
 def _split_target(target: str) -> list[str]:
