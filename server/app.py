@@ -19,8 +19,9 @@ from server.download import Downloads
 from server.errors import ExportError
 from server.problems import ProblemServer, add_common_headers, problem_middleware
 from server.request import timezones
-from server.routes import export, health, pages, relations
+from server.routes import export, health, relations
 from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
+from server.routes.pages import listing, shape, site
 from server.session import LIBPQ
 from server.settings import Settings
 
@@ -44,7 +45,7 @@ def create_app(settings: Settings, haste: Haste | None = None) -> web.Applicatio
     app[DATABASE] = Database(settings)
     app[DOWNLOADS] = Downloads()
     app[NATIVE_ENCODER] = encode.bind_libpq(LIBPQ) and not settings.pure_python
-    for routes in (export, health, pages, relations):
+    for routes in (export, health, relations, site, listing, shape):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.append(_database)

@@ -37,12 +37,13 @@ class Preview:
 
 
 async def first_rows(
-    database: Database, wanted: ExportRequest, *, estimate: bool = False, seconds: float = PREVIEW_TIMEOUT
+    database: Database, wanted: ExportRequest, *, estimate: bool = False, seconds: float | None = None
 ) -> Preview:
-    """The preview of this request, within so many seconds. Raises ExportError."""
+    """The preview of this request, within so many seconds (PREVIEW_TIMEOUT). Raises ExportError."""
     lengths: list[int] = []
+    seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
-        async with open_plan(database, wanted) as (session, whole), asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds), open_plan(database, wanted) as (session, whole):
             estimated = None
             if estimate:
                 everything = select_statement(whole)
