@@ -17,13 +17,16 @@ from server import encode
 from server.database import Database
 from server.download import Downloads
 from server.errors import ExportError
+from server.exports import Exports
+from server.origin import origin_middleware
 from server.problems import ProblemServer, add_common_headers, problem_middleware
 from server.request import timezones
-from server.routes import export, health, relations
-from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
-from server.routes.pages import listing, shape, site
+from server.routes import export, exports, health, relations, save, saved_file
+from server.routes.keys import DATABASE, DOWNLOADS, EXPORTS, NATIVE_ENCODER, SETTINGS
+from server.routes.pages import listing, saved, shape, site
 from server.session import LIBPQ
 from server.settings import Settings
+from server.spool import Spool
 
 log = structlog.stdlib.get_logger("sluice.app")
 
@@ -40,17 +43,19 @@ class Haste:
 def create_app(settings: Settings, haste: Haste | None = None) -> web.Application:
     """The application; it opens its connections when it starts, after the fork."""
     timezones()  # from the disk, before requests come
-    app = web.Application(middlewares=[problem_middleware])
+    app = web.Application(middlewares=[problem_middleware, origin_middleware])
     app[SETTINGS] = settings
     app[DATABASE] = Database(settings)
     app[DOWNLOADS] = Downloads()
     app[NATIVE_ENCODER] = encode.bind_libpq(LIBPQ) and not settings.pure_python
-    for routes in (export, health, relations, site, listing, shape):
+    app[EXPORTS] = Exports(Spool(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
+    for routes in (export, save, exports, saved_file, health, relations, site, listing, shape, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
-    app.cleanup_ctx.append(_database)
+    app.cleanup_ctx.extend([_database, _exports])
 
     async def drain(app: web.Application) -> None:
+        await app[EXPORTS].stop()  # at once: the next start goes on with them, so nobody needs to wait
         await app[DOWNLOADS].drain(0 if haste and haste.wanted else settings.shutdown_timeout)
 
     app.on_shutdown.append(drain)
@@ -90,6 +95,11 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
             await database.ping()
         except ExportError:
             log.warning("the database cannot be reached yet; exports begin as soon as it is there")
+        yield
+
+
+async def _exports(app: web.Application) -> AsyncIterator[None]:
+    async with app[EXPORTS]:
         yield
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import structlog
 from aiohttp import HttpVersion11, web
 
+from server.dialect import Dialect
 from server.errors import ExportError
 from server.plan import ExportPlan
 from server.scan import Chunk
@@ -101,13 +102,8 @@ def content_disposition(filename: str) -> str:
 
 def make_response(plan: ExportPlan, *, encoded: bool) -> web.StreamResponse:
     """The response with all its headers, nothing sent yet. encoded: compressed for the way only."""
-    headers = {
-        "Content-Type": "application/gzip" if plan.gzip else _content_type(plan),
-        "Content-Disposition": content_disposition(safe_filename(plan.filename) + plan.suffix),
-        "Cache-Control": "no-store",
-        "Accept-Ranges": "none",
-        "X-Accel-Buffering": "no",
-    }
+    headers = file_headers(plan.format, plan.dialect, gzip=plan.gzip, filename=plan.filename)
+    headers |= {"Cache-Control": "no-store", "Accept-Ranges": "none"}
     if not plan.gzip:
         headers["Vary"] = "Accept-Encoding"
         if encoded:
@@ -115,10 +111,20 @@ def make_response(plan: ExportPlan, *, encoded: bool) -> web.StreamResponse:
     return web.StreamResponse(headers=headers)
 
 
-def _content_type(plan: ExportPlan) -> str:
-    if plan.format != "csv":
-        return CONTENT_TYPES[plan.format]
-    return f"{CONTENT_TYPES['csv']}; header={'present' if plan.dialect.header else 'absent'}"  # RFC 4180, 3
+def file_headers(format: str, dialect: Dialect, *, gzip: bool, filename: str) -> dict[str, str]:
+    """What is said of a file however it is sent. filename: without its suffix."""
+    suffix = f".{format}.gz" if gzip else f".{format}"
+    return {
+        "Content-Type": "application/gzip" if gzip else _content_type(format, dialect),
+        "Content-Disposition": content_disposition(safe_filename(filename) + suffix),
+        "X-Accel-Buffering": "no",
+    }
+
+
+def _content_type(format: str, dialect: Dialect) -> str:
+    if format != "csv":
+        return CONTENT_TYPES[format]
+    return f"{CONTENT_TYPES['csv']}; header={'present' if dialect.header else 'absent'}"  # RFC 4180, 3
 
 
 async def send(
@@ -141,7 +147,7 @@ async def send(
         await response.prepare(request)
         # From here on a connection that closes before its time is a reset, whoever closes it: aiohttp does by
         # itself when a client closes its half, and HTTP/1.0 would take a clean end for the end of the file.
-        _reset_on_close(request, True)
+        reset_on_close(request, True)
         await _write(response, first, tally, stall_timeout)
         async for chunk in chunks:
             await _write(response, chunk, tally, stall_timeout)
@@ -183,17 +189,18 @@ async def _finish(request: web.Request, response: web.StreamResponse) -> None:
     await response.write_eof()
     if transport is not None:
         transport.set_write_buffer_limits()
-    _reset_on_close(request, False)
+    reset_on_close(request, False)
 
 
 def cut(request: web.Request) -> None:
     """Drop the connection at once with a reset, so that no proxy takes the end for a clean one."""
     if request.transport is not None:
-        _reset_on_close(request, True)
+        reset_on_close(request, True)
         request.transport.abort()
 
 
-def _reset_on_close(request: web.Request, wanted: bool) -> None:
+def reset_on_close(request: web.Request, wanted: bool) -> None:
+    """Whether the end of the connection, whoever brings it about, is to be a reset."""
     connection = None if request.transport is None else request.transport.get_extra_info("socket")
     if connection is not None:
         with contextlib.suppress(OSError):

@@ -114,3 +114,61 @@ class QueryTimeout(ExportError):
 
     status = 504
     code = "query_timeout"
+
+
+class ExportNotFound(ExportError):
+    """No saved export has this id, or no longer."""
+
+    status = 404
+    code = "export_not_found"
+
+
+class ExportNotFinished(ExportError):
+    """The saved export has no file yet."""
+
+    status = 409
+    code = "export_not_finished"
+    retry_after = 2
+
+
+class ExportFailed(ExportError):
+    """The saved export has no file and will have none."""
+
+    status = 410
+    code = "export_failed"
+
+
+class ExportUnreadable(ExportError):
+    """What is on the disk for this export is not understood; it is left alone."""
+
+    status = 500
+    code = "export_unreadable"
+
+
+class KeyReused(ExportError):
+    """The Idempotency-Key was given with another request before."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
+class StorageUnavailable(ExportError):
+    """The folder of saved exports cannot be used."""
+
+    status = 503
+    code = "storage_unavailable"
+    retry_after = 60
+
+
+class NoSpaceLeft(ExportError):
+    """The disk, or the room that saved exports may take, is full."""
+
+    status = 507
+    code = "no_space_left"
+
+
+class ForeignPage(ExportError):
+    """A page of another site asks for a change in the name of whoever is looking at it."""
+
+    status = 403
+    code = "foreign_page"

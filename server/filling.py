@@ -58,6 +58,11 @@ def form_of_query(relation: Relation, query: str) -> Form:
     )
 
 
+def readable_query(query: str) -> str:
+    """A query string as a person reads it."""
+    return "&".join(readable(piece) for piece in query.split("&") if piece)
+
+
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
     """The form whose fields were sent, with whatever its buttons ask for done."""
     given: dict[str, list[str]] = {}

@@ -5,18 +5,38 @@ Puts the stages together and nothing else: no HTTP, no disk, and no second way t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from server.blame import blame
 from server.compress import gzipped
 from server.database import Database
 from server.encode import make_encoder
-from server.errors import InvalidRequest, QueryFailed
+from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.plan import ExportPlan, make_plan
 from server.request import ExportRequest
 from server.scan import Chunk, scan
 from server.session import Session
+
+# Seconds before a transient error (a connection that died in the pool, a conflict on a replica) is tried
+# again, as long as nothing has been sent.
+RETRY_DELAYS = (0.0, 0.2)
+
+Result = TypeVar("Result")
+
+
+async def with_retries(attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """What the attempt gives, begun anew after a transient error."""
+    for delay in RETRY_DELAYS:
+        try:
+            return await attempt()
+        except ExportError as error:
+            if not error.transient:
+                raise
+            await asyncio.sleep(delay)
+    return await attempt()
 
 
 @contextlib.asynccontextmanager

@@ -95,13 +95,16 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
         gzip=request.gzip,
         dialect=request.dialect,
         timezone=request.timezone,
-        filename=relation.name if request.filename is None else _stem(request.filename, request),
+        filename=file_stem(request),
         fetch_rows=LARGE_TOAST_FETCH_ROWS if large else FETCH_ROWS,
     )
 
 
-def _stem(filename: str, request: ExportRequest) -> str:
-    """The name without the suffixes that the file gets anyway."""
+def file_stem(request: ExportRequest) -> str:
+    """The name of the file without the suffixes that it gets anyway."""
+    filename = request.relation.name if request.filename is None else request.filename
+    if request.filename is None:
+        return filename
     if request.gzip:
         filename = filename.removesuffix(".gz")
     return filename.removesuffix(f".{request.format}")

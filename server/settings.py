@@ -7,6 +7,7 @@ table is checked against them. Nothing else in the project reads the environment
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -36,6 +37,30 @@ def _seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 2_000_000:  # PostgreSQL keeps its timeouts as 32 bits of milliseconds
         raise ValueError("a number of seconds from 0 to 2000000 is needed")
+    return number
+
+
+def _retention(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 3_200_000_000:  # a hundred years
+        raise ValueError("a number of seconds from 0 to 3200000000 is needed")
+    return number
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+
+
+def _bytes(text: str) -> int:
+    """`10GB`, `512MiB` or plain bytes: decimal units, binary ones with an i."""
+    found = re.fullmatch(r"(\d{1,18})\s*(?:([KMGTP]?)(I?)B)?", text.strip().upper(), re.ASCII)
+    if found is None or (found[3] and not found[2]):
+        raise ValueError("a number of bytes is needed, as 500000000 or 500MB")
+    unit = _UNITS[found[2] or ""]
+    if found[3]:
+        unit = 1024 ** list(_UNITS).index(found[2])
+    number = int(found[1]) * unit
+    if number >= 2**63:
+        raise ValueError("that is more than any disk holds")
     return number
 
 
@@ -104,7 +129,31 @@ class Settings:
         _whole(5, 86400),
     )
     export_storage_path: Path = _setting(
-        "EXPORT_STORAGE_PATH", "Folder for saved exports (nothing is saved yet in this version)", Path("exports"), Path
+        "EXPORT_STORAGE_PATH", "Folder for saved exports; servers may share it", Path("exports"), Path
+    )
+    max_running_exports: int = _setting(
+        "MAX_RUNNING_EXPORTS",
+        "Saved exports made at once by all processes on the folder; the others wait in order",
+        2,
+        _whole(1, 1000),
+    )
+    export_retention: float = _setting(
+        "EXPORT_RETENTION", "How long a finished export is kept, in seconds; 0 keeps it for ever", 604800.0, _retention
+    )
+    export_storage_limit: int = _setting(
+        "EXPORT_STORAGE_LIMIT",
+        "Bytes that saved exports may take, as `10GB`; past it the oldest finished go; 0 sets no limit",
+        0,
+        _bytes,
+    )
+    export_min_free_space: int = _setting(
+        "EXPORT_MIN_FREE_SPACE", "Bytes that saved exports leave free on the disk, as `10GB`", 500_000_000, _bytes
+    )
+    export_max_attempts: int = _setting(
+        "EXPORT_MAX_ATTEMPTS",
+        "How often a saved export is begun, when crashes end it, before it counts as failed",
+        3,
+        _whole(1, 1000),
     )
     embedded_data_path: Path = _setting(
         "EMBEDDED_DATA_PATH", "Data folder of the embedded PostgreSQL", Path(".data/postgres"), Path

@@ -19,6 +19,9 @@ ORDER = [
     "grammar",
     "filters",
     "request",
+    "manifest",
+    "status",
+    "ranges",
     "plan",
     "sql",
     "encode",
@@ -29,11 +32,22 @@ ORDER = [
     "scan",
     "compress",
     "opening",
+    "storage",
+    "shelf",
+    "room",
+    "claim",
+    "spool",
+    "exports",
     "download",
+    "sendfile",
     "problems",
+    "origin",
     "routes.__init__",
     "routes.keys",
     "routes.export",
+    "routes.exports",
+    "routes.save",
+    "routes.saved_file",
     "routes.relations",
     "routes.health",
     "routes.pages",
@@ -44,6 +58,7 @@ ORDER = [
     "__main__",
 ]
 PURE = {"errors", "settings", "catalogue", "dialect", "grammar", "filters", "request", "plan", "sql", "encode"}
+PURE |= {"manifest", "status", "ranges"}
 OUTSIDE_PURE = {"aiohttp", "aiopg", "psycopg2", "gunicorn", "asyncio", "socket", "structlog", "uvloop"}
 
 

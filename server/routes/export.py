@@ -12,16 +12,12 @@ from aiohttp import web
 from server.compress import accepts_gzip
 from server.download import Tally, make_response, send
 from server.errors import ExportError
-from server.opening import chunks_of, open_plan
+from server.opening import chunks_of, open_plan, with_retries
 from server.plan import make_plan
 from server.request import ExportRequest, parse_export_request
 from server.routes.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
 
 log = structlog.stdlib.get_logger("sluice.export")
-
-# Seconds before a transient error (a connection that died in the pool, a conflict on a replica) is tried
-# again, as long as nothing has been sent.
-RETRY_DELAYS = (0.0, 0.2)
 
 PREFIX = "/export/"
 
@@ -35,7 +31,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     downloads = request.app[DOWNLOADS]
     try:
         with downloads.running():
-            return await _answer_with_retries(request, wanted, tally)
+            return await with_retries(lambda: _answer(request, wanted, tally))
     except asyncio.CancelledError:
         if tally.outcome == "rejected":
             tally.outcome = "shutdown" if downloads.cutting else "client_left"
@@ -46,17 +42,6 @@ async def export(request: web.Request) -> web.StreamResponse:
     finally:
         if request.method != "HEAD":
             _log_export(wanted, tally, time.monotonic() - started)
-
-
-async def _answer_with_retries(request: web.Request, wanted: ExportRequest, tally: Tally) -> web.StreamResponse:
-    for delay in RETRY_DELAYS:
-        try:
-            return await _answer(request, wanted, tally)
-        except ExportError as error:
-            if not error.transient:
-                raise
-            await asyncio.sleep(delay)
-    return await _answer(request, wanted, tally)
 
 
 async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> web.StreamResponse:

@@ -6,9 +6,11 @@ from aiohttp import web
 
 from server.database import Database
 from server.download import Downloads
+from server.exports import Exports
 from server.settings import Settings
 
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
 DOWNLOADS = web.AppKey("downloads", Downloads)
+EXPORTS = web.AppKey("exports", Exports)
 NATIVE_ENCODER = web.AppKey("native_encoder", bool)

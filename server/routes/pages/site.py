@@ -5,6 +5,7 @@ Holds no page of its own. Everything that the catalogue says is escaped by the t
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ STATIC_FILES = {path.name: path for path in (FOLDER / "static").iterdir()}
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
+    # Not no-referrer: a form would then say "Origin: null", and be taken for another site's.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Vary": "Accept",
 }
@@ -55,10 +57,14 @@ def wants_page(request: web.Request) -> bool:
 
 
 @web.middleware
-async def error_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A problem document that a browser would show to a person becomes a page that says the same."""
+async def pages_for_people(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What a browser would show to a person as JSON becomes a page: problems, and an export accepted for saving."""
     response = await handler(request)
-    if not isinstance(response, web.Response) or response.content_type != "application/problem+json":
+    if not isinstance(response, web.Response):
+        return response
+    if response.status == 202 and response.headers.get("Location", "").startswith("/exports/") and wants_page(request):
+        return web.Response(status=303, headers={"Location": "/saved", "Cache-Control": "no-store"})
+    if response.content_type != "application/problem+json":
         return response
     if not wants_page(request):
         response.headers["Vary"] = "Accept"
@@ -95,6 +101,21 @@ def size(count: float | None) -> str:
     return f"{count:,.3g} TB"
 
 
+def moment(text: str | None) -> str:
+    """A time of the API as a person reads it."""
+    if text is None:
+        return ""
+    return f"{datetime.datetime.fromisoformat(text).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 5 s, 3 min, 2 h or 4 days."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def about(number: float) -> str:
     """An estimate with no more digits than it deserves: 1234567 → 1,230,000."""
     return f"{float(f'{number:.3g}'):,.0f}"
@@ -110,8 +131,8 @@ def setup(app: web.Application) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": grouped, "size": size, "about": about}
+    environment.filters |= {"grouped": grouped, "size": size, "about": about, "moment": moment, "duration": duration}
     for path in FOLDER.glob("*.html"):
         environment.get_template(path.name)  # read here: later it would block the event loop
     app.router.add_get("/static/{name}", static)
-    app.middlewares.insert(0, error_pages)
+    app.middlewares.insert(0, pages_for_people)

@@ -7,6 +7,7 @@ export async function refresh(address, parts, headers = {}) {
   running = new AbortController();
   const response = await fetch(address, { headers: { Accept: "text/html", ...headers }, signal: running.signal });
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+  const focused = document.activeElement?.id;
   for (const id of parts) {
     const shown = document.getElementById(id);
     const changed = fresh.getElementById(id);
@@ -14,6 +15,7 @@ export async function refresh(address, parts, headers = {}) {
     Object.assign(shown.dataset, changed.dataset);
     shown.replaceChildren(...changed.childNodes);
   }
+  if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
   return fresh;
 }
 

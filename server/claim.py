@@ -1,0 +1,205 @@
+"""One saved export in the hands of this process: its lock, the file being written, and the ends it can come to.
+
+Whoever holds the lock of an export, and nobody else, writes its manifest and its file. Every method may block on the
+disk, so call it in a thread. What is promised at the end of each is on the disk when it returns.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+from server import storage
+from server.errors import ExportError
+from server.manifest import Manifest, utc_now, write_manifest
+from server.room import Room
+from server.shelf import CANCEL, MANIFEST, PROGRESS, progress_in, room_errors
+from server.status import write_progress
+
+# Seconds between two notes of the progress and looks at the room: what a person sees as steady.
+NOTE_SECONDS = 0.25
+
+
+class Claim:
+    """An export whose lock this process holds until `close`.
+
+    root, folder: descriptors. held: what closes them and the lock.
+    """
+
+    def __init__(
+        self, held: ExitStack, root: int, folder: int, manifest: Manifest, *, room: Room, max_attempts: int
+    ) -> None:
+        self.manifest = manifest
+        self.folder = folder
+        self.room = room
+        self._root = root
+        self._held = held.pop_all()
+        self._max_attempts = max_attempts
+
+    def hold(self, slot: int) -> None:
+        """Take over this descriptor too, which is one of MAX_RUNNING_EXPORTS."""
+        self._held.callback(os.close, slot)
+
+    def close(self) -> None:
+        """Let go of it: the last thing to do."""
+        self._held.close()
+
+    def in_place(self) -> bool:
+        """Whether the folder is still where it was: somebody may have removed it by hand."""
+        try:
+            there = os.stat(self.manifest.id, dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self.folder))
+
+    def cancel_wanted(self) -> bool:
+        """Whether somebody has asked for an end."""
+        try:
+            os.stat(CANCEL, dir_fd=self.folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def begin(self, snapshot_at: datetime.datetime | None) -> Part:
+        """Count this attempt, before anything of it can kill the process, and open its file."""
+        self._remove_files()
+        self._write(
+            replace(
+                self.manifest,
+                status="processing",
+                attempts=self.manifest.attempts + 1,
+                started_at=utc_now(),
+                not_before=None,
+                snapshot_at=snapshot_at,
+            )
+        )
+        part = Part(self)
+        self._held.callback(part.close)
+        return part
+
+    def complete(self, part: Part) -> None:
+        """The file is whole: put it in place, then say so."""
+        part.finish()
+        storage.write_file(self.folder, PROGRESS, write_progress(part.progress), durably=False)
+        os.rename(self.manifest.part_name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        os.fsync(self.folder)
+        self._write(
+            replace(
+                self.manifest,
+                status="completed",
+                completed_at=utc_now(),
+                rows=part.progress.rows,
+                bytes=part.progress.bytes,
+                sha256=part.sha256,
+            )
+        )
+
+    def fail(self, error: ExportError) -> None:
+        """It will not be tried again, for this reason."""
+        self._remove_files()
+        self._write(
+            replace(
+                self.manifest,
+                status="failed",
+                completed_at=utc_now(),
+                error_code=error.code,
+                error_detail=error.detail if error.hint is None else f"{error.detail} {error.hint}",
+            )
+        )
+
+    def cancel(self) -> None:
+        """Somebody asked for this end. Leaves the manifest, which says so."""
+        self._remove_files()
+        self._write(replace(self.manifest, status="cancelled", completed_at=utc_now()))
+        storage.remove_file(self.folder, CANCEL)
+
+    def give_back(self, *, counted: bool = False, setback: bool = False, after: float = 0.0) -> None:
+        """It is to be run again, by whoever sees it first. counted: this attempt was one. after: seconds from now."""
+        self._remove_files()
+        manifest = self.manifest
+        begun = manifest.status == "processing"
+        self._write(
+            replace(
+                manifest,
+                status="pending",
+                attempts=manifest.attempts - (begun and not counted),
+                setbacks=manifest.setbacks + setback,
+                not_before=utc_now() + datetime.timedelta(seconds=after) if after else None,
+                started_at=None,
+                snapshot_at=None,
+            )
+        )
+
+    @property
+    def out_of_attempts(self) -> bool:
+        """Whether this attempt was the last."""
+        return self.manifest.attempts >= self._max_attempts
+
+    def _remove_files(self) -> None:
+        storage.remove_file(self.folder, self.manifest.part_name)
+        storage.remove_file(self.folder, self.manifest.file_name)
+        for name in storage.names_in(self.folder):
+            if name.endswith(storage.TEMPORARY):  # of a process that was killed: those who write here hold the lock
+                storage.remove_file(self.folder, name)
+
+    def _write(self, manifest: Manifest) -> None:
+        with room_errors():
+            storage.write_file(self.folder, MANIFEST, write_manifest(manifest))
+        self.manifest = manifest
+
+
+class Part:
+    """The file while it is being written, with its sha256 and how far it has come."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._total_rows = claim.manifest.total_rows
+        self.progress = progress_in(claim.folder).begun_again()
+        self._started = self._noted = time.monotonic()
+        self._hash = hashlib.sha256()
+        self._descriptor = storage.create_file(claim.folder, claim.manifest.part_name)
+        self._note()
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes, rows: int, done: float | None) -> None:
+        """Append a chunk. Raises NoSpaceLeft, OSError."""
+        self._claim.room.check_disk()
+        with room_errors():
+            storage.write_all(self._descriptor, data)
+        self._hash.update(data)
+        now = time.monotonic()
+        self.progress = self.progress.advanced(
+            rows=self.progress.rows + rows,
+            bytes=self.progress.bytes + len(data),
+            seconds=now - self._started,
+            done=done,
+            total_rows=self._total_rows,
+        )
+        if now - self._noted >= NOTE_SECONDS:
+            self._noted = now
+            self._claim.room.check_limit()
+            self._note()
+
+    def finish(self) -> None:
+        """Everything written is on the disk."""
+        with room_errors():
+            os.fsync(self._descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what becomes of it is the claim's business."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _note(self) -> None:
+        with room_errors():
+            storage.write_file(self._claim.folder, PROGRESS, write_progress(self.progress), durably=False)

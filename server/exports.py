@@ -1,0 +1,234 @@
+"""Runs saved exports: takes the next one from the spool, scans it into its file, and does right by whatever ends it.
+
+One of these in every worker process; they share nothing but the folder. Knows no HTTP. A row takes the very way of a
+download: `open_plan`, `chunks_of`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from server.claim import Claim, Part
+from server.database import Database
+from server.errors import (
+    DatabaseUnavailable,
+    ExportError,
+    NoSpaceLeft,
+    QueryCancelled,
+    ServerBusy,
+    SnapshotConflict,
+    StorageUnavailable,
+)
+from server.opening import chunks_of, open_plan
+from server.request import parse_export_request
+from server.scan import Chunk
+from server.spool import Spool
+
+log = structlog.stdlib.get_logger("sluice.exports")
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+# Seconds between two looks at the folder: how long an export waits that another process has left or accepted.
+LOOK_SECONDS = 1.0
+# Seconds between two looks at whether an export that this process runs has been cancelled.
+CANCEL_SECONDS = 0.25
+# Seconds that a DELETE waits for the process that runs the export; the cancellation holds in any case.
+END_SECONDS = 5.0
+# Seconds before an export is tried again, doubled each time, and the most of them.
+FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
+# How often the database may go away in the middle of one export: a restart is forgiven, a query that brings the
+# database down each time is not.
+MOST_SETBACKS = 20
+
+
+class Exports:
+    """The saved exports that this process makes. Open it after the fork, on the loop that uses it."""
+
+    def __init__(self, spool: Spool, database: Database, *, native_encoder: bool) -> None:
+        self.spool = spool
+        self.stopping = asyncio.Event()
+        self._database = database
+        self._native = native_encoder
+        self._poked = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Seconds that the database has been given so far to come back, and when it is next asked.
+        self._pause = 0.0
+        self._resume_at = 0.0
+
+    async def __aenter__(self) -> Exports:
+        with contextlib.suppress(ExportError):  # said in the log; downloads work all the same
+            await asyncio.to_thread(self.spool.prepare)
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Give back what is running, at once, for the next process that sees it."""
+        self.stopping.set()
+        self._poked.set()
+        await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
+        for task in self._running.values():
+            task.cancel()
+        if self._running:
+            await asyncio.wait(set(self._running.values()))
+
+    def poke(self) -> None:
+        """There may be something to do."""
+        self._poked.set()
+
+    async def delete(self, id: str) -> None:
+        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable."""
+        entry = await asyncio.to_thread(self.spool.shelf.get, id)
+        if not entry.manifest.finished:
+            deadline = asyncio.get_running_loop().time() + END_SECONDS
+            while not await asyncio.to_thread(self.spool.cancel, id):
+                if asyncio.get_running_loop().time() > deadline:
+                    return
+                await asyncio.sleep(0.05)
+            entry = await asyncio.to_thread(self.spool.shelf.get, id)
+            if entry.manifest.status == "cancelled":
+                return
+        await asyncio.to_thread(self.spool.remove, id)
+
+    async def _watch(self) -> None:
+        while not self.stopping.is_set():
+            self._poked.clear()
+            try:
+                await asyncio.to_thread(self.spool.sweep)
+                while not self.stopping.is_set() and await self._take_one():
+                    pass
+            except (StorageUnavailable, NoSpaceLeft):
+                pass  # said in the log once; the folder may come back
+            except Exception:
+                log.exception("looking after saved exports failed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), LOOK_SECONDS)
+
+    async def _take_one(self) -> bool:
+        if asyncio.get_running_loop().time() < self._resume_at:
+            return False
+        claim = await asyncio.to_thread(self.spool.claim, self._running)
+        if claim is None:
+            return False
+        task = asyncio.create_task(self._run(claim))
+        self._running[claim.manifest.id] = task
+        return True
+
+    async def _run(self, claim: Claim) -> None:
+        """One attempt, and its end."""
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(exportId=claim.manifest.id, relation=claim.manifest.relation)
+        saving = asyncio.create_task(self._save(claim))
+        try:
+            with contextlib.suppress(asyncio.CancelledError):  # the state on the disk is to be right all the same
+                await _until_done_or_cancelled(saving, claim)
+            await self._end(claim, saving)
+        except Exception as error:
+            log.warning("a saved export could not be ended", reason=str(error))
+        finally:
+            await asyncio.to_thread(claim.close)
+            del self._running[claim.manifest.id]
+            self.poke()
+
+    async def _save(self, claim: Claim) -> None:
+        """The whole way: request → plan → chunks → file."""
+        wanted = parse_export_request(claim.manifest.target, claim.manifest.query)
+        async with open_plan(self._database, wanted) as (session, plan):
+            self._pause = 0.0
+            part = await _in_thread(claim.begin, session.snapshot_at)
+            await _write(part, chunks_of(session, plan, native=self._native))
+        await _in_thread(claim.complete, part)
+
+    async def _end(self, claim: Claim, saving: asyncio.Task[None]) -> None:
+        """What becomes of the export after this attempt."""
+        manifest = claim.manifest
+        if manifest.status == "completed":
+            log.info("export saved", rows=manifest.rows, bytes=manifest.bytes, attempts=manifest.attempts)
+        elif not await asyncio.to_thread(claim.in_place):
+            log.warning("export removed by hand")
+        elif await asyncio.to_thread(claim.cancel_wanted):
+            log.info("export cancelled")
+            await asyncio.to_thread(claim.cancel)
+        elif saving.cancelled():
+            log.info("export stopped")
+            await asyncio.to_thread(claim.give_back)
+        else:
+            await self._end_after(claim, saving.exception())
+
+    async def _end_after(self, claim: Claim, error: BaseException | None) -> None:
+        begun = claim.manifest.status == "processing"
+        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not begun):
+            # Nothing has been done yet, and nothing is said against this export.
+            self._pause = min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF)
+            if isinstance(error, ServerBusy):
+                self._pause = FIRST_BACKOFF
+            self._resume_at = asyncio.get_running_loop().time() + self._pause
+            return
+        if not isinstance(error, ExportError):
+            log.error("an export failed", exc_info=error)
+            reason = ExportError("Something went wrong in the server; its log says what.")
+        else:
+            reason = error
+        forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict)
+        again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
+        tries = claim.manifest.setbacks if forgiven else claim.manifest.attempts
+        spent = tries >= MOST_SETBACKS if forgiven else claim.out_of_attempts
+        if again and not spent:
+            after = min(FIRST_BACKOFF * 2 ** min(tries, 10), MOST_BACKOFF)
+            log.warning("export will be tried again", code=reason.code, reason=reason.detail, seconds=after)
+            await asyncio.to_thread(claim.give_back, counted=not forgiven, setback=forgiven, after=after)
+        else:
+            log.warning("export failed", code=reason.code, reason=reason.detail)
+            await asyncio.to_thread(claim.fail, reason)
+
+
+async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:
+    try:
+        while not (await asyncio.wait([saving], timeout=CANCEL_SECONDS))[0]:
+            if await asyncio.to_thread(claim.cancel_wanted):
+                return
+    finally:
+        # Also when the server stops: what has been opened is closed before the export is given back.
+        saving.cancel()
+        await asyncio.wait([saving])
+
+
+async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.kwargs) -> Result:
+    """Disk work that is whole, or not begun, when this ends: a thread cannot be cancelled."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments, **named))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen here, since nobody else will ask for it
+        raise
+
+
+async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
+    """Write the chunks, each while the next one is being fetched and encoded."""
+    writing: asyncio.Task[None] | None = None
+    async with contextlib.aclosing(chunks):
+        try:
+            async for chunk in chunks:
+                if writing is not None:
+                    await asyncio.shield(writing)
+                writing = asyncio.create_task(asyncio.to_thread(part.write, chunk.data, chunk.rows, chunk.done))
+            if writing is not None:
+                await asyncio.shield(writing)
+        finally:
+            if writing is not None:
+                await asyncio.wait([writing])  # it must not outlive its file
+                if not writing.cancelled():
+                    writing.exception()

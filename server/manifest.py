@@ -1,0 +1,190 @@
+"""The manifest of a saved export: what was asked for, how far it has come and how it ended; value ↔ JSON.
+
+Pure. What is on the disk may be cut short, edited by hand or written by a newer version: everything is checked, and
+what is not understood is a ManifestError, never a guess. Holds a request's URL, and no SQL.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+VERSION = 1
+
+# 128 bits in URL-safe base64. Also keeps every path and every name of ours that begins with a dot out.
+EXPORT_ID = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
+
+Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+FINISHED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+
+# "csv", "ndjson.gz": also the end of the file's name, so nothing else may stand there.
+FORMAT = re.compile(r"(csv|tsv|ndjson)(\.gz)?")
+
+
+class ManifestError(ValueError):
+    """The text is no manifest that this version understands; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One saved export.
+
+    target, query: of the URL, percent-encoded as they came. format: with ".gz" where the file is one. total_rows:
+    PostgreSQL's estimate. attempts: begun so far. setbacks: how often the database went away in the middle.
+    not_before: when to try again. completed_at: when it ended, however. The rest is known of a whole file only.
+    """
+
+    id: str
+    target: str
+    query: str
+    relation: str
+    format: str
+    status: Status
+    created_at: datetime.datetime
+    started_at: datetime.datetime | None = None
+    completed_at: datetime.datetime | None = None
+    not_before: datetime.datetime | None = None
+    attempts: int = 0
+    setbacks: int = 0
+    total_rows: int | None = None
+    error_code: str | None = None
+    error_detail: str | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    snapshot_at: datetime.datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in FINISHED
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file in its folder."""
+        return f"data.{self.format}"
+
+    @property
+    def part_name(self) -> str:
+        """The name of the file while it is being written."""
+        return f"data.{self.format}.part"
+
+
+def utc_now() -> datetime.datetime:
+    """The time of this moment."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def write_time(time: datetime.datetime) -> str:
+    """RFC 3339 in UTC, to the millisecond, which is what JavaScript reads."""
+    return time.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON."""
+    document: dict[str, Any] = {"version": VERSION}
+    for field in fields(Manifest):
+        value = getattr(manifest, field.name)
+        if isinstance(value, datetime.datetime):
+            value = value.astimezone(datetime.UTC).isoformat()
+        document[field.name] = value
+    return json.dumps(document, indent=1).encode()
+
+
+def read_manifest(id: str, text: bytes) -> Manifest:
+    """The manifest of the export with this id. Raises ManifestError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ManifestError("it is not JSON") from None
+    if not isinstance(document, dict):
+        raise ManifestError("it is not a JSON object")
+    version = document.pop("version", None)
+    if type(version) is not int or version < 1:
+        raise ManifestError("it has no version")
+    if version > VERSION:
+        raise ManifestError(f"it is of version {version}, and this server knows {VERSION}")
+    unknown = document.keys() - _READ.keys()
+    if unknown:
+        raise ManifestError(f"it has {len(unknown)} fields that are not known")
+    values = {}
+    for field in fields(Manifest):
+        try:
+            values[field.name] = _READ[field.name](document[field.name])
+        except (KeyError, ValueError, TypeError, OverflowError):
+            raise ManifestError(f'its "{field.name}" is missing or wrong') from None
+    manifest = Manifest(**values)
+    if manifest.id != id:
+        raise ManifestError("it is of another export")
+    if manifest.finished and manifest.completed_at is None:
+        raise ManifestError("it has an end without a time")
+    if manifest.status == "completed" and None in (manifest.rows, manifest.bytes, manifest.sha256):
+        raise ManifestError("it says completed without saying of what")
+    return manifest
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError
+    value.encode()  # a lone surrogate could not be sent
+    return value
+
+
+def _matching(pattern: str | re.Pattern[str]) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return read
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _time(value: object) -> datetime.datetime:
+    time = datetime.datetime.fromisoformat(_text(value))
+    if time.tzinfo is None:
+        raise ValueError
+    return time.astimezone(datetime.UTC)
+
+
+def _status(value: object) -> Status:
+    if value not in STATUSES:
+        raise ValueError
+    return value
+
+
+def _or_none(read: Callable[[object], Any]) -> Callable[[object], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+_READ: dict[str, Callable[[object], Any]] = {
+    "id": _matching(EXPORT_ID),
+    "target": _text,
+    "query": _text,
+    "relation": _text,
+    "format": _matching(FORMAT),
+    "status": _status,
+    "created_at": _time,
+    "started_at": _or_none(_time),
+    "completed_at": _or_none(_time),
+    "not_before": _or_none(_time),
+    "attempts": _count,
+    "setbacks": _count,
+    "total_rows": _or_none(_count),
+    "error_code": _or_none(_text),
+    "error_detail": _or_none(_text),
+    "rows": _or_none(_count),
+    "bytes": _or_none(_count),
+    "sha256": _or_none(_matching("[0-9a-f]{64}")),
+    "snapshot_at": _or_none(_time),
+}

@@ -1,0 +1,85 @@
+"""What saved exports may take of the disk, and what has to go: expired ones, the oldest where there are too many.
+
+Knows nothing of running exports but the bytes that they have taken. May block on the disk: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+
+import structlog
+
+from server import storage
+from server.manifest import utc_now
+from server.settings import Settings
+from server.shelf import Entry, Shelf, no_space_left
+from server.status import expires_at
+
+log = structlog.stdlib.get_logger("sluice.spool")
+
+# Folders that have not got the name of an export yet, and that have lost it: of our own, since no id has a dot.
+NEW, GONE = ".new-", ".gone-"
+# Seconds after which a folder that was never given its name was left by a process that is gone.
+_ABANDONED = 600.0
+
+
+class Room:
+    """The room for saved exports on this shelf."""
+
+    def __init__(self, shelf: Shelf, settings: Settings) -> None:
+        self._shelf = shelf
+        self._retention = settings.export_retention
+        self._limit = settings.export_storage_limit
+        self._min_free = settings.export_min_free_space
+
+    def check_disk(self) -> None:
+        """Raises NoSpaceLeft where the disk has less than EXPORT_MIN_FREE_SPACE. Cheap."""
+        with self._shelf.root() as root:
+            if storage.free_bytes(root) < self._min_free:
+                raise no_space_left()
+
+    def check_limit(self) -> None:
+        """Remove the oldest finished files until all are within EXPORT_STORAGE_LIMIT; else raises NoSpaceLeft."""
+        if not self._limit:
+            return
+        with self._shelf.root() as root:
+            entries = self._shelf.entries(root)
+            used = sum(_bytes(entry) for entry in entries)
+            completed = [entry.manifest for entry in entries if entry.manifest.status == "completed"]
+            for manifest in sorted(completed, key=lambda manifest: manifest.completed_at or manifest.created_at):
+                if used <= self._limit:
+                    break
+                log.info("export removed to make room", exportId=manifest.id, bytes=manifest.bytes)
+                self.remove(root, manifest.id)
+                used -= manifest.bytes or 0
+        if used > self._limit:
+            raise no_space_left()
+
+    def remove_expired(self) -> None:
+        """Remove finished exports after EXPORT_RETENTION, and what killed processes have left of folders."""
+        now = utc_now()
+        with self._shelf.root() as root:
+            for entry in self._shelf.entries(root):
+                expiry = expires_at(entry.manifest, self._retention)
+                if expiry is not None and expiry <= now:
+                    log.info("export expired", exportId=entry.manifest.id)
+                    self.remove(root, entry.manifest.id)
+            for name in storage.names_in(root):
+                if name.startswith((GONE, NEW)):
+                    with contextlib.suppress(OSError):
+                        made = os.stat(name, dir_fd=root, follow_symlinks=False).st_mtime
+                        if name.startswith(GONE) or time.time() - made > _ABANDONED:
+                            storage.remove_folder(root, name, name)
+
+    def remove(self, root: int, id: str) -> None:
+        """Remove an export with everything that is in its folder. It must be finished."""
+        storage.remove_folder(root, id, GONE + secrets.token_hex(8))
+
+
+def _bytes(entry: Entry) -> int:
+    if entry.manifest.status == "processing":
+        return entry.progress.bytes
+    return entry.manifest.bytes or 0

@@ -1,0 +1,150 @@
+"""`GET` and `HEAD /exports/{id}/download`: the finished file, in parts too, and honest about its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email.utils
+import os
+import time
+
+import structlog
+from aiohttp import web
+
+from server.download import Tally, cut, file_headers, reset_on_close
+from server.errors import ExportFailed, ExportNotFinished, InvalidRequest
+from server.manifest import Manifest
+from server.plan import file_stem
+from server.problems import problem
+from server.ranges import Selection, select
+from server.request import parse_export_request
+from server.routes.keys import DOWNLOADS, EXPORTS, SETTINGS
+from server.sendfile import FileTooShort, send_file
+from server.shelf import Entry
+from server.status import status_json
+
+log = structlog.stdlib.get_logger("sluice.saved_file")
+
+# Seconds after which a client may ask again for a file that is being made: between these.
+_SOONEST, _LATEST = 1, 60
+
+
+async def download(request: web.Request) -> web.StreamResponse:
+    """The file, or the part of it that is asked for."""
+    if request.query_string:
+        raise InvalidRequest("Saved exports take no parameters.", code="unknown_parameter")
+    shelf = request.app[EXPORTS].spool.shelf
+    entry = await asyncio.to_thread(shelf.get, request.match_info["id"])
+    if entry.manifest.status != "completed":
+        raise _no_file(request, entry)
+    manifest, file = await asyncio.to_thread(shelf.open_data, entry.manifest.id)
+    try:
+        return await _answer(request, manifest, file)
+    finally:
+        os.close(file)
+
+
+async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.StreamResponse:
+    assert manifest.sha256 is not None
+    assert manifest.bytes is not None
+    assert manifest.completed_at is not None
+    wanted = parse_export_request(manifest.target, manifest.query)
+    etag = f'"{manifest.sha256}"'
+    selection = select(request.method, request.headers, size=manifest.bytes, etag=etag, modified=manifest.completed_at)
+    headers = {
+        "ETag": etag,
+        "Last-Modified": email.utils.format_datetime(manifest.completed_at, usegmt=True),
+        "Accept-Ranges": "bytes",
+        # Of the whole file, whatever part is sent (RFC 9530, 3).
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(manifest.sha256)).decode()}:",
+        "Cache-Control": "private, no-cache",
+    }
+    if selection.status == 304:
+        return web.Response(status=304, headers=headers)
+    if selection.status in (412, 416):
+        return _refused(request, selection, manifest.bytes)
+    headers |= file_headers(wanted.format, wanted.dialect, gzip=wanted.gzip, filename=file_stem(wanted))
+    if selection.status == 206:
+        last = selection.first + selection.length - 1
+        headers["Content-Range"] = f"bytes {selection.first}-{last}/{manifest.bytes}"
+    response = web.StreamResponse(status=selection.status, headers=headers)
+    response.content_length = selection.length
+    if request.method == "HEAD" or not selection.length:
+        await response.prepare(request)
+        await response.write_eof()
+        return response
+    return await _send(request, response, manifest, file, selection)
+
+
+async def _send(
+    request: web.Request, response: web.StreamResponse, manifest: Manifest, file: int, selection: Selection
+) -> web.StreamResponse:
+    downloads = request.app[DOWNLOADS]
+    tally = Tally(outcome="failed")
+    started = time.monotonic()
+
+    def sent(count: int) -> None:
+        tally.bytes += count
+
+    try:
+        with downloads.running():
+            await response.prepare(request)
+            reset_on_close(request, True)
+            stall_timeout = request.app[SETTINGS].stall_timeout
+            await send_file(request, file, selection.first, selection.length, stall_timeout=stall_timeout, sent=sent)
+            reset_on_close(request, False)
+            await response.write_eof()
+            tally.outcome = "complete"
+    except asyncio.CancelledError:
+        tally.outcome = "shutdown" if downloads.cutting else "client_left"
+        raise
+    except ConnectionError:
+        tally.outcome = "client_left"
+    except TimeoutError:
+        tally.outcome = "stalled"
+    except FileTooShort:
+        log.error("the file of a saved export is shorter than it was", exportId=manifest.id)
+    except Exception:
+        log.exception("a download failed")
+    finally:
+        if tally.outcome != "complete":
+            cut(request)
+        log.info(
+            "saved export sent",
+            exportId=manifest.id,
+            outcome=tally.outcome,
+            bytes=tally.bytes,
+            seconds=round(time.monotonic() - started, 3),
+        )
+    return response
+
+
+def _refused(request: web.Request, selection: Selection, size: int) -> web.Response:
+    if selection.status == 412:
+        return problem(request, 412, "precondition_failed", "The file is not the one that the request is about.")
+    response = problem(
+        request, 416, "range_not_satisfiable", f"The file has {size} bytes.", "Ask for bytes that it has."
+    )
+    response.headers["Content-Range"] = f"bytes */{size}"
+    return response
+
+
+def _no_file(request: web.Request, entry: Entry) -> ExportNotFinished | ExportFailed:
+    manifest = entry.manifest
+    if manifest.status == "cancelled":
+        return ExportFailed("This export was cancelled.", code="export_cancelled")
+    if manifest.status == "failed":
+        return ExportFailed(
+            f"This export failed: {manifest.error_detail}", hint="Save it again with POST, or download it with GET."
+        )
+    left = status_json(manifest, entry.progress, 0)["progress"]["etaSeconds"]
+    unfinished = ExportNotFinished(
+        "This export is not finished yet.", hint=f"GET /exports/{manifest.id} says how far it is."
+    )
+    unfinished.retry_after = min(max(left or _SOONEST, _SOONEST), _LATEST)
+    return unfinished
+
+
+def setup(app: web.Application) -> None:
+    """Add this resource's routes."""
+    app.router.add_get("/exports/{id}/download", download)
