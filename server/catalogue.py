@@ -82,17 +82,7 @@ SELECT
     storage.estimated_rows,
     storage.bytes,
     storage.toast_bytes,
-    (SELECT coalesce(json_agg(json_build_array(
-                a.attname,
-                format_type(a.atttypid, a.atttypmod),
-                NOT a.attnotnull,
-                has_column_privilege(c.oid, a.attnum, 'SELECT'),
-                EXISTS (SELECT FROM pg_index AS i
-                        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
-                (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
-                 FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
-     FROM pg_attribute AS a
-     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns
+    {columns} AS columns
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
@@ -116,18 +106,29 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 """
 
+_COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
+                a.attname,
+                format_type(a.atttypid, a.atttypmod),
+                NOT a.attnotnull,
+                has_column_privilege(c.oid, a.attnum, 'SELECT'),
+                EXISTS (SELECT FROM pg_index AS i
+                        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
+                (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
+                 FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
+     FROM pg_attribute AS a
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
 _SIZE_IN_CATALOGUE = "coalesce(toast.relpages, 0)::bigint * current_setting('block_size')::bigint"
 # Without the cast to text a name of more than 63 bytes would be cut and find a shorter one.
 _BY_NAME = "AND c.relname = %(name)s::text ORDER BY array_position(%(schemas)s, n.nspname::text) LIMIT 1"
 
 # Partitions last: there may be hundreds, and most people want their parent.
-LIST_RELATIONS = (
-    _RELATIONS.format(toast_bytes=_SIZE_IN_CATALOGUE)
-    + "ORDER BY c.relispartition, array_position(%(schemas)s, n.nspname::text), c.relname"
-)
-DESCRIBE_RELATION = _RELATIONS.format(toast_bytes=_SIZE_IN_CATALOGUE) + _BY_NAME
+_IN_ORDER = "ORDER BY c.relispartition, array_position(%(schemas)s, n.nspname::text), c.relname"
+LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, toast_bytes=_SIZE_IN_CATALOGUE) + _IN_ORDER
+# Of a thousand relations their columns take four fifths of the time, and a list of names shows none.
+LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", toast_bytes=_SIZE_IN_CATALOGUE) + _IN_ORDER
+DESCRIBE_RELATION = _RELATIONS.format(columns=_COLUMNS, toast_bytes=_SIZE_IN_CATALOGUE) + _BY_NAME
 # The size that counts for memory is the true one; an export is about to wait for the same lock anyway.
-FIND_RELATION = _RELATIONS.format(toast_bytes="coalesce(pg_relation_size(toast.oid), 0)") + _BY_NAME
+FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, toast_bytes="coalesce(pg_relation_size(toast.oid), 0)") + _BY_NAME
 
 # The names alone, to suggest one where a name was misspelt; few enough to compare while others wait.
 LIST_NAMES = """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from server.catalogue import Relation
+from server.catalogue import LIST_WITHOUT_COLUMNS, Relation, relation_from_row
 from server.errors import DatabaseUnavailable
 from server.request import relation_path
 from server.routes.keys import DATABASE, SETTINGS
@@ -33,7 +33,9 @@ async def index(request: web.Request) -> web.Response:
     status, reason = 200, None
     relations: list[Relation] = []
     try:
-        relations = await request.app[DATABASE].relations()
+        async with request.app[DATABASE].control_session() as session:
+            rows = await session.query(LIST_WITHOUT_COLUMNS, {"schemas": list(schemas)})
+        relations = [relation_from_row(row) for row in rows]
     except DatabaseUnavailable as error:
         status, reason = error.status, error.detail
     lines = [_line(relation, schemas[0]) for relation in relations]
