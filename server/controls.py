@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from server.catalogue import Column
 from server.errors import InvalidRequest
 from server.filters import OPERATORS, Condition
-from server.grammar import read_name, write_quoted
+from server.grammar import read_quoted, write_quoted
 
 _NUMBER = re.compile(r"(smallint|integer|bigint|numeric|real|double precision)\b")
 _TEXT = re.compile(r"(text|character|citext|name)\b")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +172,18 @@ def read_list(text: str) -> tuple[str, ...]:
     """The values of a list with commas between; spaces around a value do not count. Raises InvalidRequest."""
     items: list[str] = []
     position = 0
-    while position < len(text):
-        if text[position].isspace():
-            position += 1
-            continue
-        quoted = text[position] == '"'
-        item, position = read_name(text, position, ", \t\r\n" if quoted else ",", "the list")
-        items.append(item if quoted else item.rstrip())
-        while text[position : position + 1].isspace():
-            position += 1
-        if position < len(text) and text[position] != ",":
-            raise InvalidRequest("There is text after a closing quote in the list.", code="invalid_quotes")
-        position += 1
+    while text[position:].strip():
+        position += len(text[position:]) - len(text[position:].lstrip())
+        if text[position] == '"':
+            item, position = read_quoted(text, position, "the list")
+            rest, comma, _ = text[position:].partition(",")
+            if rest.strip():
+                raise InvalidRequest("There is text after a closing quote in the list.", code="invalid_quotes")
+        else:
+            rest, comma, _ = text[position:].partition(",")
+            item = rest.rstrip()
+        items.append(item)
+        position += len(rest) + len(comma)
     return tuple(items)
 
 

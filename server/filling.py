@@ -40,8 +40,10 @@ def form_of_query(relation: Relation, query: str) -> Form:
             filters.append(row)
         elif read is None or name in seen or name not in ("select", "order"):
             more.append(readable(piece))
-        elif name == "select":
+        elif name == "select" and not any(_has_line_break(item.alias or "") for item in read.select or ()):
             columns = tuple(ColumnRow(item.column, item.alias or "") for item in read.select or ()) or None
+        elif name == "select":
+            more.append(readable(piece))
         else:
             sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in enumerate(read.order))
         seen.add(name)
@@ -65,9 +67,11 @@ def readable_query(query: str) -> str:
 
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
     """The form whose fields were sent, with whatever its buttons ask for done."""
+    # A browser sends every line break, also one in the name of a column, as CR LF.
+    names_sent = {"\r\n".join(re.split("\r\n?|\n", column.name)): column.name for column in relation.columns}
     given: dict[str, list[str]] = {}
     for name, value in fields:
-        given.setdefault(name, []).append(value)
+        given.setdefault(name, []).append(names_sent.get(value, value))
 
     def one(name: str) -> str:
         return given.get(name, [""])[0].strip() if name != "null" else given.get(name, [""])[0]
@@ -90,7 +94,7 @@ def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> For
             if column and one("drop") != f"s{number}"
         ),
         {name: one(name) for name in OPTIONS if one(name)},
-        tuple(line.strip() for line in one("more").splitlines() if line.strip()),
+        tuple(line.strip() for line in re.split("[\r\n]+", one("more")) if line.strip()),
     )
 
 
@@ -112,9 +116,15 @@ def _filter_row(relation: Relation, read: ExportRequest, number: int) -> FilterR
     if found is None:
         return None
     choice, values = found
+    if any(_has_line_break(value) for value in values):
+        return None  # an input would lose it
     if choice.many and kind != "enum":
         values = (list_text(values),)
     return FilterRow(number, condition.column, kind, choice, values)
+
+
+def _has_line_break(text: str) -> bool:
+    return "\n" in text or "\r" in text
 
 
 def _filters_of_fields(relation: Relation, given: Mapping[str, list[str]], dropped: str) -> Iterable[FilterRow]:

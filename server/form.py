@@ -6,6 +6,7 @@ control can show, word for word. Nothing of a query is dropped, and what is wron
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
@@ -130,7 +131,7 @@ def field_of(error: ExportError, form: Form) -> str:
             if read_alone(piece) is None:
                 return name
     for name, _ in written:
-        if name in OPTIONS and f'"{name}"' in error.detail and error.code == "contradiction":
+        if name in OPTIONS and error.code == "contradiction" and re.search(rf'"{name}["=]', error.detail):
             return name
     known = {column.name for column in form.relation.columns if column.readable}
     missing = error.code in ("unknown_column", "columns_not_readable")
@@ -150,7 +151,7 @@ def readable(piece: str) -> str:
     """A piece of a query string as a person reads it; `encoded` writes the same piece again."""
     piece = piece.replace("+", "%20")
     text = unquote(piece, errors="strict") if _is_text(piece) else piece
-    return text if "\n" not in text and encoded(text) == encoded(piece) and text.strip() == text else piece
+    return text if not set(text) & {"\n", "\r"} and encoded(text) == encoded(piece) and text.strip() == text else piece
 
 
 def encoded(line: str) -> str:
