@@ -47,8 +47,10 @@ export function pickColumn(select) {
     row.after(blank);
     row.classList.remove("new");
     select.options[0].textContent = letter === "f" ? "Remove this filter" : "Remove this key";
-    row.setAttribute("aria-label", `${letter === "f" ? "Filter on" : "Sort by"} ${select.value}`);
   }
+  const what = select.name.startsWith("f") ? "filter on" : "sort by";
+  row.setAttribute("aria-label", `${what[0].toUpperCase()}${what.slice(1)} ${select.value}`);
+  row.querySelector(".drop").setAttribute("aria-label", `Remove the ${what} ${select.value}`);
   if (!select.name.startsWith("f")) return;
   const wanted = select.selectedOptions[0].dataset.control;
   const template = [...document.querySelectorAll("template")].find((one) => one.dataset.control === wanted);
