@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import queries, report
+from benchmarks import queries, report, saved
 from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race, ratios
 from benchmarks.processes import OBVIOUS, SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
@@ -94,6 +94,8 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         short = {d.bytes for name in found for d in results[name]} - {expected[1]}
         compared = queries.compare(sample, sluice, min(options.rounds, QUERY_ROUNDS), _say)
         sizes_of_gzip = queries.gzip_sizes(sluice)
+        _say("saved exports")
+        kept = saved.measure(embedded.uri, min(options.rounds, QUERY_ROUNDS), _say)
         _say("first bytes")
         first = first_bytes(sluice, options.tries)
         _say("memory")
@@ -105,12 +107,14 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     print(f"Medians of {rounds} downloads by the four, and of {options.tries} first bytes of each table.\n")
     print(report.race_table(results, sample.rows), end="\n\n")
     print(queries.table(compared), end="\n\n")
+    print(saved.table(kept), end="\n\n")
     print(report.first_byte_table(first, sizes), end="\n\n")
     print(report.memory_table(peaks, sizes), end="\n\n")
     if options.rows != PROMISED_ROWS:
         print(f"The figures are meant for {PROMISED_ROWS:,} users; with fewer, starting the programs weighs more.\n")
     print("\n".join(report.verdicts(ratios(results[NATIVE], results[REFERENCE]), first, peaks)))
     print("\n".join(queries.verdicts(compared, sizes_of_gzip)))
+    print("\n".join(saved.verdicts(kept)))
     print("\n".join(report.byte_verdict(expected, found)))
     if short:
         print(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")

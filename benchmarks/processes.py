@@ -39,9 +39,11 @@ class Server:
     """
 
     def __init__(self, arguments: Sequence[str], database_url: str, **environment: str) -> None:
-        ours = ("DB_", "DATABASE_URL", "API_", "SLUICE_", "WEB_CONCURRENCY", "GUNICORN_")
+        ours = ("DB_", "DATABASE_URL", "API_", "SLUICE_", "EXPORT_", "MAX_", "WEB_CONCURRENCY", "GUNICORN_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        self._environment = {**inherited, "API_PORT": "0", "DATABASE_URL": database_url, **environment}
+        self._storage = tempfile.TemporaryDirectory(prefix="sluice-benchmark-")
+        own = {"API_PORT": "0", "DATABASE_URL": database_url, "EXPORT_STORAGE_PATH": self._storage.name}
+        self._environment = {**inherited, **own, **environment}
         self._arguments = arguments
         self.port = 0
 
@@ -87,6 +89,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
+        self._storage.cleanup()
 
     def url(self, relation: str) -> str:
         """Where the relation is downloaded."""

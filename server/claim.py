@@ -6,9 +6,11 @@ disk, so call it in a thread. What is promised at the end of each is on the disk
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,8 +22,8 @@ from server.room import Room
 from server.shelf import CANCEL, MANIFEST, PROGRESS, progress_in, room_errors
 from server.status import write_progress
 
-# Seconds between two notes of the progress and looks at the room: what a person sees as steady.
-NOTE_SECONDS = 0.25
+# Seconds between two looks at what all exports take, which reads every manifest.
+LIMIT_SECONDS = 0.25
 
 
 class Claim:
@@ -39,6 +41,7 @@ class Claim:
         self._root = root
         self._held = held.pop_all()
         self._max_attempts = max_attempts
+        self._part: Part | None = None
 
     def hold(self, slot: int) -> None:
         """Take over this descriptor too, which is one of MAX_RUNNING_EXPORTS."""
@@ -77,14 +80,20 @@ class Claim:
                 snapshot_at=snapshot_at,
             )
         )
-        part = Part(self)
-        self._held.callback(part.close)
-        return part
+        self._part = Part(self)
+        self._held.callback(self._part.close)
+        return self._part
+
+    def note_progress(self) -> None:
+        """Let everybody see how far it is. Lost without harm."""
+        if self._part is not None:
+            with contextlib.suppress(OSError):
+                self._part.note()
 
     def complete(self, part: Part) -> None:
         """The file is whole: put it in place, then say so."""
         part.finish()
-        storage.write_file(self.folder, PROGRESS, write_progress(part.progress), durably=False)
+        part.note()
         os.rename(self.manifest.part_name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
         self._write(
@@ -140,6 +149,8 @@ class Claim:
         return self.manifest.attempts >= self._max_attempts
 
     def _remove_files(self) -> None:
+        if self._part is not None:
+            self._part.close()  # an open file keeps its room on the disk
         storage.remove_file(self.folder, self.manifest.part_name)
         storage.remove_file(self.folder, self.manifest.file_name)
         for name in storage.names_in(self.folder):
@@ -159,10 +170,12 @@ class Part:
         self._claim = claim
         self._total_rows = claim.manifest.total_rows
         self.progress = progress_in(claim.folder).begun_again()
-        self._started = self._noted = time.monotonic()
+        self._started = self._looked = time.monotonic()
+        self._noting = threading.Lock()
         self._hash = hashlib.sha256()
         self._descriptor = storage.create_file(claim.folder, claim.manifest.part_name)
-        self._note()
+        with room_errors():
+            self.note()
 
     @property
     def sha256(self) -> str:
@@ -183,10 +196,9 @@ class Part:
             done=done,
             total_rows=self._total_rows,
         )
-        if now - self._noted >= NOTE_SECONDS:
-            self._noted = now
+        if now - self._looked >= LIMIT_SECONDS:
+            self._looked = now
             self._claim.room.check_limit()
-            self._note()
 
     def finish(self) -> None:
         """Everything written is on the disk."""
@@ -200,6 +212,7 @@ class Part:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _note(self) -> None:
-        with room_errors():
+    def note(self) -> None:
+        """Write down how far it is; never what is older than the note before."""
+        with self._noting:
             storage.write_file(self._claim.folder, PROGRESS, write_progress(self.progress), durably=False)

@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 
 # Seconds between two looks at the folder: how long an export waits that another process has left or accepted.
 LOOK_SECONDS = 1.0
-# Seconds between two looks at whether an export that this process runs has been cancelled.
-CANCEL_SECONDS = 0.25
+# Seconds between two notes of the progress of an export, and looks at whether it has been cancelled.
+NOTE_SECONDS = 0.25
 # Seconds that a DELETE waits for the process that runs the export; the cancellation holds in any case.
 END_SECONDS = 5.0
 # Seconds before an export is tried again, doubled each time, and the most of them.
@@ -195,7 +195,8 @@ class Exports:
 
 async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:
     try:
-        while not (await asyncio.wait([saving], timeout=CANCEL_SECONDS))[0]:
+        while not (await asyncio.wait([saving], timeout=NOTE_SECONDS))[0]:
+            await asyncio.to_thread(claim.note_progress)
             if await asyncio.to_thread(claim.cancel_wanted):
                 return
     finally:

@@ -145,11 +145,14 @@ class Shelf:
         except FileNotFoundError:
             raise not_found() from None
         except ManifestError as error:
-            self.report(id, str(error))
-            raise ExportUnreadable(
-                f"The manifest of this export cannot be used: {error}.",
-                hint="The operator may remove its folder, or start the version of the server that wrote it.",
-            ) from None
+            reason = str(error)
+        except OSError as error:  # a link, a folder, a file of somebody else
+            reason = f"it cannot be read ({error.strerror})"
+        self.report(id, reason)
+        raise ExportUnreadable(
+            f"The manifest of this export cannot be used: {reason}.",
+            hint="The operator may remove its folder, or start the version of the server that wrote it.",
+        )
 
     def _read(self, folder: int, id: str) -> Entry:
         descriptor = storage.open_file(folder, MANIFEST)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,22 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(path)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(
+            f"mounting is not allowed here: {done.stderr.strip()}; a limit on the size of files is tested all the same"
+        )
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[EmbeddedPostgres]:
     """The embedded PostgreSQL 18, in a short path of its own, with sample data."""
@@ -139,9 +156,9 @@ def postgres(_postgres: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
+def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings as a test server has them."""
-    return Settings(database_url=database_url, shutdown_timeout=5)
+    return Settings(database_url=database_url, shutdown_timeout=5, export_storage_path=tmp_path / "exports")
 
 
 @pytest.fixture

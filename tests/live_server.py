@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -32,18 +34,22 @@ def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -
 class LiveServer:
     """A running server. port: where it listens; log: everything it has said so far, line by line.
 
-    environment: variables beside those that every test server has (any free port, a short path for nothing).
+    environment: variables beside those that every test server has (any free port, a folder for saved exports).
     """
 
     def __init__(self, **environment: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "DATABASE_URL"))}
-        self._environment = {**inherited, "API_PORT": "0", "PYTHONUNBUFFERED": "1", **environment}
+        self._storage = Path(tempfile.mkdtemp(prefix="sluice-exports-"))
+        ours = {"API_PORT": "0", "PYTHONUNBUFFERED": "1", "EXPORT_STORAGE_PATH": str(self._storage)}
+        self._environment = {**inherited, **ours, **environment}
         self.log: list[str] = []
         self.port = 0
 
+    module = "server"
+
     def __enter__(self) -> LiveServer:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve"],
+            [sys.executable, "-m", self.module, "serve"],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -102,6 +108,9 @@ class LiveServer:
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
         """Stop it as a person (SIGINT) or a supervisor (SIGTERM) does; its exit status."""
+        assert self.process.stderr is not None
+        if self.process.stderr.closed:  # stopped or killed before
+            return self.process.returncode
         if self.process.poll() is None:
             self.process.send_signal(with_signal)
         try:
@@ -109,10 +118,20 @@ class LiveServer:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
+        self._closed()
+        return status
+
+    def kill(self) -> None:
+        """End all its processes at once, without a word."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        self._closed()
+
+    def _closed(self) -> None:
         self._reader.join(5)
         assert self.process.stderr is not None
         self.process.stderr.close()
-        return status
+        shutil.rmtree(self._storage, ignore_errors=True)
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
         """A raw socket to the server; a small receive buffer makes a slow reader felt early."""

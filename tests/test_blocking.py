@@ -32,6 +32,24 @@ def test_blockbuster_is_awake(blockbuster: BlockBuster) -> None:
 
 
 @pytest.mark.usefixtures("blockbuster")
+async def test_no_step_of_a_saved_export_blocks_the_event_loop(client: TestClient[Any, Any]) -> None:
+    accepted = await client.post("/export/users.csv", headers={"Idempotency-Key": "k"})
+    assert accepted.status == 202
+    path = accepted.headers["Location"]
+    events = await client.get(path + "/events")
+    assert b'"status": "completed"' in await events.read()
+    for address, status in ((path, 200), ("/exports", 200), (path + "/download", 200), ("/exports/nothing", 404)):
+        response = await client.get(address)
+        assert response.status == status
+        assert await response.read()
+    assert (await client.post("/export/users.csv", headers={"Idempotency-Key": "k"})).status == 200
+    part = await client.get(path + "/download", headers={"Range": "bytes=5-"})
+    assert part.status == 206
+    assert await part.read()
+    assert (await client.delete(path)).status == 204
+
+
+@pytest.mark.usefixtures("blockbuster")
 @pytest.mark.parametrize(
     ("path", "status"),
     [

@@ -1,0 +1,194 @@
+"""Saved exports: what saving costs beside streaming, what it does to other requests, and how quick the list is."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.processes import SLUICE, BenchmarkError, Server, start_curl, timed
+
+# What is promised.
+MOST_TIMES_STREAMING = 1.15
+MOST_SECONDS_ALIVE = 0.100
+MOST_SECONDS_LISTED = 0.100
+
+RUNNING = 3
+LISTED = 1000
+LISTINGS = 20
+# Seconds between two questions: often enough to see a p99, seldom enough not to be the load.
+BETWEEN_QUESTIONS = 0.005
+
+
+@dataclass(frozen=True)
+class Figures:
+    """ratios: saving over streaming, round by round. alive, listed: seconds of each answer."""
+
+    ratios: list[float]
+    alive: list[float]
+    listed: list[float]
+
+
+def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figures:
+    """All of it, on a server of its own."""
+    with tempfile.TemporaryDirectory(prefix="sluice-benchmark-", dir=Path.cwd()) as folder:
+        environment = {"EXPORT_STORAGE_PATH": folder, "MAX_RUNNING_EXPORTS": str(RUNNING)}
+        with Server(SLUICE, database_url, **environment) as server:
+            api = Api(server.port)
+            ratios = [_round(api, server, number, say) for number in range(-1, rounds)][1:]
+            alive = _alive(api)
+            return Figures(ratios, alive, _listed(api, Path(folder)))
+
+
+class Api:
+    """The server, over one connection that is kept."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+
+    def ask(self, method: str, path: str) -> bytes:
+        """The body of the answer. Raises BenchmarkError for an error."""
+        self._connection.request(method, path)
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status >= 400:
+            raise BenchmarkError(f"{method} {path}: {response.status} {body[:300]!r}")
+        return body
+
+    def save(self) -> str:
+        """A new export of the users; its path."""
+        return "/exports/" + str(json.loads(self.ask("POST", "/export/users.csv"))["exportId"])
+
+    def status(self, path: str) -> dict[str, Any]:
+        """The status document. Raises BenchmarkError if it failed."""
+        document: dict[str, Any] = json.loads(self.ask("GET", path))
+        if document["status"] in ("failed", "cancelled"):
+            raise BenchmarkError(f"an export {document['status']}: {document['error']}")
+        return document
+
+
+def _round(api: Api, server: Server, number: int, say: Callable[[str], None]) -> float:
+    """Seconds of saving the users over those of streaming them to curl; every second round the other way about."""
+
+    def streaming() -> float:
+        return timed(start_curl, server.url("users")).seconds
+
+    if number % 2:
+        streamed = streaming()
+        saved = _saving(api)
+    else:
+        saved = _saving(api)
+        streamed = streaming()
+    if number >= 0:
+        say(f"round {number + 1}: saved {saved:.2f} s, streamed {streamed:.2f} s")
+    return saved / streamed
+
+
+def _saving(api: Api) -> float:
+    """From the request to the end that the status names: all of it on the disk."""
+    started = datetime.datetime.now(datetime.UTC)
+    path = api.save()
+    while (document := api.status(path))["status"] != "completed":
+        time.sleep(0.05)
+    ended = datetime.datetime.fromisoformat(document["completedAt"])
+    api.ask("DELETE", path)
+    return (ended - started).total_seconds()
+
+
+def _alive(api: Api) -> list[float]:
+    """Seconds of each answer of /health/live while as many exports run as may."""
+    paths = [api.save() for _ in range(RUNNING)]
+    while any(api.status(path)["status"] == "pending" for path in paths):
+        time.sleep(0.01)
+    seconds: list[float] = []
+    looked = time.perf_counter()
+    while True:
+        seconds.append(_timed(api, "/health/live"))
+        time.sleep(BETWEEN_QUESTIONS)
+        if time.perf_counter() - looked > 0.1:
+            looked = time.perf_counter()
+            if any(api.status(path)["status"] == "completed" for path in paths):
+                break  # from here on there would be less to disturb it
+    while any(api.status(path)["status"] != "completed" for path in paths):
+        time.sleep(0.05)
+    for path in paths:
+        api.ask("DELETE", path)
+    return seconds
+
+
+def _listed(api: Api, folder: Path) -> list[float]:
+    """Seconds of each list of so many exports: copies of one, each with an id of its own and a small file."""
+    path = "/exports/" + str(json.loads(api.ask("POST", "/export/users.csv?limit=1"))["exportId"])
+    while api.status(path)["status"] != "completed":
+        time.sleep(0.01)
+    one = folder / path.removeprefix("/exports/")
+    manifest = json.loads((one / "manifest.json").read_text())
+    for _ in range(LISTED - 1):
+        id = secrets.token_urlsafe(16)
+        shutil.copytree(one, folder / id)
+        (folder / id / "manifest.json").write_text(json.dumps({**manifest, "id": id}))
+    seconds = [_timed(api, "/exports") for _ in range(LISTINGS)]
+    found = len(json.loads(api.ask("GET", "/exports"))["exports"])
+    if found != LISTED:
+        raise BenchmarkError(f"{found} exports are listed, not {LISTED}")
+    return seconds
+
+
+def _timed(api: Api, path: str) -> float:
+    started = time.perf_counter()
+    api.ask("GET", path)
+    return time.perf_counter() - started
+
+
+def _p99(seconds: list[float]) -> float:
+    return quantiles(seconds, n=100)[98]
+
+
+def table(figures: Figures) -> str:
+    """The figures as Markdown."""
+    ratios, alive, listed = figures.ratios, figures.alive, figures.listed
+    return "\n".join(
+        [
+            "| saved exports | measured |",
+            "|---|--:|",
+            f"| saving the users, × streaming them to curl (range) | {median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) |",
+            f"| `/health/live` while {RUNNING} run, ms: median, p99 of {len(alive)} | {median(alive) * 1e3:.1f}, "
+            f"{_p99(alive) * 1e3:.1f} |",
+            f"| list of {LISTED:,}, ms: median, slowest of {len(listed)} | {median(listed) * 1e3:.1f}, "
+            f"{max(listed) * 1e3:.1f} |",
+        ]
+    )
+
+
+def verdicts(figures: Figures) -> list[str]:
+    """Each promised figure with PASS or MISS."""
+    return [
+        _line(
+            median(figures.ratios) <= MOST_TIMES_STREAMING,
+            f"saving: {median(figures.ratios):.2f} × streaming (at most {MOST_TIMES_STREAMING})",
+        ),
+        _line(
+            _p99(figures.alive) <= MOST_SECONDS_ALIVE,
+            f"/health/live while {RUNNING} exports run: p99 {_p99(figures.alive) * 1e3:.1f} ms "
+            f"(at most {MOST_SECONDS_ALIVE * 1e3:.0f} ms)",
+        ),
+        _line(
+            median(figures.listed) <= MOST_SECONDS_LISTED,
+            f"list of {LISTED:,} saved exports: {median(figures.listed) * 1e3:.1f} ms "
+            f"(at most {MOST_SECONDS_LISTED * 1e3:.0f} ms)",
+        ),
+    ]
+
+
+def _line(reached: bool, text: str) -> str:
+    return f"- {'PASS' if reached else 'MISS'} {text}"
