@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import queries, report, saved
+from benchmarks import page, queries, report, saved
 from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race, ratios
 from benchmarks.processes import OBVIOUS, SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
@@ -96,6 +96,8 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         sizes_of_gzip = queries.gzip_sizes(sluice)
         _say("saved exports")
         kept = saved.measure(embedded.uri, min(options.rounds, QUERY_ROUNDS), _say)
+        _say("the web page")
+        visited = page.measure(sample, sluice, options.tries, _say)
         _say("first bytes")
         first = first_bytes(sluice, options.tries)
         _say("memory")
@@ -108,6 +110,7 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     print(report.race_table(results, sample.rows), end="\n\n")
     print(queries.table(compared), end="\n\n")
     print(saved.table(kept), end="\n\n")
+    print(page.table(visited), end="\n\n")
     print(report.first_byte_table(first, sizes), end="\n\n")
     print(report.memory_table(peaks, sizes), end="\n\n")
     if options.rows != PROMISED_ROWS:
@@ -115,6 +118,7 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     print("\n".join(report.verdicts(ratios(results[NATIVE], results[REFERENCE]), first, peaks)))
     print("\n".join(queries.verdicts(compared, sizes_of_gzip)))
     print("\n".join(saved.verdicts(kept)))
+    print("\n".join(page.verdicts(visited)))
     print("\n".join(report.byte_verdict(expected, found)))
     if short:
         print(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")

@@ -86,19 +86,24 @@ SELECT
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
-    WITH RECURSIVE tree (relid) AS (
-        SELECT c.oid
+    -- Two ways, since the planner takes any tree for a hundred relations, and reads all of pg_class for each.
+    SELECT {storage}
+    FROM pg_class AS leaf
+    LEFT JOIN pg_class AS toast ON toast.oid = leaf.reltoastrelid
+    WHERE NOT c.relhassubclass AND leaf.oid = c.oid AND leaf.relkind IN ('r', 'm')
+    HAVING NOT c.relhassubclass
+    UNION ALL
+    (WITH RECURSIVE tree (relid) AS (
+        SELECT c.oid WHERE c.relhassubclass
         UNION ALL
         SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = relid
     )
-    SELECT
-        CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
-        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
-            AS bytes,
-        sum({toast_bytes})::bigint AS toast_bytes
+    SELECT {storage}
     FROM tree
     JOIN pg_class AS leaf ON leaf.oid = tree.relid AND leaf.relkind IN ('r', 'm')
     LEFT JOIN pg_class AS toast ON toast.oid = leaf.reltoastrelid
+    WHERE c.relhassubclass
+    HAVING c.relhassubclass)
 ) AS storage
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND n.nspname = ANY (%(schemas)s)
@@ -106,6 +111,12 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 """
 
+_STORAGE = """
+        CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
+        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
+            AS bytes,
+        sum({toast_bytes})::bigint AS toast_bytes
+"""
 _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 a.attname,
                 format_type(a.atttypid, a.atttypmod),
@@ -117,18 +128,23 @@ _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                  FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
-_SIZE_IN_CATALOGUE = "coalesce(toast.relpages, 0)::bigint * current_setting('block_size')::bigint"
+_IN_CATALOGUE = _STORAGE.format(
+    toast_bytes="coalesce(toast.relpages, 0)::bigint * current_setting('block_size')::bigint"
+)
 # Without the cast to text a name of more than 63 bytes would be cut and find a shorter one.
 _BY_NAME = "AND c.relname = %(name)s::text ORDER BY array_position(%(schemas)s, n.nspname::text) LIMIT 1"
-
 # Partitions last: there may be hundreds, and most people want their parent.
 _IN_ORDER = "ORDER BY c.relispartition, array_position(%(schemas)s, n.nspname::text), c.relname"
-LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, toast_bytes=_SIZE_IN_CATALOGUE) + _IN_ORDER
+
+LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _IN_ORDER
 # Of a thousand relations their columns take four fifths of the time, and a list of names shows none.
-LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", toast_bytes=_SIZE_IN_CATALOGUE) + _IN_ORDER
-DESCRIBE_RELATION = _RELATIONS.format(columns=_COLUMNS, toast_bytes=_SIZE_IN_CATALOGUE) + _BY_NAME
+LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_IN_CATALOGUE) + _IN_ORDER
+DESCRIBE_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _BY_NAME
 # The size that counts for memory is the true one; an export is about to wait for the same lock anyway.
-FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, toast_bytes="coalesce(pg_relation_size(toast.oid), 0)") + _BY_NAME
+FIND_RELATION = (
+    _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE.format(toast_bytes="coalesce(pg_relation_size(toast.oid), 0)"))
+    + _BY_NAME
+)
 
 # The names alone, to suggest one where a name was misspelt; few enough to compare while others wait.
 LIST_NAMES = """
