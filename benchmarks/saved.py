@@ -160,12 +160,18 @@ def table(figures: Figures) -> str:
         [
             "| saved exports | measured |",
             "|---|--:|",
-            f"| saving the users, × streaming them to curl (range) | {median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) |",
-            f"| `/health/live` while {RUNNING} run, ms: median, p99 of {len(alive)} | {median(alive) * 1e3:.1f}, "
-            f"{_p99(alive) * 1e3:.1f} |",
-            f"| list of {LISTED:,}, ms: median, slowest of {len(listed)} | {median(listed) * 1e3:.1f}, "
-            f"{max(listed) * 1e3:.1f} |",
+            (
+                f"| saving the users, × streaming them to curl (range) | {median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f}) |"
+            ),
+            (
+                f"| `/health/live` while {RUNNING} run, ms: median, p99 of {len(alive)} | {median(alive) * 1e3:.1f}, "
+                f"{_p99(alive) * 1e3:.1f} |"
+            ),
+            (
+                f"| list of {LISTED:,}, ms: median, slowest of {len(listed)} | {median(listed) * 1e3:.1f}, "
+                f"{max(listed) * 1e3:.1f} |"
+            ),
         ]
     )
 

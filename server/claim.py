@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from server import storage
 from server.errors import ExportError
 from server.manifest import Manifest, utc_now, write_manifest
 from server.room import Room
+from server.scan import Chunk
 from server.shelf import CANCEL, MANIFEST, PROGRESS, progress_in, room_errors
 from server.status import write_progress
 
@@ -40,7 +42,7 @@ class Claim:
         self.room = room
         self._root = root
         self._held = held.pop_all()
-        self._max_attempts = max_attempts
+        self.max_attempts = max_attempts
         self._part: Part | None = None
 
     def hold(self, slot: int) -> None:
@@ -130,12 +132,11 @@ class Claim:
         """It is to be run again, by whoever sees it first. counted: this attempt was one. after: seconds from now."""
         self._remove_files()
         manifest = self.manifest
-        begun = manifest.status == "processing"
         self._write(
             replace(
                 manifest,
                 status="pending",
-                attempts=manifest.attempts - (begun and not counted),
+                attempts=self.attempts_with_this - (not counted),
                 setbacks=manifest.setbacks + setback,
                 not_before=utc_now() + datetime.timedelta(seconds=after) if after else None,
                 started_at=None,
@@ -144,9 +145,14 @@ class Claim:
         )
 
     @property
-    def out_of_attempts(self) -> bool:
-        """Whether this attempt was the last."""
-        return self.manifest.attempts >= self._max_attempts
+    def begun(self) -> bool:
+        """Whether this attempt is among those counted."""
+        return self.manifest.status == "processing"
+
+    @property
+    def attempts_with_this(self) -> int:
+        """How many there were, this one among them though it may have failed before it was begun."""
+        return self.manifest.attempts + (not self.begun)
 
     def _remove_files(self) -> None:
         if self._part is not None:
@@ -182,18 +188,22 @@ class Part:
         """Of what has been written, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes, rows: int, done: float | None) -> None:
-        """Append a chunk. Raises NoSpaceLeft, OSError."""
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        """Append these. Raises NoSpaceLeft, OSError."""
         self._claim.room.check_disk()
-        with room_errors():
-            storage.write_all(self._descriptor, data)
-        self._hash.update(data)
+        rows = size = 0
+        for chunk in chunks:
+            with room_errors():
+                storage.write_all(self._descriptor, chunk.data)
+            self._hash.update(chunk.data)
+            rows += chunk.rows
+            size += len(chunk.data)
         now = time.monotonic()
         self.progress = self.progress.advanced(
             rows=self.progress.rows + rows,
-            bytes=self.progress.bytes + len(data),
+            bytes=self.progress.bytes + size,
             seconds=now - self._started,
-            done=done,
+            done=chunks[-1].done,
             total_rows=self._total_rows,
         )
         if now - self._looked >= LIMIT_SECONDS:

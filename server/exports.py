@@ -39,6 +39,9 @@ Result = TypeVar("Result")
 LOOK_SECONDS = 1.0
 # Seconds between two notes of the progress of an export, and looks at whether it has been cancelled.
 NOTE_SECONDS = 0.25
+# Bytes that may wait for the disk. The writing thread has to wait for the encoder again and again (Python's lock), so
+# one chunk alone would make the scan wait for it in turn.
+AHEAD_BYTES = 4 << 20
 # Seconds that a DELETE waits for the process that runs the export; the cancellation holds in any case.
 END_SECONDS = 5.0
 # Seconds before an export is tried again, doubled each time, and the most of them.
@@ -57,6 +60,7 @@ class Exports:
         self._database = database
         self._native = native_encoder
         self._poked = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         # Seconds that the database has been given so far to come back, and when it is next asked.
         self._pause = 0.0
@@ -77,7 +81,8 @@ class Exports:
         """Give back what is running, at once, for the next process that sees it."""
         self.stopping.set()
         self._poked.set()
-        await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
         for task in self._running.values():
             task.cancel()
         if self._running:
@@ -135,7 +140,9 @@ class Exports:
                 await _until_done_or_cancelled(saving, claim)
             await self._end(claim, saving)
         except Exception as error:
+            # The disk is full, or broken: whoever sees the export next does with it what is right then.
             log.warning("a saved export could not be ended", reason=str(error))
+            self._pause_for(MOST_BACKOFF / 10)
         finally:
             await asyncio.to_thread(claim.close)
             del self._running[claim.manifest.id]
@@ -167,13 +174,10 @@ class Exports:
             await self._end_after(claim, saving.exception())
 
     async def _end_after(self, claim: Claim, error: BaseException | None) -> None:
-        begun = claim.manifest.status == "processing"
-        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not begun):
+        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not claim.begun):
             # Nothing has been done yet, and nothing is said against this export.
-            self._pause = min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF)
-            if isinstance(error, ServerBusy):
-                self._pause = FIRST_BACKOFF
-            self._resume_at = asyncio.get_running_loop().time() + self._pause
+            busy = isinstance(error, ServerBusy)
+            self._pause_for(FIRST_BACKOFF if busy else min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF))
             return
         if not isinstance(error, ExportError):
             log.error("an export failed", exc_info=error)
@@ -182,8 +186,8 @@ class Exports:
             reason = error
         forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict)
         again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
-        tries = claim.manifest.setbacks if forgiven else claim.manifest.attempts
-        spent = tries >= MOST_SETBACKS if forgiven else claim.out_of_attempts
+        tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
+        spent = tries >= (MOST_SETBACKS if forgiven else claim.max_attempts)
         if again and not spent:
             after = min(FIRST_BACKOFF * 2 ** min(tries, 10), MOST_BACKOFF)
             log.warning("export will be tried again", code=reason.code, reason=reason.detail, seconds=after)
@@ -191,6 +195,11 @@ class Exports:
         else:
             log.warning("export failed", code=reason.code, reason=reason.detail)
             await asyncio.to_thread(claim.fail, reason)
+
+    def _pause_for(self, seconds: float) -> None:
+        """Take no other export for so long."""
+        self._pause = seconds
+        self._resume_at = asyncio.get_running_loop().time() + seconds
 
 
 async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:
@@ -218,14 +227,21 @@ async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.k
 
 
 async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
-    """Write the chunks, each while the next one is being fetched and encoded."""
+    """Write the chunks while the next ones are being fetched and encoded, and no more than AHEAD_BYTES behind."""
+    waiting: list[Chunk] = []
     writing: asyncio.Task[None] | None = None
     async with contextlib.aclosing(chunks):
         try:
             async for chunk in chunks:
-                if writing is not None:
+                waiting.append(chunk)
+                if writing is not None and not writing.done():
+                    if sum(len(each.data) for each in waiting) < AHEAD_BYTES:
+                        continue
                     await asyncio.shield(writing)
-                writing = asyncio.create_task(asyncio.to_thread(part.write, chunk.data, chunk.rows, chunk.done))
+                if writing is not None:
+                    writing.result()
+                writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
+                waiting = []
             if writing is not None:
                 await asyncio.shield(writing)
         finally:
@@ -233,3 +249,5 @@ async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
                 await asyncio.wait([writing])  # it must not outlive its file
                 if not writing.cancelled():
                     writing.exception()
+    if waiting:
+        await _in_thread(part.write, waiting)

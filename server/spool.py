@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import hashlib
 import hmac
 import os
@@ -33,6 +34,8 @@ _SECRET_BYTES = 32
 _ID_BYTES = 16
 # Exports that may wait: more are the mistake of some loop.
 MOST_WAITING = 1000
+# More than any back-off.
+_LONGEST_WAIT = datetime.timedelta(minutes=2)
 
 
 class ExportInterrupted(ExportError):
@@ -151,7 +154,7 @@ class Spool:
                 for entry in self.shelf.entries(root)
                 if entry.manifest.status == "pending"
                 and entry.manifest.id not in skipped
-                and (entry.manifest.not_before is None or entry.manifest.not_before <= now)
+                and _is_due(entry.manifest, now)
             ]
             slot = self._free_slot(root) if waiting else None
             if slot is None:
@@ -256,12 +259,18 @@ class Spool:
                 return
             if claim.cancel_wanted():
                 claim.cancel()
-            elif claim.manifest.status == "processing" and claim.out_of_attempts:
+            elif claim.begun and attempts >= claim.max_attempts:
                 log.warning("export failed", exportId=manifest.id, attempts=attempts, code=ExportInterrupted.code)
                 claim.fail(ExportInterrupted(f"The server was stopped in the middle of it {attempts} times."))
-            elif claim.manifest.status == "processing":
+            elif claim.begun:
                 log.info("export interrupted", exportId=manifest.id, attempts=attempts)
                 claim.give_back(counted=True)
+
+
+def _is_due(manifest: Manifest, now: datetime.datetime) -> bool:
+    """Whether it is not to wait; a wait of which no clock can be right counts as none."""
+    wait = datetime.timedelta() if manifest.not_before is None else manifest.not_before - now
+    return not datetime.timedelta() < wait < _LONGEST_WAIT
 
 
 def _random_id() -> str:

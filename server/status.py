@@ -34,7 +34,7 @@ class Progress:
             done = rows / total_rows
         percentage = self.percentage
         if done is not None and math.isfinite(done):
-            now = min(max(math.floor(done * 1000) / 10, 0.0), MOST_UNFINISHED)
+            now = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED)
             percentage = now if percentage is None else max(percentage, now)
         return Progress(rows, bytes, percentage, seconds)
 

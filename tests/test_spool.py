@@ -31,6 +31,7 @@ from server.errors import (
     ServerBusy,
     StorageUnavailable,
 )
+from server.scan import Chunk
 from server.settings import Settings
 from server.shelf import Entry
 from server.spool import MOST_WAITING, Spool
@@ -71,7 +72,7 @@ def claimed(spool: Spool) -> Claim:
 
 def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
     part = claim.begin(None)
-    part.write(data, 1, None)
+    part.write([Chunk(data, 1)])
     claim.complete(part)
     claim.close()
 
@@ -148,12 +149,23 @@ def test_back_off_and_those_to_skip_are_passed_over(path: Path) -> None:
     spool = make_spool(path)
     ids = [created(spool) for _ in range(3)]
     claim = claimed(spool)
-    claim.give_back(after=3600)
+    claim.give_back(after=100)
     claim.close()
     second = spool.claim({ids[1]})
     assert second is not None
     assert second.manifest.id == ids[2]
     second.close()
+
+
+def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    claim = claimed(spool)
+    claim.give_back(after=3e7)
+    claim.close()
+    again = claimed(spool)
+    assert again.manifest.id == id
+    again.close()
 
 
 # --- attempts -----------------------------------------------------------------------------------------------------
@@ -180,7 +192,7 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     id = created(spool)
     for _ in range(5):
         claim = claimed(spool)
-        claim.begin(None).write(b"id\n", 0, None)
+        claim.begin(None).write([Chunk(b"id\n", 0)])
         claim.give_back()
         claim.close()
         assert not list((path / id).glob("data*"))
@@ -193,7 +205,7 @@ def test_a_crash_between_the_file_and_the_manifest_runs_it_again(path: Path) -> 
     id = created(spool)
     claim = claimed(spool)
     part = claim.begin(None)
-    part.write(b"old", 1, None)
+    part.write([Chunk(b"old", 1)])
     part.finish()
     (path / id / "data.csv.part").rename(path / id / "data.csv")
     (path / id / "manifest.json.0.tmp").write_text("cut sho")
@@ -209,7 +221,7 @@ def test_a_percentage_survives_another_attempt(path: Path) -> None:
     id = created(spool)
     claim = claimed(spool)
     part = claim.begin(None)
-    part.write(b"x", 60, None)
+    part.write([Chunk(b"x", 60)])
     part.note()
     assert spool.shelf.get(id).progress.percentage == 60
     drop(claim)
@@ -223,7 +235,7 @@ def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
     spool = make_spool(path)
     id = created(spool)
     claim = claimed(spool)
-    claim.begin(None).write(b"x", 1, None)
+    claim.begin(None).write([Chunk(b"x", 1)])
     claim.fail(QueryFailed("It failed.", hint="Ask for less."))
     claim.close()
     manifest = make_spool(path).shelf.get(id).manifest
@@ -324,12 +336,12 @@ def test_what_runs_counts_and_is_not_removed(path: Path) -> None:
     id = created(spool)
     claim = claimed(spool)
     part = claim.begin(None)
-    part.write(b"x" * 200, 1, None)
+    part.write([Chunk(b"x" * 200, 1)])
     part.note()
     spool.room.check_limit()
     assert set(statuses(spool)) == {id}
     assert old not in statuses(spool)
-    part.write(b"x" * 100, 1, None)
+    part.write([Chunk(b"x" * 100, 1)])
     part.note()
     with pytest.raises(NoSpaceLeft):
         spool.room.check_limit()
@@ -346,7 +358,7 @@ def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
     claim = claimed(full)
     part = claim.begin(None)
     with pytest.raises(NoSpaceLeft):
-        part.write(b"x", 1, None)
+        part.write([Chunk(b"x", 1)])
     claim.close()
 
 
@@ -565,7 +577,7 @@ def test_a_disk_that_fills_up_ends_the_export_and_nothing_else(tiny: Path) -> No
     claim = claimed(spool)
     part = claim.begin(None)
     with pytest.raises(NoSpaceLeft) as raised:
-        part.write(b"x" * (2 << 20), 1, None)
+        part.write([Chunk(b"x" * (2 << 20), 1)])
     claim.fail(raised.value)
     claim.close()
     manifest = spool.shelf.get(id).manifest
@@ -608,6 +620,7 @@ def test_a_limit_on_the_size_of_files_is_no_space_either(path: Path) -> None:
 import resource
 from pathlib import Path
 from server.errors import NoSpaceLeft
+from server.scan import Chunk
 from tests.test_spool import claimed, created, make_spool
 spool = make_spool(Path({str(path)!r}))
 id = created(spool)
@@ -616,7 +629,7 @@ part = claim.begin(None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))
 try:
     for _ in range(100):
-        part.write(b"x" * 10_000, 1, None)
+        part.write([Chunk(b"x" * 10_000, 1)])
 except NoSpaceLeft as error:
     claim.fail(error)
     claim.close()
