@@ -24,7 +24,7 @@ ARGUMENTS = [
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 ]
 # Milliseconds that anything a page should show may take: generous, for machines with other work to do.
-PATIENCE = 20_000
+PATIENCE = 60_000
 
 
 def find_chromium() -> str | None:

@@ -12,6 +12,7 @@ export async function refresh(address, parts, headers = {}) {
     const shown = document.getElementById(id);
     const changed = fresh.getElementById(id);
     if (!shown || !changed) continue;
+    for (const name of Object.keys(shown.dataset)) delete shown.dataset[name];
     Object.assign(shown.dataset, changed.dataset);
     shown.replaceChildren(...changed.childNodes);
   }

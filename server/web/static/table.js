@@ -5,6 +5,7 @@ import { moveRow, numberRows, pickColumn, pickComparison, dropRow } from "./rows
 
 const form = document.getElementById("shape");
 const PARTS = ["result", "preview"];
+const UNREACHABLE = "The server cannot be reached.";
 
 function showFault(changes) {
   for (const slot of form.querySelectorAll(".fault")) {
@@ -32,13 +33,14 @@ async function update() {
     const fields = new URLSearchParams(new FormData(form));
     const fresh = await refresh(`${form.getAttribute("action")}?${fields}`, PARTS, { "X-Sluice-Live": "1" });
     const changes = fresh.getElementById("changes");
-    if (!changes) throw new Error("The server's answer is not what was asked for.");
+    if (!changes) throw new Error(fresh.querySelector("h1 + p")?.textContent ?? UNREACHABLE);
     showFault(changes);
     history.replaceState(null, "", changes.dataset.page);
     showCopyButtons();
   } catch (error) {
     if (error.name === "AbortError") return;
-    document.querySelector("#preview .empty, #preview .scroll")?.replaceChildren("The server cannot be reached. Change anything to try again.");
+    const reason = error.name === "TypeError" ? UNREACHABLE : error.message;
+    document.querySelector("#preview .empty, #preview .scroll")?.replaceChildren(`${reason} Change anything to try again.`);
   }
   preview.removeAttribute("aria-busy");
 }
