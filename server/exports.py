@@ -160,10 +160,10 @@ class Exports:
     async def _end(self, claim: Claim, saving: asyncio.Task[None]) -> None:
         """What becomes of the export after this attempt."""
         manifest = claim.manifest
-        if manifest.status == "completed":
-            log.info("export saved", rows=manifest.rows, bytes=manifest.bytes, attempts=manifest.attempts)
-        elif not await asyncio.to_thread(claim.in_place):
+        if not await asyncio.to_thread(claim.in_place):
             log.warning("export removed by hand")
+        elif manifest.status == "completed":
+            log.info("export saved", rows=manifest.rows, bytes=manifest.bytes, attempts=manifest.attempts)
         elif await asyncio.to_thread(claim.cancel_wanted):
             log.info("export cancelled")
             await asyncio.to_thread(claim.cancel)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from tests.live_server import LiveServer, wait_until
 from tests.raw_http import Answer, ask
 
 FINISHED = ("completed", "failed", "cancelled")
+
+
+def eventually(what: str, holds: Callable[[], object], *, seconds: float = 60) -> None:
+    """wait_until, with patience: exports wait their turn, and machines are slow."""
+    wait_until(what, holds, seconds=seconds)
 
 
 def post(server: LiveServer, target: str, **headers: str) -> Answer:

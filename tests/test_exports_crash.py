@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from tests.conftest import Postgres
-from tests.live_server import LiveServer, wait_until
+from tests.live_server import LiveServer
 from tests.raw_http import ask
-from tests.saved import Gate, answer_json, assert_whole, post, save, status, wait_for
+from tests.saved import Gate, answer_json, assert_whole, eventually, post, save, status, wait_for
 
 # As many as an export has, with those of recovering it, and some more.
 STEPS = range(1, 46)
@@ -59,7 +59,7 @@ def assert_promises_kept(
         assert promised.keys() <= {document["exportId"] for document in documents}
         return all(document["status"] == "completed" for document in documents)
 
-    wait_until("those that were accepted without a word are completed too", settled)
+    eventually("those that were accepted without a word are completed too", settled)
     folders = [path for path in storage.iterdir() if path.is_dir() and not path.name.startswith(".new-")]
     for folder in folders:
         document = status(server, folder.name)
@@ -123,7 +123,7 @@ def test_killed_at_every_step(
             promised[id] = "small.csv"
         return not plan.read_text()
 
-    wait_until("every step has killed a worker", go_on, seconds=90)
+    eventually("every step has killed a worker", go_on, seconds=90)
     assert_promises_kept(server, storage, promised, contents)
 
 
@@ -162,12 +162,12 @@ def test_an_export_that_kills_its_server_each_time_fails(
     server = start_dying([], EXPORT_STORAGE_PATH=str(storage), EXPORT_MAX_ATTEMPTS="3")
     id = save(server, "gated.csv")
     for attempt in range(1, 4):
-        wait_until("it waits", lambda: gate.waiting(postgres))
+        eventually("it waits", lambda: gate.waiting(postgres))
         (pid,) = gate.waiting(postgres)
         assert status(server, id)["attempts"] == attempt
         for worker in server.workers():
             worker.kill()
-        wait_until("PostgreSQL has noticed", functools.partial(gate.passed, postgres, pid), seconds=30)
+        eventually("PostgreSQL has noticed", functools.partial(gate.passed, postgres, pid), seconds=30)
     document = wait_for(server, id, "failed")
     assert document["error"] == {
         "code": "interrupted",
@@ -181,13 +181,13 @@ def test_another_server_goes_on_where_one_was_killed(
 ) -> None:
     first = start_live(EXPORT_STORAGE_PATH=str(tmp_path))
     id = save(first, "gated.csv")
-    wait_until("it waits", lambda: gate.waiting(postgres))
+    eventually("it waits", lambda: gate.waiting(postgres))
     second = start_live(EXPORT_STORAGE_PATH=str(tmp_path))
-    wait_until("the other sees how far it is", lambda: status(second, id)["progress"]["processedRows"] > 0)
+    eventually("the other sees how far it is", lambda: status(second, id)["progress"]["processedRows"] > 0)
     before = status(second, id)
     assert before["status"] == "processing"
     first.kill()
-    second.wait_for_log(f"export interrupted.*exportId={id}")
+    second.wait_for_log(f"export interrupted.*exportId={id}", seconds=30)
     assert status(second, id)["progress"]["percentage"] >= before["progress"]["percentage"]
     gate.open()
     document = wait_for(second, id, "completed")
@@ -200,12 +200,12 @@ def test_a_server_that_is_stopped_gives_its_exports_back(
 ) -> None:
     first = start_live(EXPORT_STORAGE_PATH=str(tmp_path), SHUTDOWN_TIMEOUT="60", EXPORT_MAX_ATTEMPTS="1")
     ids = [save(first, "gated.csv") for _ in range(3)]
-    wait_until("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
+    eventually("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
     # Although it would wait so long for downloads, and the exports are not at their end.
     assert first.stop(signal.SIGTERM, seconds=30) == 0
     assert not gate.waiting(postgres)
     second = start_live(EXPORT_STORAGE_PATH=str(tmp_path), EXPORT_MAX_ATTEMPTS="1")
-    wait_until("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
+    eventually("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
     assert status(second, ids[2])["status"] == "pending"
     gate.open()
     for id in ids:
