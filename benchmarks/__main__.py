@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import others, queries, report, saved, scaling
+from benchmarks import others, page, queries, report, saved, scaling
 from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race
 from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
@@ -92,6 +92,8 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         costs = _scaling(sample, sluice, options)
         _say("saved exports")
         kept = saved.measure(embedded.uri, rounds, _say)
+        _say("the web page")
+        visited = page.measure(sample, sluice, options.tries, _say)
         _say("first bytes")
         first = first_bytes(sluice, options.tries)
         _say("memory")
@@ -102,13 +104,14 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     counts = ", ".join(str(len(downloads)) for downloads in results.values())
     print(f"Medians of {counts} downloads in this order, and of {options.tries} first bytes of each table.\n")
     tables = [report.race_table(results, sample.rows), queries.table(compared), scaling.table(costs), saved.table(kept)]
-    tables += [report.first_byte_table(first, sizes), report.memory_table(peaks, sizes)]
+    tables += [page.table(visited), report.first_byte_table(first, sizes), report.memory_table(peaks, sizes)]
     print("\n\n".join(tables), end="\n\n")
     if options.rows != PROMISED_ROWS:
         print(f"The figures are meant for {PROMISED_ROWS:,} users; with fewer, starting the programs weighs more.\n")
     best = report.fastest(results, [name for name in ours if name != PURE])
     verdicts = report.verdicts(best, results, sample.rows, first, peaks) + scaling.verdicts(costs)
-    verdicts += queries.verdicts(compared, gzipped) + saved.verdicts(kept) + report.byte_verdict(expected, found)
+    verdicts += queries.verdicts(compared, gzipped) + saved.verdicts(kept)
+    verdicts += page.verdicts(visited) + report.byte_verdict(expected, found)
     short = {download.bytes for name in ours for download in results[name]} - {expected[1]}
     if short:
         verdicts.append(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")

@@ -19,11 +19,12 @@ from server.download import Downloads
 from server.errors import ExportError
 from server.exports import Exports
 from server.libpq import LIBPQ
+from server.options import timezones
 from server.origin import origin_middleware
 from server.problems import ProblemServer, add_common_headers, problem_middleware
-from server.request import timezones
-from server.routes import export, exports, health, pages, relations, save, saved_file
+from server.routes import export, exports, health, relations, save, saved_file
 from server.routes.keys import DATABASE, DOWNLOADS, EXPORTS, NATIVE_ENCODER, SETTINGS
+from server.routes.pages import listing, saved, shape, site
 from server.settings import Settings
 from server.spool import Spool
 
@@ -48,7 +49,7 @@ def create_app(settings: Settings, haste: Haste | None = None) -> web.Applicatio
     app[DOWNLOADS] = Downloads()
     app[NATIVE_ENCODER] = encode.bind_libpq(LIBPQ) and not settings.pure_python
     app[EXPORTS] = Exports(Spool(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
-    for routes in (export, save, exports, saved_file, health, pages, relations):
+    for routes in (export, save, exports, saved_file, health, relations, site, listing, shape, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_database, _exports])

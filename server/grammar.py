@@ -77,9 +77,12 @@ def read_names(text: str, stops: str, where: str) -> Iterator[tuple[str, str]]:
 
 def write_name(name: str, stops: str) -> str:
     """The name as `read_name` reads it, in double quotes where it needs them."""
-    if name.startswith('"') or any(stop in name for stop in stops):
-        return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return name
+    return write_quoted(name) if name.startswith('"') or any(stop in name for stop in stops) else name
+
+
+def write_quoted(text: str) -> str:
+    """The text in double quotes, as `read_quoted` reads it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def shorten(text: str) -> str:

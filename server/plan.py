@@ -12,7 +12,8 @@ from server.dialect import Dialect
 from server.errors import Forbidden, InvalidRequest
 from server.filters import Filter, conditions_of
 from server.grammar import write_name
-from server.request import ExportRequest, SortKey
+from server.options import SortKey
+from server.request import ExportRequest
 
 # Relations with more than this many bytes out of line may hold single values of megabytes in any row, while
 # one FETCH is held whole in memory: their batches stay short whatever the rows before looked like.

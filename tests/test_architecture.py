@@ -18,7 +18,12 @@ ORDER = [
     "dialect",
     "grammar",
     "filters",
+    "options",
     "request",
+    "controls",
+    "form",
+    "filling",
+    "snippets",
     "manifest",
     "status",
     "byte_ranges",
@@ -36,6 +41,7 @@ ORDER = [
     "scan",
     "compress",
     "opening",
+    "preview",
     "storage",
     "shelf",
     "room",
@@ -54,7 +60,11 @@ ORDER = [
     "routes.saved_file",
     "routes.relations",
     "routes.health",
-    "routes.pages",
+    "routes.pages.__init__",
+    "routes.pages.site",
+    "routes.pages.listing",
+    "routes.pages.shape",
+    "routes.pages.saved",
     "app",
     "logs",
     "embedded",
@@ -62,6 +72,10 @@ ORDER = [
     "__main__",
 ]
 PURE = {
+    "controls",
+    "form",
+    "filling",
+    "snippets",
     "errors",
     "settings",
     "catalogue",
@@ -74,7 +88,7 @@ PURE = {
     "strategy",
     "encode",
 }
-PURE |= {"manifest", "status", "byte_ranges"}
+PURE |= {"options", "manifest", "status", "byte_ranges"}
 OUTSIDE_PURE = {"aiohttp", "aiopg", "psycopg2", "gunicorn", "asyncio", "socket", "structlog", "uvloop"}
 
 

@@ -63,6 +63,13 @@ async def test_no_step_of_a_saved_export_blocks_the_event_loop(client: TestClien
         ("/health/ready", 200),
         ("/nowhere", 404),
         ("/", 200),
+        ("/?q=user&schema=public", 200),
+        ("/table/users?id=gt.7&name=ilike.*a*&order=id", 200),
+        ("/table/users?id=eq.x", 200),
+        ("/table/nothing_here", 404),
+        ("/shape/users?c=id&a=&t=0", 200),
+        ("/saved", 200),
+        ("/static/table.js", 200),
         ("/static/sluice.css", 200),
     ],
 )

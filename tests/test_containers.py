@@ -219,7 +219,9 @@ def test_what_the_build_must_not_see_is_ignored(path: str) -> None:
     assert ignored(path, dockerignore())
 
 
-@pytest.mark.parametrize("path", ["server/_encode.pyx", "server/routes/export.py", "server/web/index.html"])
+@pytest.mark.parametrize(
+    "path", ["server/_encode.pyx", "server/routes/export.py", "server/web/index.html", "server/web/static/table.js"]
+)
 def test_all_of_the_server_reaches_the_build(path: str) -> None:
     assert (ROOT / path).exists()
     assert not ignored(path, dockerignore())

@@ -607,7 +607,7 @@ async def test_the_page_lists_only_what_the_role_may_read(reader: Settings, post
     postgres.run("GRANT SELECT ON users TO reader")
     status, page = await get(reader, "/")
     assert status == 200
-    assert b"/export/users.csv" in page
+    assert b"table/users>" in page
     assert b"revenue_by_country" not in page
 
 

@@ -31,8 +31,9 @@ from server.dialect import Dialect
 from server.encode import bind_libpq, make_encoder
 from server.errors import RelationNotFound
 from server.libpq import LIBPQ
+from server.options import SelectedColumn
 from server.plan import make_plan
-from server.request import ExportRequest, SelectedColumn, export_path
+from server.request import ExportRequest, export_path
 from server.scan import choose, scan
 from server.settings import Settings
 from tests.conftest import Postgres

@@ -26,8 +26,9 @@ from server.app import create_app
 from server.catalogue import Column, Relation, RelationName
 from server.errors import InvalidRequest
 from server.filters import COMPARISONS, IS_VALUES, Condition, Filter, Group, conditions_of
+from server.options import SelectedColumn, SortKey
 from server.plan import ExportPlan, make_plan
-from server.request import FORMATS, ExportRequest, SelectedColumn, SortKey, export_path, parse_export_request
+from server.request import FORMATS, ExportRequest, export_path, parse_export_request
 from server.settings import Settings
 from server.sql import Statement, probes, select_statement
 from tests.conftest import Postgres

@@ -9,6 +9,7 @@ import pytest
 from server.catalogue import Column, Relation, RelationName
 from server.dialect import Dialect
 from server.errors import ExportError, Forbidden, InvalidRequest
+from server.options import SelectedColumn
 from server.plan import (
     FETCH_ROWS,
     LARGE_TOAST_BYTES,
@@ -18,7 +19,7 @@ from server.plan import (
     make_plan,
     preview_of,
 )
-from server.request import ExportRequest, SelectedColumn, parse_export_request
+from server.request import ExportRequest, parse_export_request
 
 
 def column(name: str, *, readable: bool = True) -> Column:

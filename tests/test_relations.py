@@ -18,7 +18,6 @@ from yarl import URL
 
 from server.app import create_app
 from server.plan import PREVIEW_ROWS
-from server.routes import relations
 from server.settings import Settings
 from server.strategy import FEWEST_BLOCKS
 from tests.conftest import Postgres
@@ -506,7 +505,7 @@ async def test_the_limit_is_for_the_whole_preview(
     postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not for each statement anew: here the first waits for a lock nearly as long, and the next one is slow."""
-    monkeypatch.setattr(relations, "PREVIEW_TIMEOUT", 1.0)
+    monkeypatch.setattr("server.preview.PREVIEW_TIMEOUT", 1.0)
     postgres.run("CREATE TABLE awaited (a int); INSERT INTO awaited VALUES (1)")
     postgres.run("CREATE VIEW late AS SELECT a, pg_sleep(60)::text AS s FROM awaited")
     holder = postgres.connect()
@@ -598,7 +597,7 @@ async def test_descriptions_wait_for_nobodys_lock_and_keep_nobody_waiting(
 async def test_a_preview_of_a_locked_table_ends_by_itself(
     postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relations, "PREVIEW_TIMEOUT", 0.5)
+    monkeypatch.setattr("server.preview.PREVIEW_TIMEOUT", 0.5)
     with busy(postgres, LOCKS["locked"]):
         started = time.monotonic()
         problem = await answer(client, "/relations/busy/preview", 504)

@@ -13,18 +13,8 @@ from server.catalogue import RelationName
 from server.dialect import Dialect
 from server.errors import InvalidRequest
 from server.filters import MOST_CONDITIONS, OPERATORS, Condition, Filter, Group, conditions_of
-from server.request import (
-    FORMATS,
-    MOST_READERS,
-    MOST_ROWS,
-    PARAMETERS,
-    ExportRequest,
-    SelectedColumn,
-    SortKey,
-    export_path,
-    parse_export_request,
-    parse_relation_request,
-)
+from server.options import MOST_READERS, MOST_ROWS, SelectedColumn, SortKey
+from server.request import FORMATS, PARAMETERS, ExportRequest, export_path, parse_export_request, parse_relation_request
 
 # What PostgreSQL takes as a name: any text but the empty one, without NUL; UTF-8 has no surrogates.
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from server.catalogue import Column, Relation, RelationName
 from server.filters import COMPARISONS, conditions_of
+from server.options import SelectedColumn
 from server.plan import ExportPlan, make_plan
-from server.request import ExportRequest, SelectedColumn, parse_export_request
+from server.request import ExportRequest, parse_export_request
 from server.sql import probes, quote_identifier, select_statement
 
 

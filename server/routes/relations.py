@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
 from server.catalogue import Relation
-from server.errors import InvalidRequest, QueryTimeout
+from server.errors import InvalidRequest
 from server.opening import open_plan
-from server.plan import PREVIEW_ROWS, preview_of
+from server.preview import first_rows
 from server.request import export_path, parse_relation_request
 from server.routes.keys import DATABASE, SETTINGS
 from server.scan import choose
-from server.session import Session
-from server.sql import select_statement
 
 PREFIX = "/relations"
 PREVIEW = "/preview"
 EXPLAIN = "explain"
-# Seconds: longer, and a person has stopped waiting for twenty rows.
-PREVIEW_TIMEOUT = 5.0
-# Characters of a value in a preview; longer ones end in an ellipsis.
-PREVIEW_CHARACTERS = 1000
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -74,39 +66,12 @@ async def _explanation(request: web.Request, target: str, query: str) -> web.Res
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
-    try:
-        async with (
-            open_plan(request.app[DATABASE], parse_relation_request(target, query)) as (session, whole),
-            asyncio.timeout(PREVIEW_TIMEOUT),
-        ):
-            plan = preview_of(whole)
-            statement = select_statement(plan)
-            await session.declare(statement.text, statement.values, timezone=plan.timezone)
-            rows = [row async for row in _first_rows(session)]
-    except TimeoutError:
-        raise QueryTimeout(
-            f"There was no preview within {PREVIEW_TIMEOUT:g} seconds.",
-            hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
-        ) from None
+    preview = await first_rows(request.app[DATABASE], parse_relation_request(target, query))
     document = {
-        "columns": [{"name": output.name, "type": output.column.type} for output in plan.columns],
-        "rows": rows,
+        "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
+        "rows": preview.rows,
     }
     return web.json_response(document, headers=NO_STORE)
-
-
-async def _first_rows(session: Session) -> AsyncIterator[list[str | None]]:
-    """One row at a time, since each may be large, with long values cut short."""
-    for _ in range(PREVIEW_ROWS):
-        batch = await session.fetch(1)
-        if not batch.count:
-            return
-        yield [None if value is None else _shown(value) for value in batch.rows()[0]]
-
-
-def _shown(value: bytes) -> str:
-    text = value[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
-    return text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"
 
 
 def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
@@ -120,6 +85,7 @@ def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
         "bytes": relation.bytes,
         "columns": [
             {"name": column.name, "type": column.type, "nullable": column.nullable, "indexed": column.indexed}
+            | ({} if column.values is None else {"values": column.values})
             for column in relation.columns
             if column.readable
         ],

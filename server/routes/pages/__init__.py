@@ -1,0 +1,1 @@
+"""The web page: what can be exported, a form for each relation, and the saved exports. Works without JavaScript."""

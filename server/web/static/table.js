@@ -1,0 +1,101 @@
+// The form of a relation, live: what changes is asked of the server, which reads the form as it does without this.
+
+import { refresh, settled } from "./live.js";
+import { moveRow, numberRows, pickColumn, pickComparison, dropRow } from "./rows.js";
+
+const form = document.getElementById("shape");
+const PARTS = ["result", "preview"];
+const UNREACHABLE = "The server cannot be reached.";
+
+function showFault(changes) {
+  for (const slot of form.querySelectorAll(".fault")) {
+    slot.hidden = true;
+    slot.replaceChildren();
+  }
+  for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
+  const field = changes.dataset.fault;
+  const slot = document.getElementById(`fault-${field}`);
+  if (!changes.textContent || !slot || (!field && document.getElementById("download"))) return;
+  slot.append(...changes.childNodes);
+  slot.hidden = false;
+  slot.closest("details")?.setAttribute("open", "");
+  const control = form.elements[`${field}.value`] ?? form.elements[`${field}.column`] ?? form.elements[field];
+  for (const one of control instanceof Element ? [control] : control ?? []) {
+    one.setAttribute("aria-invalid", "true");
+    one.setAttribute("aria-describedby", slot.id);
+  }
+}
+
+async function update() {
+  const preview = document.getElementById("preview");
+  preview.setAttribute("aria-busy", "true");
+  try {
+    const fields = new URLSearchParams(new FormData(form));
+    const fresh = await refresh(`${form.getAttribute("action")}?${fields}`, PARTS, { "X-Sluice-Live": "1" });
+    const changes = fresh.getElementById("changes");
+    if (!changes) throw new Error(fresh.querySelector("h1 + p")?.textContent ?? UNREACHABLE);
+    showFault(changes);
+    history.replaceState(null, "", changes.dataset.page);
+    showCopyButtons();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    const reason = error.name === "TypeError" ? UNREACHABLE : error.message;
+    document.querySelector("#preview .empty, #preview .scroll")?.replaceChildren(`${reason} Change anything to try again.`);
+  }
+  preview.removeAttribute("aria-busy");
+}
+
+function adapt() {
+  // What means nothing to JSON lines is not sent for them.
+  const json = form.elements.format.value === "ndjson";
+  for (const label of form.querySelectorAll(".dialect")) {
+    label.toggleAttribute("data-off", json);
+    label.querySelector("input, select").disabled = json;
+  }
+  form.elements.delimiter.disabled ||= form.elements.format.value === "tsv";
+}
+
+function showCopyButtons() {
+  if (!navigator.clipboard) return;
+  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
+}
+
+const later = settled(update, 200);
+
+form.addEventListener("input", later);
+form.addEventListener("change", (event) => {
+  if (event.target.name?.endsWith(".column")) pickColumn(event.target);
+  if (event.target.name?.endsWith(".op")) pickComparison(event.target);
+  adapt();
+  later();
+});
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { name, value } = event.submitter ?? {};
+  if (name === "move") moveRow(event.submitter, value.endsWith("up"));
+  if (name === "drop") dropRow(event.submitter);
+  update();
+});
+form.addEventListener("click", (event) => {
+  const { take } = event.target.dataset;
+  if (!take) return;
+  for (const box of form.querySelectorAll("[name=t]")) box.checked = take === "all";
+  update();
+});
+document.addEventListener("click", async (event) => {
+  const { copy } = event.target.dataset ?? {};
+  if (!copy) return;
+  await navigator.clipboard.writeText(document.getElementById(copy).textContent);
+  event.target.textContent = "Copied";
+  setTimeout(() => (event.target.textContent = "Copy"), 1500);
+});
+
+document.querySelector(".apply .button").hidden = true;
+form.querySelector(".tools").hidden = false;
+document.getElementById("timezones").append(...Intl.supportedValuesOf("timeZone").map((zone) => new Option(zone)));
+for (const select of form.querySelectorAll("[name$='.op']")) pickComparison(select);
+numberRows(form);
+adapt();
+showCopyButtons();
+if (document.querySelector("[data-again]")) update();
+form.dataset.live = "";
