@@ -16,8 +16,9 @@ dsn: .venv/runtime
 seed: .venv/runtime
 	@exec $(BIN)/python -m server seed
 
+# Two at a time, each with a PostgreSQL of its own; a file's tests stay together.
 test: .venv/development encoder
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 check: .venv/development encoder
 	$(BIN)/ruff check .
