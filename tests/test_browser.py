@@ -77,14 +77,18 @@ def go_to_table(page: Page, name: str, query: str = "") -> None:
 
 @pytest.fixture
 def gate(postgres: Postgres) -> Iterator[psycopg2.extensions.connection]:
-    """A view called gated, whose rows after the hundredth come once this connection is closed."""
+    """A view called gated, whose rows after the four thousandth come once this connection is closed.
+
+    What comes before is megabytes, more than any buffer on the way to the file holds back.
+    """
     keeper = postgres.connect()
     with keeper.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(20261)")
     postgres.run("""
         CREATE VIEW gated AS
-        SELECT id, name, CASE WHEN id > 100 THEN pg_advisory_xact_lock_shared(20261)::text END AS waited
-        FROM (SELECT id, name FROM users ORDER BY id LIMIT 5000) AS first""")
+        SELECT id, repeat('sluice', 150) AS filler,
+            CASE WHEN id > 4000 THEN pg_advisory_xact_lock_shared(20261)::text END AS waited
+        FROM (SELECT id FROM users ORDER BY id LIMIT 5000) AS first""")
     yield keeper
     keeper.close()
 
@@ -299,7 +303,7 @@ def test_names_that_are_markup_are_text(page: Page, postgres: Postgres) -> None:
 
 
 def test_a_stream_that_breaks_is_a_failed_download(page: Page, postgres: Postgres) -> None:
-    postgres.run("CREATE VIEW breaks AS SELECT id, name, 1 / (id - 19000) AS x FROM users")
+    postgres.run("CREATE VIEW breaks AS SELECT id, repeat('x', 500) AS filler, 1 / (id - 19000) AS x FROM users")
     go_to_table(page, "breaks")
     with page.expect_download() as started:
         page.locator("#download").click()
