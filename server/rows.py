@@ -63,9 +63,6 @@ class Rows:
 
     def __enter__(self) -> Rows:
         self._wake, self._wake_up = socket.socketpair()
-        self.lost = bool(self._connection.closed)
-        if self.lost:  # told to whoever starts a statement, as a loss at any other moment is
-            return self
         self._pgconn: int = self._connection.raw.pgconn_ptr
         self._descriptor = self._connection.raw.fileno()
         # aiopg would take the rows for an answer to itself. Without the descriptor it leaves the event loop alone
@@ -86,8 +83,6 @@ class Rows:
 
     def start(self, sql: bytes, chunk_rows: int) -> None:
         """Send the statement. chunk_rows: how many rows libpq may hold at once. Raises ConnectionLost."""
-        if self.lost:
-            raise self._loss()
         self.running = True
         if not libpq.send_query(self._pgconn, sql, chunk_rows):
             raise self._loss()

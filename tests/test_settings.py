@@ -39,6 +39,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
         ("EXPORT_SCHEMAS", "b, a ,b,,Sales Data", "export_schemas", ("b", "a", "Sales Data")),
         ("MAX_CONCURRENT_EXPORTS", "1", "max_concurrent_exports", 1),
         ("MAX_CONCURRENT_EXPORTS", "1000", "max_concurrent_exports", 1000),
+        ("PARALLEL_READERS", "1", "parallel_readers", 1),
+        ("PARALLEL_READERS", "64", "parallel_readers", 64),
         ("STATEMENT_TIMEOUT", "0", "statement_timeout", 0.0),
         ("STATEMENT_TIMEOUT", "1.5", "statement_timeout", 1.5),
         ("STATEMENT_TIMEOUT", "2000000", "statement_timeout", 2e6),
@@ -86,6 +88,7 @@ BAD = [
     ("DB_PORT", ["postgres", "0", "65536", "-1"]),
     ("EXPORT_SCHEMAS", [",", " , ,"]),
     ("MAX_CONCURRENT_EXPORTS", ["many", "0", "1001", "1.5"]),
+    ("PARALLEL_READERS", ["all", "0", "65", "-1", "2.5"]),
     ("STATEMENT_TIMEOUT", ["10s", "-1", "nan", "inf", "-inf", "2000001"]),
     ("STALL_TIMEOUT", ["5 min", "-0.1", "nan", "inf"]),
     ("SHUTDOWN_TIMEOUT", ["soon", "4", "86401", "30.0"]),
@@ -267,6 +270,7 @@ def test_the_defaults_that_it_shows_are_the_defaults() -> None:
         "DB_USER",
         "DB_PASSWORD",
         "DB_NAME",
+        "PARALLEL_READERS",
     }
     assert (shown["API_PORT"], shown["STATEMENT_TIMEOUT"], shown["SLUICE_PURE_PYTHON"]) == ("8080", "600", "0")
     assert (shown["EXPORT_SCHEMAS"], shown["EMBEDDED_DATA_PATH"]) == ("public", ".data/postgres")
