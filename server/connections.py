@@ -82,13 +82,19 @@ class Connections:
         )
         descriptor = connection.raw.fileno()
         try:
-            return await connection
+            await connection
         except BaseException:
             # libpq has closed the socket behind the event loop's back: uvloop would refuse to watch the next
             # one of this number. Nobody else has it yet, since connections are made one at a time.
             with contextlib.suppress(OSError, RuntimeError):
                 asyncio.get_running_loop().remove_reader(descriptor)
             raise
+        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result: whoever was
+        # to give up would go on to wait for its first answer, which behind a pooler may never come.
+        if cancelled_from_here():
+            connection.close()
+            raise asyncio.CancelledError
+        return connection
 
     async def _addresses(self) -> list[dict[str, str]]:
         """What to add to the URI for each address of its hosts, in order.
@@ -126,6 +132,12 @@ class Connections:
             # aiopg closes a cancelled connection by itself. Closed again, it would stop the event loop from
             # watching that file descriptor, which may belong to another connection by then.
             connection.close()
+
+
+def cancelled_from_here() -> bool:
+    """Whether somebody has cancelled the current task, as against a statement in the server."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def check_dsn(dsn: str) -> None:

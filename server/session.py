@@ -19,6 +19,7 @@ import psycopg2.extensions
 import psycopg2.extras
 
 from server import catalogue, errors
+from server.connections import cancelled_from_here
 from server.libpq import result_memory, translate
 from server.rows import RowReader, Rows
 
@@ -305,9 +306,3 @@ class Session:
     def statement_left_running(self) -> bool:
         """Whether the server may still be at work on a statement that nobody waits for."""
         return self._executing or (self._rows is not None and self._rows.running)
-
-
-def cancelled_from_here() -> bool:
-    """Whether somebody has cancelled the current task, as against a statement in the server."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -262,9 +262,13 @@ def test_the_bytes_are_those_of_copy_whatever_the_number_of_readers(
 ) -> None:
     right = postgres.copy(case.select)
     for readers, server in servers.items():
-        answer = ask(server, path_of(case.relation, case.query))
+        before = len(server.log)
+        answer = ask(server, path_of(case.relation, case.query), headers={"X-Request-Id": "bytes"})
         assert (answer.status, answer.ending) == (200, "terminator")
         assert answer.body == right, f"{readers} readers"
+        server.wait_for_log("event=export .*requestId=bytes", after=before)
+        # Nor has any of them failed and left its work to the others.
+        assert [line for line in server.log[before:] if "a reader ended early" in line] == []
     document = explained(servers[3], case.relation, case.query)
     # Less than all of it may be too small to be worth while; what that is about has tests of its own.
     assert document["scan"] == "block ranges" or document["reason"] == "small"
