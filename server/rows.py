@@ -125,4 +125,6 @@ class Rows:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([reading])
             reading.exception()
+            if failure := self._reader.failure():  # nobody will ask for it
+                libpq.take_error(failure)
             raise

@@ -104,7 +104,7 @@ def tables_to_scan(plan: ExportPlan, explained: Mapping[str, Any], server_versio
     scans = node.get("Plans", []) if node["Node Type"] == "Append" else [node]
     others = {scan["Node Type"] for scan in scans} - {"Seq Scan"}
     if others:
-        return f"PostgreSQL plans a {min(others)}"
+        return f"PostgreSQL plans {min(others)}"
     if len(scans) > MOST_TABLES:
         return f"more than {MOST_TABLES} tables"
     return [(scan["Schema"], scan["Relation Name"]) for scan in scans]

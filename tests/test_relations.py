@@ -697,7 +697,7 @@ def large_table(postgres: Postgres) -> Iterator[None]:
         ("order=filler", "single", 1, "sorted"),
         ("limit=5", "single", 1, "limit or offset"),
         ("offset=5", "single", 1, "limit or offset"),
-        ("id=eq.7", "single", 1, "PostgreSQL plans a"),
+        ("id=eq.7", "single", 1, "PostgreSQL plans Index Scan"),
     ],
 )
 async def test_an_explanation_says_how_the_export_would_be_read(
