@@ -68,6 +68,7 @@ class LiveServer:
         self._reader.start()
         try:
             line = self.wait_for_log(r"Sluice is at http://\S+:(\d+)/", seconds=60)
+            wait_until("a worker runs", self.workers, seconds=60)
         except BaseException:
             self.stop(signal.SIGKILL)
             raise

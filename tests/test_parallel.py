@@ -343,8 +343,8 @@ def test_the_log_and_the_explanation_say_how_it_was_read(servers: dict[int, Live
         ("heap", "offset=1", "SELECT * FROM heap OFFSET 1", "limit or offset"),
         ("tiny", "", "SELECT * FROM tiny", "small"),
         ("parts", "n=lt.2000", "SELECT * FROM parts WHERE n < 2000", "small"),
-        ("parts", "n=lt.0", "SELECT * FROM parts WHERE n < -1", "PostgreSQL plans a "),
-        ("indexed", "n=lt.20", "SELECT * FROM indexed WHERE n < 20", "PostgreSQL plans a "),
+        ("parts", "n=lt.0", "SELECT * FROM parts WHERE n < -1", "PostgreSQL plans "),
+        ("indexed", "n=lt.20", "SELECT * FROM indexed WHERE n < 20", "PostgreSQL plans "),
         ("heap", "at=lt.now", "SELECT * FROM heap WHERE at < now()", "depend on the time"),
         ("heap", "or=(n.eq.1,at.in.(epoch,Yesterday))", "SELECT * FROM heap WHERE n = 1", "depend on the time"),
         (

@@ -97,5 +97,8 @@ for (const select of form.querySelectorAll("[name$='.op']")) pickComparison(sele
 numberRows(form);
 adapt();
 showCopyButtons();
-if (document.querySelector("[data-again]")) update();
+// Chosen before this script was here, or put back by the browser.
+const early = [...form.querySelectorAll(".new [name$='.column']")].filter((select) => select.value);
+early.forEach(pickColumn);
+if (early.length || document.querySelector("[data-again]")) update();
 form.dataset.live = "";
