@@ -94,10 +94,10 @@ class Exports:
         self._poked.set()
 
     async def delete(self, id: str) -> None:
-        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable."""
+        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable, ServerBusy."""
+        deadline = asyncio.get_running_loop().time() + END_SECONDS
         entry = await asyncio.to_thread(self.spool.shelf.get, id)
         if not entry.manifest.finished:
-            deadline = asyncio.get_running_loop().time() + END_SECONDS
             while not await asyncio.to_thread(self.spool.cancel, id):
                 if asyncio.get_running_loop().time() > deadline:
                     return
@@ -105,7 +105,10 @@ class Exports:
             entry = await asyncio.to_thread(self.spool.shelf.get, id)
             if entry.manifest.status == "cancelled":
                 return
-        await asyncio.to_thread(self.spool.remove, id)
+        while not await asyncio.to_thread(self.spool.remove, id):
+            if asyncio.get_running_loop().time() > deadline:
+                raise ServerBusy("The export is in use.", hint="Try again in a moment.")
+            await asyncio.sleep(0.05)
 
     async def _watch(self) -> None:
         while not self.stopping.is_set():
