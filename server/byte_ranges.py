@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import email.utils
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from multidict import MultiMapping
 
 # RFC 9110, 8.8.3.
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
@@ -31,16 +32,16 @@ class Selection:
     length: int = 0
 
 
-def select(method: str, headers: Mapping[str, str], *, size: int, etag: str, modified: datetime.datetime) -> Selection:
+def select(method: str, headers: MultiMapping[str], *, size: int, etag: str, modified: datetime.datetime) -> Selection:
     """What answers a GET or HEAD with these headers. etag: with its quotes; modified: of Last-Modified."""
     modified = modified.replace(microsecond=0)
     if "If-Match" in headers:
-        if not _matches(headers["If-Match"], etag, weakly=False):
+        if not _matches(_joined(headers, "If-Match"), etag, weakly=False):
             return Selection(412)
     elif (since := _date(headers.get("If-Unmodified-Since"))) is not None and modified > since:
         return Selection(412)
     if "If-None-Match" in headers:
-        if _matches(headers["If-None-Match"], etag, weakly=True):
+        if _matches(_joined(headers, "If-None-Match"), etag, weakly=True):
             return Selection(304)
     elif (since := _date(headers.get("If-Modified-Since"))) is not None and modified <= since:
         return Selection(304)
@@ -70,6 +71,11 @@ def _range(text: str, size: int) -> Selection | None:
 def _number(digits: str) -> int:
     digits = digits.lstrip("0")
     return int(digits or "0") if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
+
+
+def _joined(headers: MultiMapping[str], name: str) -> str:
+    """The lines of a list as one (RFC 9110, 5.3)."""
+    return ", ".join(headers.getall(name))
 
 
 def _matches(text: str, etag: str, *, weakly: bool) -> bool:

@@ -55,11 +55,7 @@ class Claim:
 
     def in_place(self) -> bool:
         """Whether the folder is still where it was: somebody may have removed it by hand."""
-        try:
-            there = os.stat(self.manifest.id, dir_fd=self._root, follow_symlinks=False)
-        except OSError:
-            return False
-        return os.path.samestat(there, os.fstat(self.folder))
+        return storage.in_place(self._root, self.manifest.id, self.folder)
 
     def cancel_wanted(self) -> bool:
         """Whether somebody has asked for an end."""
@@ -93,9 +89,10 @@ class Claim:
                 self._part.note()
 
     def complete(self, part: Part) -> None:
-        """The file is whole: put it in place, then say so."""
+        """The file is whole: put it in place, then say so. Raises NoSpaceLeft where it is more than may be kept."""
         part.finish()
         part.note()
+        self.room.check_limit()  # of its final size, now: what is completed is promised, and must not be swept away
         os.rename(self.manifest.part_name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
         self._write(
@@ -126,7 +123,8 @@ class Claim:
         """Somebody asked for this end. Leaves the manifest, which says so."""
         self._remove_files()
         self._write(replace(self.manifest, status="cancelled", completed_at=utc_now()))
-        storage.remove_file(self.folder, CANCEL)
+        with contextlib.suppress(IsADirectoryError):
+            storage.remove_file(self.folder, CANCEL)
 
     def give_back(self, *, counted: bool = False, setback: bool = False, after: float = 0.0) -> None:
         """It is to be run again, by whoever sees it first. counted: this attempt was one. after: seconds from now."""
@@ -157,10 +155,11 @@ class Claim:
     def _remove_files(self) -> None:
         if self._part is not None:
             self._part.close()  # an open file keeps its room on the disk
-        storage.remove_file(self.folder, self.manifest.part_name)
-        storage.remove_file(self.folder, self.manifest.file_name)
-        for name in storage.names_in(self.folder):
-            if name.endswith(storage.TEMPORARY):  # of a process that was killed: those who write here hold the lock
+        names = [self.manifest.part_name, self.manifest.file_name]
+        # Of a process that was killed: those who write here hold the lock.
+        names += [name for name in storage.names_in(self.folder) if name.endswith(storage.TEMPORARY)]
+        for name in names:
+            with contextlib.suppress(IsADirectoryError):  # not ours; whoever needs the name fails, and can be ended
                 storage.remove_file(self.folder, name)
 
     def _write(self, manifest: Manifest) -> None:
@@ -180,8 +179,12 @@ class Part:
         self._noting = threading.Lock()
         self._hash = hashlib.sha256()
         self._descriptor = storage.create_file(claim.folder, claim.manifest.part_name)
-        with room_errors():
-            self.note()
+        try:
+            with room_errors():
+                self.note()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def sha256(self) -> str:

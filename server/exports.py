@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -47,8 +47,10 @@ AHEAD_BYTES = 4 << 20
 END_SECONDS = 5.0
 # Seconds before an export is tried again, doubled each time, and the most of them.
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
-# How often the database may go away in the middle of one export: a restart is forgiven, a query that brings the
-# database down each time is not.
+# Seconds before another look at an export that could not be ended, or at any where the disk is full.
+SET_ASIDE_SECONDS = 6.0
+# How often the database, or the folder, may go away in the middle of one export: a restart is forgiven, a query that
+# brings the database down each time is not.
 MOST_SETBACKS = 20
 
 
@@ -66,6 +68,8 @@ class Exports:
         # Seconds that the database has been given so far to come back, and when it is next asked.
         self._pause = 0.0
         self._resume_at = 0.0
+        # Exports that could not even be ended, and when each is next looked at: the others do not wait for them.
+        self._set_aside: dict[str, float] = {}
 
     async def __aenter__(self) -> Exports:
         with contextlib.suppress(ExportError):  # said in the log; downloads work all the same
@@ -94,10 +98,10 @@ class Exports:
         self._poked.set()
 
     async def delete(self, id: str) -> None:
-        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable."""
+        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable, ServerBusy."""
+        deadline = asyncio.get_running_loop().time() + END_SECONDS
         entry = await asyncio.to_thread(self.spool.shelf.get, id)
         if not entry.manifest.finished:
-            deadline = asyncio.get_running_loop().time() + END_SECONDS
             while not await asyncio.to_thread(self.spool.cancel, id):
                 if asyncio.get_running_loop().time() > deadline:
                     return
@@ -105,7 +109,10 @@ class Exports:
             entry = await asyncio.to_thread(self.spool.shelf.get, id)
             if entry.manifest.status == "cancelled":
                 return
-        await asyncio.to_thread(self.spool.remove, id)
+        while not await asyncio.to_thread(self.spool.remove, id):
+            if asyncio.get_running_loop().time() > deadline:
+                raise ServerBusy("The export is in use.", hint="Try again in a moment.")
+            await asyncio.sleep(0.05)
 
     async def _watch(self) -> None:
         while not self.stopping.is_set():
@@ -122,9 +129,11 @@ class Exports:
                 await asyncio.wait_for(self._poked.wait(), LOOK_SECONDS)
 
     async def _take_one(self) -> bool:
-        if asyncio.get_running_loop().time() < self._resume_at:
+        now = asyncio.get_running_loop().time()
+        if now < self._resume_at:
             return False
-        claim = await asyncio.to_thread(self.spool.claim, self._running)
+        self._set_aside = {id: until for id, until in self._set_aside.items() if until > now}
+        claim = await asyncio.to_thread(self.spool.claim, {*self._running, *self._set_aside})
         if claim is None:
             return False
         task = asyncio.create_task(self._run(claim))
@@ -136,14 +145,21 @@ class Exports:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(exportId=claim.manifest.id, relation=claim.manifest.relation)
         saving = asyncio.create_task(self._save(claim))
+        with contextlib.suppress(asyncio.CancelledError):  # the state on the disk is to be right all the same
+            await _until_done_or_cancelled(saving, claim)
+        # A task of its own, which a server that stops does not cancel: its threads use what `close` lets go of.
+        await _ended(asyncio.create_task(self._end_and_close(claim, saving)))
+
+    async def _end_and_close(self, claim: Claim, saving: asyncio.Task[None]) -> None:
         try:
-            with contextlib.suppress(asyncio.CancelledError):  # the state on the disk is to be right all the same
-                await _until_done_or_cancelled(saving, claim)
             await self._end(claim, saving)
         except Exception as error:
             # The disk is full, or broken: whoever sees the export next does with it what is right then.
             log.warning("a saved export could not be ended", reason=str(error))
-            self._pause_for(MOST_BACKOFF / 10)
+            if isinstance(error, NoSpaceLeft | StorageUnavailable):
+                self._pause_for(SET_ASIDE_SECONDS)
+            else:
+                self._set_aside[claim.manifest.id] = asyncio.get_running_loop().time() + SET_ASIDE_SECONDS
         finally:
             await asyncio.to_thread(claim.close)
             del self._running[claim.manifest.id]
@@ -186,7 +202,7 @@ class Exports:
             reason = ExportError("Something went wrong in the server; its log says what.")
         else:
             reason = error
-        forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict)
+        forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict | StorageUnavailable)
         again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
         tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
         spent = tries >= (MOST_SETBACKS if forgiven else claim.max_attempts)
@@ -207,13 +223,20 @@ class Exports:
 async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:
     try:
         while not (await asyncio.wait([saving], timeout=NOTE_SECONDS))[0]:
-            await asyncio.to_thread(claim.note_progress)
-            if await asyncio.to_thread(claim.cancel_wanted):
+            await _in_thread(claim.note_progress)
+            if await _in_thread(claim.cancel_wanted):
                 return
     finally:
         # Also when the server stops: what has been opened is closed before the export is given back.
         saving.cancel()
-        await asyncio.wait([saving])
+        await _ended(saving)
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of this task, whoever asks the waiting one to end meanwhile."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.kwargs) -> Result:
@@ -222,7 +245,7 @@ async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.k
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        await _ended(task)
         if not task.cancelled():
             task.exception()  # seen here, since nobody else will ask for it
         raise

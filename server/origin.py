@@ -35,4 +35,7 @@ def is_foreign(fetch_site: str | None, origin: str | None, host: str) -> bool:
         return fetch_site.lower() not in ("same-origin", "none")
     if origin is None:
         return False
-    return urlsplit(origin).netloc.lower() != host.lower()
+    try:
+        return urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:  # "http://[": no browser of ours
+        return True

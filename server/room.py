@@ -9,13 +9,15 @@ import contextlib
 import os
 import secrets
 import time
+from contextlib import ExitStack
 
 import structlog
 
 from server import storage
-from server.manifest import utc_now
+from server.errors import ExportError, ExportNotFound
+from server.manifest import Manifest, utc_now
 from server.settings import Settings
-from server.shelf import Entry, Shelf, no_space_left
+from server.shelf import LOCK, Entry, Shelf, no_space_left
 from server.status import expires_at
 
 log = structlog.stdlib.get_logger("sluice.spool")
@@ -42,19 +44,23 @@ class Room:
                 raise no_space_left()
 
     def check_limit(self) -> None:
-        """Remove the oldest finished files until all are within EXPORT_STORAGE_LIMIT; else raises NoSpaceLeft."""
+        """Remove the oldest finished files until all are within EXPORT_STORAGE_LIMIT.
+
+        Raises NoSpaceLeft, and removes nothing, where that would not help.
+        """
         if not self._limit:
             return
         with self._shelf.root() as root:
             entries = self._shelf.entries(root)
+            if sum(_bytes(entry) for entry in entries if not entry.manifest.finished) > self._limit:
+                raise no_space_left()
             used = sum(_bytes(entry) for entry in entries)
             completed = [entry.manifest for entry in entries if entry.manifest.status == "completed"]
             for manifest in sorted(completed, key=lambda manifest: manifest.completed_at or manifest.created_at):
                 if used <= self._limit:
                     break
-                log.info("export removed to make room", exportId=manifest.id, bytes=manifest.bytes)
-                self.remove(root, manifest.id)
-                used -= manifest.bytes or 0
+                if self._remove_or_report(root, manifest, "export removed to make room", bytes=manifest.bytes):
+                    used -= manifest.bytes or 0
         if used > self._limit:
             raise no_space_left()
 
@@ -65,8 +71,7 @@ class Room:
             for entry in self._shelf.entries(root):
                 expiry = expires_at(entry.manifest, self._retention)
                 if expiry is not None and expiry <= now:
-                    log.info("export expired", exportId=entry.manifest.id)
-                    self.remove(root, entry.manifest.id)
+                    self._remove_or_report(root, entry.manifest, "export expired")
             for name in storage.names_in(root):
                 if name.startswith((GONE, NEW)):
                     with contextlib.suppress(OSError):
@@ -74,9 +79,38 @@ class Room:
                         if name.startswith(GONE) or time.time() - made > _ABANDONED:
                             storage.remove_folder(root, name, name)
 
-    def remove(self, root: int, id: str) -> None:
-        """Remove an export with everything that is in its folder. It must be finished."""
-        storage.remove_folder(root, id, GONE + secrets.token_hex(8))
+    def remove(self, root: int, seen: Manifest) -> bool:
+        """Remove this finished export with everything that is in its folder; False while another holds its lock.
+
+        seen: its manifest as it was when the removal was decided. The same Idempotency-Key gives the same id again, so
+        what has the id by now may be another export, which is left alone: the one that was seen is gone.
+        """
+        with ExitStack() as held:
+            try:
+                folder = held.enter_context(self._shelf.folder(root, seen.id))
+                lock = storage.try_lock(folder, LOCK)
+                if lock is None:
+                    return False
+                held.callback(os.close, lock)
+                manifest = self._shelf.entry(folder, seen.id).manifest
+            except (ExportNotFound, FileNotFoundError):
+                return True
+            if manifest.finished and manifest == seen and storage.in_place(root, seen.id, folder):
+                storage.remove_folder(root, seen.id, GONE + secrets.token_hex(8))
+            return True
+
+    def _remove_or_report(self, root: int, seen: Manifest, event: str, **values: object) -> bool:
+        """Remove it; whether it takes no room any more, or soon will not.
+
+        One whose lock is held is just being removed, or was completed this moment: the next look sees to it.
+        """
+        try:
+            if self.remove(root, seen):
+                log.info(event, exportId=seen.id, **values)
+        except (OSError, ExportError) as error:
+            self._shelf.report(seen.id, str(error))
+            return False
+        return True
 
 
 def _bytes(entry: Entry) -> int:

@@ -32,7 +32,8 @@ async def send_file(
 ) -> None:
     """Send these bytes of the file after the headers, which have been written already.
 
-    sent: is told of each piece. Raises ConnectionError, TimeoutError where the client takes nothing for that long,
+    sent: is told of each piece, also of one during which this is cancelled.
+    Raises ConnectionError, TimeoutError where the client takes nothing for that long,
     FileTooShort.
     """
     transport = request.transport
@@ -46,13 +47,12 @@ async def send_file(
         while first < last:
             if transport.is_closing():
                 raise ConnectionResetError("the client has left")
-            count = await _in_thread(socket, file, first, min(last - first, CALL_BYTES))
+            count = await _in_thread(socket, file, first, min(last - first, CALL_BYTES), sent)
             if count is None:
                 async with asyncio.timeout(stall_timeout or None):
                     await _writable(socket)
             elif count:
                 first += count
-                sent(count)
             else:
                 raise FileTooShort
     finally:
@@ -70,7 +70,7 @@ async def _flush(request: web.Request, transport: asyncio.Transport, stall_timeo
         transport.set_write_buffer_limits()
 
 
-async def _in_thread(socket: int, file: int, first: int, count: int) -> int | None:
+async def _in_thread(socket: int, file: int, first: int, count: int, sent: Callable[[int], None]) -> int | None:
     """Bytes that the socket has taken, None where it has no room. In a thread: the file may have to be read first."""
 
     def work() -> int | None:
@@ -81,12 +81,14 @@ async def _in_thread(socket: int, file: int, first: int, count: int) -> int | No
 
     task = asyncio.create_task(asyncio.to_thread(work))
     try:
-        return await asyncio.shield(task)
+        taken = await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])  # it uses the descriptors
         with contextlib.suppress(OSError):
-            task.result()
+            sent(task.result() or 0)
         raise
+    sent(taken or 0)
+    return taken
 
 
 async def _writable(socket: int) -> None:

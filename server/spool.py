@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import structlog
 
@@ -34,6 +34,8 @@ _SECRET_BYTES = 32
 _ID_BYTES = 16
 # Exports that may wait: more are the mistake of some loop.
 MOST_WAITING = 1000
+# How often an export may vanish between "there is one of this key" and the look at it, before something else is wrong.
+_MOST_TRIES = 5
 # More than any back-off.
 _LONGEST_WAIT = datetime.timedelta(minutes=2)
 
@@ -89,7 +91,7 @@ class Spool:
     ) -> tuple[Entry, bool]:
         """A new export, on the disk when this returns; or the one that the key has made, and False.
 
-        Raises NoSpaceLeft, ServerBusy, KeyReused, StorageUnavailable.
+        Raises NoSpaceLeft, ServerBusy, KeyReused, StorageUnavailable, ExportUnreadable.
         """
         self.room.check_disk()
         with self.shelf.root() as root:
@@ -105,11 +107,17 @@ class Spool:
                 created_at=utc_now(),
                 total_rows=total_rows,
             )
-            while not self._publish(root, manifest):
+            for _ in range(_MOST_TRIES):
+                if self._publish(root, manifest):
+                    return Entry(manifest, Progress()), True
                 existing = None if key is None else self.find(key, target, query)
                 if existing is not None:  # else it has been removed just now
                     return existing, False
-        return Entry(manifest, Progress()), True
+        self.shelf.report(manifest.id, "there is something without a manifest in its place")
+        raise ExportUnreadable(
+            "What is in the place of this export cannot be used.",
+            hint="Take a new Idempotency-Key, or ask the operator to remove the folder; the log names it.",
+        )
 
     def _publish(self, root: int, manifest: Manifest) -> bool:
         """Put a whole new folder in place, at once; False if there is one of this name."""
@@ -160,7 +168,9 @@ class Spool:
             if slot is None:
                 return None
             for manifest in sorted(waiting, key=lambda manifest: (manifest.created_at, manifest.id)):
-                claim = self._take(root, manifest.id)
+                claim = None
+                with contextlib.suppress(ExportUnreadable):  # said in the log; the others are not to wait for it
+                    claim = self._take(root, manifest.id)
                 if claim is None:
                     continue
                 if claim.manifest.status == "pending" and not claim.cancel_wanted():
@@ -179,8 +189,8 @@ class Spool:
         return None
 
     def _take(self, root: int, id: str) -> Claim | None:
-        """The export's lock, if nobody holds it, with its manifest as it is under the lock."""
-        with contextlib.ExitStack() as stack:
+        """The export's lock, if nobody holds it, with its manifest as it is under the lock. Raises ExportUnreadable."""
+        with contextlib.ExitStack() as stack, self._only(id):
             try:
                 folder = storage.folder_descriptor(id, root)
                 stack.callback(os.close, folder)
@@ -191,12 +201,7 @@ class Spool:
                 manifest = self.shelf.entry(folder, id).manifest
                 kept = os.dup(root)
                 stack.callback(os.close, kept)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                self.shelf.report(id, error.strerror or "it cannot be opened")
-                return None
-            except (ExportUnreadable, ExportNotFound):
+            except (FileNotFoundError, ExportNotFound):
                 return None
             claim = Claim(stack, kept, folder, manifest, room=self.room, max_attempts=self._max_attempts)
             if claim.in_place():
@@ -207,28 +212,50 @@ class Spool:
     # --- the end of one ---------------------------------------------------------------------------------------------
 
     def cancel(self, id: str) -> bool:
-        """Ask for the end of an export; whether it has ended. Durable, whoever runs it. Raises ExportNotFound."""
+        """Ask for the end of an export; whether it has ended. Durable, whoever runs it.
+
+        Raises ExportNotFound, ExportUnreadable.
+        """
         with self.shelf.root() as root:
             with self.shelf.folder(root, id) as folder:
                 if self.shelf.entry(folder, id).manifest.finished:
                     return True
-                with room_errors():
-                    os.close(storage.create_file(folder, CANCEL))
-                    os.fsync(folder)
+                with self._only(id):
+                    storage.mark(folder, CANCEL)
             claim = self._take(root, id)
             if claim is None:
                 return False
-            with contextlib.closing(claim):
+            with contextlib.closing(claim), self._only(id):
                 if not claim.manifest.finished:
                     claim.cancel()
             return True
 
-    def remove(self, id: str) -> None:
-        """Remove a finished export with its file. Raises ExportNotFound, ExportUnreadable."""
+    def remove(self, id: str) -> bool:
+        """Remove a finished export with its file; False while another holds its lock.
+
+        One that is not finished is another of the same key, begun since: it stays. Raises ExportNotFound,
+        ExportUnreadable.
+        """
         with self.shelf.root() as root:
             with self.shelf.folder(root, id) as folder:
-                self.shelf.entry(folder, id)
-            self.room.remove(root, id)
+                manifest = self.shelf.entry(folder, id).manifest
+            with self._only(id):
+                return not manifest.finished or self.room.remove(root, manifest)
+
+    @contextlib.contextmanager
+    def _only(self, id: str) -> Iterator[None]:
+        """What the disk refuses inside the block is this export's trouble, not that of all, unless the disk is full."""
+        try:
+            with room_errors():
+                yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.shelf.report(id, error.strerror or "it cannot be changed")
+            raise ExportUnreadable(
+                "The folder of this export cannot be used as it is.",
+                hint="The operator may remove it; the log says what is wrong with it.",
+            ) from error
 
     def sweep(self) -> None:
         """Put right what killed processes have left, end what is to be cancelled, remove what has expired."""

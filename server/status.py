@@ -19,12 +19,16 @@ MOST_UNFINISHED = 99.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the attempt has come. percentage: furthest ever; None where nothing is known. seconds: so far."""
+    """How far the attempt has come. percentage: furthest ever; None where nothing is known. seconds: so far.
+
+    share: the percentage of this attempt alone, which the seconds belong to.
+    """
 
     rows: int = 0
     bytes: int = 0
     percentage: float | None = None
     seconds: float = 0.0
+    share: float | None = None
 
     def advanced(
         self, *, rows: int, bytes: int, seconds: float, done: float | None, total_rows: int | None
@@ -32,11 +36,11 @@ class Progress:
         """The progress after so many rows. done: the share of the relation read, where the scan knows it."""
         if done is None and total_rows:
             done = rows / total_rows
-        percentage = self.percentage
+        percentage, now = self.percentage, None
         if done is not None and math.isfinite(done):
             now = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED)
             percentage = now if percentage is None else max(percentage, now)
-        return Progress(rows, bytes, percentage, seconds)
+        return Progress(rows, bytes, percentage, seconds, now)
 
     def begun_again(self) -> Progress:
         """The progress of another attempt that has nothing yet."""
@@ -53,16 +57,16 @@ def read_progress(text: bytes) -> Progress:
     try:
         document = json.loads(text)
         rows, count, seconds = document["rows"], document["bytes"], float(document["seconds"])
-        percentage = document["percentage"]
-        if percentage is not None:
-            percentage = float(percentage)
-            if not 0 <= percentage <= MOST_UNFINISHED:
-                return Progress()
+        percentage, share = (
+            None if each is None else float(each) for each in (document["percentage"], document["share"])
+        )
+        if any(each is not None and not 0 <= each <= MOST_UNFINISHED for each in (percentage, share)):
+            return Progress()
         if type(rows) is not int or type(count) is not int or min(rows, count) < 0 or not 0 <= seconds < 1e12:
             return Progress()
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return Progress()
-    return Progress(rows, count, percentage, seconds)
+    return Progress(rows, count, percentage, seconds, share)
 
 
 def expires_at(manifest: Manifest, retention: float) -> datetime.datetime | None:
@@ -118,8 +122,8 @@ def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
     running = manifest.status == "processing"
     begun = manifest.status != "pending"  # else the rows are those of an attempt that was ended
     eta = None
-    if running and percentage and progress.seconds:
-        eta = math.ceil(progress.seconds * (100 - percentage) / percentage)
+    if running and progress.share and progress.seconds:
+        eta = math.ceil(progress.seconds * (100 - progress.share) / progress.share)
     return {
         "processedRows": progress.rows if begun else 0,
         "totalRows": manifest.total_rows,

@@ -60,6 +60,15 @@ def is_taken(error: OSError) -> bool:
     return error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
+def in_place(parent: int, name: str, folder: int) -> bool:
+    """Whether this open folder still has this name: somebody may have removed it, and put another there."""
+    try:
+        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(folder))
+
+
 def open_file(folder: int, name: str) -> int:
     """A regular file for reading; its descriptor. Raises OSError, also for whatever is not a regular file."""
     descriptor = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=folder)
@@ -70,11 +79,11 @@ def open_file(folder: int, name: str) -> int:
 
 
 def read_file(folder: int, name: str, most: int) -> bytes:
-    """The whole of a small file. Raises OSError, with EFBIG for a file of more than `most` bytes."""
+    """The whole of a small file. Raises OSError, also for a file of more than `most` bytes."""
     descriptor = open_file(folder, name)
     try:
         if os.fstat(descriptor).st_size > most:
-            raise OSError(errno.EFBIG, "larger than such a file can be")
+            raise OSError(errno.EINVAL, "larger than such a file can be")  # not EFBIG, which is a lack of room
         return os.read(descriptor, most)
     finally:
         os.close(descriptor)
@@ -84,6 +93,13 @@ def create_file(folder: int, name: str) -> int:
     """A new, empty file for writing in the place of any other of this name; its descriptor."""
     remove_file(folder, name)
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, FILE_MODE, dir_fd=folder)
+
+
+def mark(folder: int, name: str) -> None:
+    """Put an empty file in place, durably; one that is there already is as good."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, FILE_MODE, dir_fd=folder))
+    os.fsync(folder)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -175,3 +175,10 @@ def test_no_header_breaks_it(name: str, value: str) -> None:
         found = selected({"Range": "bytes=1-", header: value + name})
         assert found.status in (200, 206, 304, 412, 416)
         assert 0 <= found.first + found.length <= SIZE
+
+
+@pytest.mark.parametrize(("name", "status"), [("If-None-Match", 304), ("If-Match", 200)])
+@pytest.mark.parametrize("etags", [(ETAG, '"other"'), ('"other"', ETAG)])
+def test_a_list_may_come_in_several_lines(name: str, status: int, etags: tuple[str, str]) -> None:
+    headers = CIMultiDict([(name, etag) for etag in etags])
+    assert select("GET", headers, size=SIZE, etag=ETAG, modified=MODIFIED).status == status

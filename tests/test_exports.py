@@ -424,6 +424,7 @@ def test_parameters_are_not_ignored(server: LiveServer) -> None:
         ({"Origin": "http://evil.test"}, False),
         ({"Origin": "http://sluice.test.evil.test"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
     ],
 )
 def test_a_page_of_another_site_changes_nothing(server: LiveServer, headers: dict[str, str], allowed: bool) -> None:

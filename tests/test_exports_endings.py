@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from server import errors
+from server.claim import Claim
 from server.database import Database
 from server.exports import MOST_SETBACKS, Exports
+from server.manifest import Manifest
 from server.settings import Settings
 from tests.test_spool import claimed, created, make_spool
 
@@ -27,6 +32,7 @@ CASES = [
     (errors.DatabaseUnavailable("x"), UNTOUCHED, FORGIVEN),
     (errors.ConnectionLost("x"), UNTOUCHED, FORGIVEN),
     (errors.SnapshotConflict("x"), FORGIVEN, FORGIVEN),
+    (errors.StorageUnavailable("x"), FORGIVEN, FORGIVEN),
     (errors.QueryCancelled("x"), AGAIN, AGAIN),
     (errors.RelationChanged("x"), AGAIN, AGAIN),
     (errors.RelationGone("x"), AGAIN, AGAIN),
@@ -80,3 +86,60 @@ async def test_an_export_is_not_given_to_itself_again(exports: Exports) -> None:
     claim.close()
     assert exports.spool.claim() is None  # it waits for its time
     assert exports.spool.shelf.get(id).manifest.status == "pending"
+
+
+async def fail(claim: Claim) -> NoReturn:
+    raise errors.QueryFailed("x")
+
+
+async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow just then: the lock must not be let go of before the manifest is there."""
+    id = created(exports.spool)
+    writing, go_on = threading.Event(), threading.Event()
+    write = Claim._write
+
+    def slowly(claim: Claim, manifest: Manifest) -> None:
+        writing.set()
+        assert go_on.wait(60)
+        write(claim, manifest)
+
+    monkeypatch.setattr(Claim, "_write", slowly)
+    monkeypatch.setattr(exports, "_save", fail)
+    assert await exports._take_one()
+    await asyncio.to_thread(writing.wait, 60)
+    stopping = asyncio.create_task(exports.stop())
+    for _ in range(10):  # as often as it takes for the cancellation to arrive
+        await asyncio.sleep(0)
+    with exports.spool.shelf.root() as root:
+        assert exports.spool._take(root, id) is None
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    assert exports.spool.shelf.get(id).manifest.status == "failed"
+    with exports.spool.shelf.root() as root:
+        claim = exports.spool._take(root, id)
+    assert claim is not None
+    claim.close()
+
+
+async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged, good = created(exports.spool), created(exports.spool)
+    write = Claim._write
+
+    def refused(claim: Claim, manifest: Manifest) -> None:
+        if claim.manifest.id == damaged:
+            raise PermissionError("its folder belongs to somebody else")
+        write(claim, manifest)
+
+    monkeypatch.setattr(Claim, "_write", refused)
+    monkeypatch.setattr(exports, "_save", fail)
+    for id in (damaged, good):
+        assert await exports._take_one()
+        await exports._running[id]
+    assert not await exports._take_one()
+    assert exports.spool.shelf.get(damaged).manifest.status == "pending"
+    assert exports.spool.shelf.get(good).manifest.status == "failed"

@@ -161,10 +161,13 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
 @pytest.mark.parametrize(
     ("progress", "shown"),
     [
-        (Progress(500, 5000, 50.0, 10.0), {"percentage": 50.0, "rate": 50, "etaSeconds": 10}),
+        (Progress(500, 5000, 50.0, 10.0, 50.0), {"percentage": 50.0, "rate": 50, "etaSeconds": 10}),
         (Progress(0, 0, None, 0.0), {"percentage": 0.0, "rate": None, "etaSeconds": None}),
-        (Progress(10, 100, 0.0, 5.0), {"percentage": 0.0, "rate": 2, "etaSeconds": None}),
-        (Progress(10, 100, 99.0, 99.0), {"percentage": 99.0, "rate": 0, "etaSeconds": 1}),
+        (Progress(10, 100, 0.0, 5.0, 0.0), {"percentage": 0.0, "rate": 2, "etaSeconds": None}),
+        (Progress(10, 100, 99.0, 99.0, 99.0), {"percentage": 99.0, "rate": 0, "etaSeconds": 1}),
+        # Another attempt: the furthest ever is shown, and the time left is that of this one.
+        (Progress(10, 100, 90.0, 10.0, 10.0), {"percentage": 90.0, "rate": 1, "etaSeconds": 90}),
+        (Progress(0, 0, 90.0, 10.0), {"percentage": 90.0, "rate": 0, "etaSeconds": None}),
     ],
 )
 def test_rate_and_eta(progress: Progress, shown: dict[str, Any]) -> None:
@@ -186,12 +189,13 @@ def test_when_it_expires(retention: float, expires: str | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b'{"rows": 1, "bytes": 1, "percentage": 100, "seconds": 1}',
-        b'{"rows": 1, "bytes": 1, "percentage": NaN, "seconds": 1}',
-        b'{"rows": 1, "bytes": 1, "percentage": 5, "seconds": Infinity}',
-        b'{"rows": -1, "bytes": 1, "percentage": 5, "seconds": 1}',
-        b'{"rows": 1.5, "bytes": 1, "percentage": 5, "seconds": 1}',
-        b'{"rows": 1, "bytes": 1, "percentage": "x", "seconds": 1}',
+        b'{"rows": 1, "bytes": 1, "percentage": 100, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": NaN, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": 5, "seconds": Infinity, "share": null}',
+        b'{"rows": -1, "bytes": 1, "percentage": 5, "seconds": 1, "share": null}',
+        b'{"rows": 1.5, "bytes": 1, "percentage": 5, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": "x", "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": 5, "seconds": 1, "share": 100}',
         b'{"rows": 1}',
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,17 @@ from typing import Any
 
 import pytest
 
+from server.manifest import Manifest
+from server.routes.saved_file import open_file
+from server.sendfile import _in_thread
+from server.shelf import Shelf
 from tests.conftest import Postgres
 from tests.live_server import LiveServer, wait_until
 from tests.raw_http import Client, ask
 from tests.saved import Gate, download, save, saved, status, wait_for
 from tests.test_byte_ranges import RANGES
 from tests.test_proxy import NGINX, free_port
+from tests.test_spool import completed, make_spool
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,67 @@ def test_a_file_that_is_not_what_was_saved_is_not_sent(users: Saved, tmp_path: P
     assert answer.status == 410
     assert answer.problem()["code"] == "file_damaged"
     assert status(users.server, document["exportId"]) == document
+
+
+def test_a_request_that_somebody_has_edited_is_not_the_clients_fault(users: Saved) -> None:
+    document = saved(users.server, "users.csv?limit=10")
+    path = users.storage / document["exportId"] / "manifest.json"
+    path.write_text(path.read_text().replace("limit=10", "limit=ten"))
+    answer = download(users.server, document["exportId"])
+    assert answer.status == 500
+    assert answer.problem()["code"] == "export_unreadable"
+
+
+async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path) -> None:
+    id = completed(make_spool(tmp_path))
+    opened: list[int] = []
+    opening, go_on = threading.Event(), threading.Event()
+
+    class Slow(Shelf):
+        def open_data(self, id: str) -> tuple[Manifest, int]:
+            opening.set()
+            assert go_on.wait(60)
+            found = super().open_data(id)
+            opened.append(found[1])
+            return found
+
+    task = asyncio.create_task(open_file(Slow(tmp_path), id))
+    assert await asyncio.to_thread(opening.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+
+    def closed() -> bool:
+        return bool(opened) and not Path(f"/proc/self/fd/{opened[0]}").exists()
+
+    await asyncio.to_thread(wait_until, "it is closed", closed, seconds=60)
+
+
+async def test_bytes_that_the_socket_took_while_the_client_left_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    taken, go_on, counts = threading.Event(), threading.Event(), list[int]()
+    sendfile = os.sendfile
+
+    def slowly(*arguments: int) -> int:
+        count = sendfile(*arguments)
+        taken.set()
+        assert go_on.wait(60)
+        return count
+
+    monkeypatch.setattr("server.sendfile.os.sendfile", slowly)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("rb") as file:
+        task = asyncio.create_task(_in_thread(ours.fileno(), file.fileno(), 0, 1000, counts.append))
+        assert await asyncio.to_thread(taken.wait, 60)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert counts == [1000]
 
 
 # --- how it ends ----------------------------------------------------------------------------------------------------

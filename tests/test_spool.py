@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import json
@@ -278,6 +279,23 @@ def test_a_waiting_one_that_was_marked_and_left_is_ended_by_the_sweep(path: Path
     assert spool.shelf.get(id).manifest.status == "cancelled"
 
 
+def test_simultaneous_cancellations_all_count(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    claim = claimed(spool)
+    barrier = threading.Barrier(4)
+
+    def cancel(_: int) -> set[bool]:
+        each = make_spool(path)
+        barrier.wait(30)
+        return {each.cancel(id) for _ in range(200)}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(cancel, range(4))) == [{False}] * 4
+    assert claim.cancel_wanted()
+    claim.close()
+
+
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
@@ -311,12 +329,57 @@ def test_simultaneous_makers_of_the_first_secret_agree(path: Path) -> None:
     assert len(statuses(make_spool(path))) == 1
 
 
-def test_a_secret_that_was_changed_is_reported(path: Path) -> None:
+@pytest.mark.parametrize("secret", [b"short", b"x" * 33])
+def test_a_secret_that_was_changed_is_reported(path: Path, secret: bytes) -> None:
     make_spool(path)
-    (path / ".secret").write_text("short")
+    (path / ".secret").write_bytes(secret)
     spool = Spool(Settings(export_storage_path=path))
     with pytest.raises(StorageUnavailable):
         spool.prepare()
+
+
+def test_something_else_in_the_place_of_a_key_is_said_and_stays(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool, key="k")
+    (path / id / "manifest.json").unlink()
+    there = snapshot(path)
+    with pytest.raises(ExportUnreadable):
+        spool.create(**REQUEST, key="k")
+    assert snapshot(path) == there
+    assert created(spool, key="other") != id
+
+
+def test_whoever_saw_an_export_does_not_remove_the_next_one_of_its_key(path: Path) -> None:
+    spool, other = make_spool(path), make_spool(path)
+    id = created(spool, key="k")
+    finish(claimed(spool))
+    seen = spool.shelf.get(id).manifest
+    assert other.remove(id)
+    for ended in (False, True):  # the next one is waiting, then completed too
+        if ended:
+            finish(claimed(other))
+        else:
+            assert created(other, key="k") == id
+        with spool.shelf.root() as root:
+            assert spool.room.remove(root, seen)
+        assert statuses(other) == {id: "completed" if ended else "pending"}
+        assert spool.remove(id)
+    assert statuses(other) == {}
+
+
+def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    claim = claimed(spool)
+    part = claim.begin(None)
+    claim.complete(part)
+    other = make_spool(path, export_retention=0.000001)
+    assert not other.remove(id)
+    other.sweep()
+    assert statuses(other) == {id: "completed"}
+    claim.close()
+    assert other.remove(id)
+    assert statuses(other) == {}
 
 
 # --- room ---------------------------------------------------------------------------------------------------------
@@ -347,6 +410,24 @@ def test_what_runs_counts_and_is_not_removed(path: Path) -> None:
         spool.room.check_limit()
     assert statuses(spool) == {id: "processing"}
     claim.close()
+
+
+def test_a_quick_one_over_the_limit_fails_and_is_not_promised_first(path: Path) -> None:
+    spool = make_spool(path, export_storage_limit=250)
+    old = completed(spool, b"x" * 200)
+    id = created(spool)
+    claim = claimed(spool)
+    part = claim.begin(None)
+    part.write([Chunk(b"x" * 300, 1)])  # too soon after the beginning for a look at the limit
+    with pytest.raises(NoSpaceLeft) as raised:
+        claim.complete(part)
+    claim.fail(raised.value)
+    claim.close()
+    spool.sweep()
+    assert statuses(spool) == {old: "completed", id: "failed"}  # the old one is not removed for what cannot fit
+    assert spool.shelf.get(id).manifest.error_code == "no_space_left"
+    assert completed(spool, b"x" * 100) in statuses(spool)
+    assert old not in statuses(spool)
 
 
 def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
@@ -464,7 +545,7 @@ def test_what_is_not_understood_is_left_alone(
     (outside / "precious").write_text("precious")
     id = created(spool)
     if finished:
-        finish(claimed(spool))
+        finish(claimed(make_spool(path)))
     statuses(spool)  # so that it is known before it is changed
     change(path, id, outside)
     before, there = snapshot(outside), snapshot(path)
@@ -498,6 +579,52 @@ def test_a_link_for_a_lock_is_not_followed(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "cancel"])
+def test_a_folder_in_the_place_of_a_file_can_be_ended(path: Path, name: str) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    (path / id / name / "inner").mkdir(parents=True)
+    assert spool.cancel(id)
+    assert spool.shelf.get(id).manifest.status == "cancelled"
+    assert spool.remove(id)
+    assert statuses(spool) == {}
+
+
+def test_a_lock_that_cannot_be_taken_is_said_to_who_cancels_and_stops_no_other(path: Path) -> None:
+    spool = make_spool(path)
+    damaged, good = created(spool), created(spool)
+    (path / damaged / "lock").unlink()
+    (path / damaged / "lock").mkdir()
+    with pytest.raises(ExportUnreadable):
+        spool.cancel(damaged)
+    spool.sweep()
+    finish(claim_of(spool, good))
+    assert statuses(spool) == {damaged: "pending", good: "completed"}
+
+
+def open_below(path: Path) -> list[str]:
+    """What this process has open below this path, with what has been removed."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(each.readlink()))
+    return sorted(name for name in found if name.startswith(f"{path}/"))
+
+
+def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> None:
+    spool = make_spool(path)
+    id = created(spool)
+    (path / id / "progress.json").mkdir()
+    claim = claimed(spool)
+    before = open_below(path)
+    assert before
+    for _ in range(3):
+        with pytest.raises(IsADirectoryError):
+            claim.begin(None)
+    assert open_below(path) == before
+    claim.close()
+
+
 @pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "progress.json"])
 def test_links_in_a_folder_are_replaced_and_not_followed(path: Path, tmp_path: Path, name: str) -> None:
     spool = make_spool(path)
@@ -518,7 +645,7 @@ def test_what_is_not_ours_stays(path: Path) -> None:
     (path / ("B" * 22)).write_text("a file with the name of an export")
     (path / ("C" * 22)).mkdir()
     before = snapshot(path)
-    id = completed(spool)
+    id = completed(make_spool(path))
     spool.sweep()
     assert id not in statuses(spool)
     after = snapshot(path)

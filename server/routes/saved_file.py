@@ -13,14 +13,14 @@ from aiohttp import web
 
 from server.byte_ranges import Selection, select
 from server.download import Tally, cut, file_headers, reset_on_close
-from server.errors import ExportFailed, ExportNotFinished, InvalidRequest
+from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
 from server.manifest import Manifest
 from server.plan import file_stem
 from server.problems import problem
 from server.request import parse_export_request
 from server.routes.keys import DOWNLOADS, EXPORTS, SETTINGS
 from server.sendfile import FileTooShort, send_file
-from server.shelf import Entry
+from server.shelf import Entry, Shelf
 from server.status import status_json
 
 log = structlog.stdlib.get_logger("sluice.saved_file")
@@ -37,18 +37,39 @@ async def download(request: web.Request) -> web.StreamResponse:
     entry = await asyncio.to_thread(shelf.get, request.match_info["id"])
     if entry.manifest.status != "completed":
         raise _no_file(request, entry)
-    manifest, file = await asyncio.to_thread(shelf.open_data, entry.manifest.id)
+    manifest, file = await open_file(shelf, entry.manifest.id)
     try:
         return await _answer(request, manifest, file)
     finally:
         os.close(file)
 
 
+async def open_file(shelf: Shelf, id: str) -> tuple[Manifest, int]:
+    """`Shelf.open_data` in a thread; where the client leaves meanwhile, the descriptor is closed."""
+    opening = asyncio.create_task(asyncio.to_thread(shelf.open_data, id))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        raise
+
+
+def _close_unused(opening: asyncio.Task[tuple[Manifest, int]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result()[1])
+
+
 async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.StreamResponse:
     assert manifest.sha256 is not None
     assert manifest.bytes is not None
     assert manifest.completed_at is not None
-    wanted = parse_export_request(manifest.target, manifest.query)
+    try:
+        wanted = parse_export_request(manifest.target, manifest.query)
+    except InvalidRequest:  # it was understood when it was saved: not the fault of who asks now
+        raise ExportUnreadable(
+            "The manifest of this export cannot be used: its request is not understood.",
+            hint="Delete the export and save it again.",
+        ) from None
     etag = f'"{manifest.sha256}"'
     selection = select(request.method, request.headers, size=manifest.bytes, etag=etag, modified=manifest.completed_at)
     headers = {
@@ -107,6 +128,9 @@ async def _send(
     except Exception:
         log.exception("a download failed")
     finally:
+        if tally.bytes == selection.length:
+            tally.outcome = "complete"  # whoever has the last byte may leave at once
+            reset_on_close(request, False)
         if tally.outcome != "complete":
             cut(request)
         log.info(
