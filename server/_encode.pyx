@@ -163,6 +163,10 @@ cdef class Encoder:
         for i in (self.delimiter, self.quote, 10, 13):
             self.special[i] = 1
 
+    def __dealloc__(self):
+        if self.failed_result:
+            PQclear(<void *>self.failed_result)
+
     cdef inline bint needs_quotes(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         """Whether the value holds the delimiter, the quote, LF or CR: eight bytes a step."""
         cdef uint64_t word
@@ -335,7 +339,7 @@ cdef class Encoder:
     cdef int grow(self, Py_ssize_t room) except -1 nogil:
         """Make room for so many bytes more."""
         cdef Py_ssize_t used = self.out - self.start
-        cdef Py_ssize_t capacity = 2 * (used + room)
+        cdef Py_ssize_t capacity = (used + room) + (used + room) // 2
         with gil:
             _PyBytes_Resize(&self.buffer, capacity)  # raises MemoryError and clears the pointer
             self.start = PyBytes_AS_STRING(<object>self.buffer)

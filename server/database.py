@@ -153,6 +153,8 @@ class Database:
             # All rows are wanted: without this the planner aims at the first tenth of them.
             "cursor_tuple_fraction": "1.0",
             "jit": "off",
+            # The driver keeps every notice, for nobody.
+            "client_min_messages": "error",
             "statement_timeout": f"{round(statement_timeout * 1000)}ms",
             "idle_in_transaction_session_timeout": f"{round(self._idle_timeout * 1000)}ms",
         }

@@ -171,7 +171,7 @@ class Exports:
         async with open_plan(self._database, wanted) as (session, plan):
             self._pause = 0.0
             part = await _in_thread(claim.begin, session.snapshot_at)
-            strategy = await choose(self._database, session, plan)
+            strategy = await choose(self._database, session, plan, native=self._native)
             await _write(part, chunks_of(self._database, session, plan, strategy, native=self._native))
         await _in_thread(claim.complete, part)
 

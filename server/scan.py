@@ -38,13 +38,14 @@ GROWTH = 8
 BATCH_BYTES = 512 << 10
 
 
-async def choose(database: Database, session: Session, plan: ExportPlan) -> Strategy:
-    """How to read this plan. Locks what it reads. Raises what the query itself would."""
+async def choose(database: Database, session: Session, plan: ExportPlan, *, native: bool) -> Strategy:
+    """How to read this plan with this encoder. Locks what it reads. Raises what the query itself would."""
     statement = select_statement(plan)
     explained = await session.explain(
         statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
     )
-    tables = tables_to_scan(plan, explained, session.server_version)
+    streams = native and HAS_CHUNKS
+    tables = tables_to_scan(plan, explained, session.server_version) if streams else "fetched from a cursor"
     if isinstance(tables, list):
         schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
         found = await session.query(TABLES, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
@@ -84,13 +85,13 @@ async def _streamed(
     by_blocks = bool(strategy.ranges)
     await session.settle(streaming=True, by_blocks=by_blocks)
     with database.spare_readers(strategy.readers - 1) as spare:
-        snapshot = await session.export_snapshot() if spare else ""
-        ranges = Ranges(max(1, len(strategy.ranges)), ahead=2 * (spare + 1))
+        snapshot, settings = await session.export_snapshot() if spare else ("", {})
+        ranges = Ranges(max(1, len(strategy.ranges)), ahead=spare + 2)
 
         async def read_beside() -> None:
             try:
                 async with database.reader_session(snapshot) as beside:
-                    await beside.lock(lock_statement(strategy.ranges), timezone=plan.timezone)
+                    await beside.lock(lock_statement(strategy.ranges.tables), settings)
                     await beside.settle(streaming=True, by_blocks=by_blocks)
                     await _read_ranges(beside, plan, strategy, encoder.another(), ranges)
             except errors.ExportError as error:

@@ -28,6 +28,8 @@ CONTROL_TIMEOUT = 10.0
 # Seconds that count as "for ever" to the driver, whose own timeouts cannot be switched off.
 FOREVER = 10.0**7
 
+# What else the text of values and the meaning of names depend on: fixed when the transaction begins, for all readers.
+_PINNED = ("TimeZone", "lc_monetary", "search_path")
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 _SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
 
@@ -61,6 +63,7 @@ _BY_BLOCKS = "".join(
     f", set_config('enable_{way}scan', '{'on' if way == 'tid' else 'off'}', true)"
     for way in ("tid", "index", "indexonly", "bitmap")
 )
+_BY_BLOCKS += ", set_config('max_parallel_workers_per_gather', '0', true)"
 
 
 class Batch:
@@ -129,6 +132,7 @@ class Session:
                 ", CASE WHEN version() !~* 'windows|mingw|visual c|darwin' "
                 "THEN set_config('client_connection_check_interval', '1s', true) END"
             )
+        statements[-1] += "".join(f", set_config('{name}', current_setting('{name}'), true)" for name in _PINNED)
         row = (await self.query("; ".join(statements)))[0]
         self.backend_pid, self.snapshot_at = row["pid"], row["started"]
 
@@ -163,16 +167,20 @@ class Session:
         plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
         return plan
 
-    async def lock(self, statement: str, *, timezone: str | None = None) -> None:
-        """Run what takes the locks of a reader beside the first. timezone: in which timestamps are written."""
-        if timezone is not None:
-            statement = f"{_SET_TIMEZONE}; {statement}"
-        await self.query(statement, {"timezone": timezone})
+    async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
+        """Run what takes the locks of a reader beside the first, with the settings that came with its snapshot."""
+        pinned = ", ".join(f"set_config('{name}', %({name})s, true)" for name in settings)
+        await self.query(f"SELECT {pinned}; {statement}", settings)
 
-    async def export_snapshot(self) -> str:
-        """The name under which other sessions can take this one's snapshot, as long as this transaction lasts."""
-        name: str = (await self.query("SELECT pg_export_snapshot() AS name"))[0]["name"]
-        return name
+    async def export_snapshot(self) -> tuple[str, dict[str, str]]:
+        """The name under which other sessions can take this one's snapshot, and the settings that go with it.
+
+        It lasts as long as this transaction.
+        """
+        settings = ", ".join(f"current_setting('{name}') AS \"{name}\"" for name in _PINNED)
+        row = (await self.query(f"SELECT pg_export_snapshot() AS name, {settings}"))[0]
+        name: str = row.pop("name")
+        return name, row
 
     async def relation(self, wanted: catalogue.RelationName, *, exact: bool = True) -> catalogue.Relation:
         """The relation of this name as it is now; its TOAST's size too if `exact`, which waits for locks.

@@ -76,13 +76,12 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     return statement
 
 
-def lock_statement(ranges: Iterable[Blocks]) -> str:
-    """Takes the locks that reading these ranges needs, or fails soon.
+def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
+    """Takes the locks that reading these tables (schema, name) needs, or fails soon.
 
     Whoever waits for a stronger lock than the first reader's keeps others from the table, and is itself kept waiting
     by the first reader: a reader that waited there would wait for ever.
     """
-    tables = dict.fromkeys((blocks.schema, blocks.name) for blocks in ranges)
     selects = [
         f"SELECT FROM ONLY {quote_identifier(schema)}.{quote_identifier(name)} LIMIT 0" for schema, name in tables
     ]

@@ -6,10 +6,12 @@ Pure: runs nothing, and knows no connection.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from server.filters import conditions_of
 from server.plan import ExportPlan
@@ -27,10 +29,10 @@ LONGEST_STATEMENT = 8 << 10
 TID_RANGES_SINCE = 140000
 
 # Rows that libpq holds at a time. Without anything out of line a row fits a block, but values that compress well are
-# 150 kB and more when they come out of it: 32 such rows are 5 MB, and 200 save 2 % of CPU at most.
+# 150 kB and more when they come out of it: 16 such rows are 3 MB, and 200 save 2 % of CPU at most.
 # Where single values may have megabytes: few, whatever the rows before looked like. See docs/performance.md.
-CHUNK_ROWS = 32
-CHUNK_ROWS_LARGE = 8
+CHUNK_ROWS = 16
+CHUNK_ROWS_LARGE = 4
 # Bytes of average rows that libpq should hold at most.
 CHUNK_BYTES = 2 << 20
 
@@ -52,13 +54,48 @@ SELECT
     c.oid <> %(relation)s AND EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
     ) AS virtual,
-    current_user <> session_user AS other_role
+    current_user <> session_user AS other_role,
+    has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') AS shareable
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) WITH ORDINALITY AS wanted (schema, name, position)
 LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
 LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
 LEFT JOIN pg_am AS am ON am.oid = c.relam
 ORDER BY wanted.position
 """
+
+
+class BlockRanges(Sequence[Blocks]):
+    """The ranges of some tables (schema, name, blocks), made when they are asked for: there may be a million."""
+
+    def __init__(self, tables: Sequence[tuple[str, str, int]] = ()) -> None:
+        self._tables = tables
+        self._ends = list(itertools.accumulate(-(-blocks // RANGE_BLOCKS) for _, _, blocks in tables))
+
+    @property
+    def tables(self) -> list[tuple[str, str]]:
+        """Schema and name of each."""
+        return [(schema, name) for schema, name, _ in self._tables]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, number: int) -> Blocks: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Blocks]: ...
+
+    def __getitem__(self, number: int | slice) -> Blocks | list[Blocks]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if number < 0:
+            number += len(self)
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        at = bisect.bisect_right(self._ends, number)
+        schema, name, blocks = self._tables[at]
+        first = (number - (self._ends[at - 1] if at else 0)) * RANGE_BLOCKS
+        return Blocks(schema, name, first, min(first + RANGE_BLOCKS, blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +106,7 @@ class Strategy:
     reason: why it is not read by ranges, or "" where it is.
     """
 
-    ranges: tuple[Blocks, ...]
+    ranges: BlockRanges
     readers: int
     chunk_rows: int
     estimated_rows: int
@@ -119,14 +156,10 @@ def make_strategy(
     statement_length: int,
 ) -> Strategy:
     """The strategy, from the answer to TABLES or a reason not to ask. statement_length: bytes of the plain query."""
-    ranges: tuple[Blocks, ...] = ()
     reason = tables if isinstance(tables, str) else _objection(tables, statement_length, most_readers)
+    ranges = BlockRanges()
     if not reason and not isinstance(tables, str):
-        ranges = tuple(
-            Blocks(table["schema"], table["name"], first, min(first + RANGE_BLOCKS, table["blocks"]))
-            for table in tables
-            for first in range(0, table["blocks"], RANGE_BLOCKS)
-        )
+        ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in tables])
     readers = min(most_readers, plan.parallel or most_readers, len(ranges)) if ranges else 1
     return Strategy(ranges, readers, _chunk_rows(plan), int(explained["Plan Rows"]), reason)
 
@@ -142,6 +175,8 @@ def _objection(tables: Sequence[Mapping[str, Any]], statement_length: int, most_
         return "virtual generated columns"
     if any(table["other_role"] for table in tables):
         return "another role than the one that connected"
+    if any(not table["shareable"] for table in tables):
+        return "the role may not export a snapshot"
     if any(not table["readable"] for table in tables):
         return "a partition or column that the role may not read by itself"
     if sum(table["blocks"] for table in tables) < FEWEST_BLOCKS:

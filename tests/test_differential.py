@@ -221,7 +221,7 @@ async def through(
     async with database.session() as session:
         relation = await session.relation(wanted)
         plan = make_plan(ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect()), relation)
-        strategy = await choose(database, session, plan)
+        strategy = await choose(database, session, plan, native=native)
         encoder = make_encoder(plan.dialect, plan.format, native=native)
         async with contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
             return b"".join([chunk.data async for chunk in chunks])

@@ -468,7 +468,7 @@ async def test_one_reader_reads_on_servers_without_ranges_of_tuple_identifiers(
         too_old = tables_to_scan(plan, node, 130023)
         assert too_old == "the server is older than PostgreSQL 14"
         strategy = make_strategy(plan, node, too_old, most_readers=4, statement_length=100)
-        assert (strategy.name, strategy.readers, strategy.ranges) == ("single", 1, ())
+        assert (strategy.name, strategy.readers, len(strategy.ranges)) == ("single", 1, 0)
 
 
 # --- readers as a budget ----------------------------------------------------------------------------------------
@@ -622,7 +622,7 @@ async def in_process(database: Database, relation: str, session: Session) -> tup
     plan = plan_of(await session.relation(RelationName(relation)))
     encoder = make_encoder(plan.dialect, plan.format, native=True)
     assert isinstance(encoder, NativeEncoder)
-    return plan, await choose(database, session, plan), encoder
+    return plan, await choose(database, session, plan, native=True), encoder
 
 
 async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Settings, postgres: Postgres) -> None:
@@ -664,3 +664,58 @@ async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Set
                 await anext(ranges.chunks())
             with pytest.raises(errors.ConnectionLost):
                 await reading
+
+
+# --- settings that differ between connections -------------------------------------------------------------------
+
+
+def test_all_readers_write_in_the_time_zone_of_the_first(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    postgres.run(
+        "CREATE TABLE moments AS SELECT n, timestamptz '2024-01-01 00:00:00Z' + n * interval '1 minute' AS moment, "
+        "repeat('x', 900) AS filler FROM generate_series(1, 16000) AS n"
+    )
+    name = postgres.run("SELECT current_database()")[0][0]
+    server = start_live(PARALLEL_READERS="3")
+    assert ask(server, "/health/ready").status == 200  # one connection is open, with the settings of before
+    postgres.run(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    try:
+        answer = ask(server, "/export/moments.csv?select=moment")
+    finally:
+        postgres.run(f"ALTER DATABASE {name} RESET timezone")
+    zones = {line[-3:] for line in answer.body.splitlines()[1:]}
+    assert len(zones) == 1
+
+
+def test_no_reader_scans_in_parallel(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
+    postgres.run(
+        "CREATE TABLE leaves (n int, k int, filler text) PARTITION BY LIST (k);"
+        + "".join(f"CREATE TABLE leaf_{k} PARTITION OF leaves FOR VALUES IN ({k});" for k in range(8))
+        + "INSERT INTO leaves SELECT n, n % 8, repeat('x', 900) FROM generate_series(1, 16000) AS n"
+    )
+    name = postgres.run("SELECT current_database()")[0][0]
+    eager = ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size")
+    for setting in eager:
+        postgres.run(f"ALTER DATABASE {name} SET {setting} = 0")
+    try:
+        server = start_live(PARALLEL_READERS="3")
+        answers = {ask(server, "/export/leaves.csv?filler=imatch.x").body for _ in range(3)}
+    finally:
+        for setting in eager:
+            postgres.run(f"ALTER DATABASE {name} RESET {setting}")
+    assert answers == {postgres.copy("SELECT * FROM leaves")}
+
+
+def test_a_role_that_may_not_export_a_snapshot_has_one_reader(
+    role_server: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    postgres.run("CREATE TABLE plain AS SELECT n, repeat('x', 900) AS filler FROM generate_series(1, 16000) AS n")
+    postgres.run("REVOKE EXECUTE ON FUNCTION pg_export_snapshot() FROM public")
+    try:
+        server = role_server("GRANT SELECT ON plain TO clerk")
+        assert ask(server, "/export/plain.csv").body == postgres.copy("SELECT * FROM plain")
+        explained = json.loads(ask(server, "/relations/plain?explain").body)
+    finally:
+        postgres.run("GRANT EXECUTE ON FUNCTION pg_export_snapshot() TO public")
+    assert (explained["scan"], explained["reason"]) == ("single", "the role may not export a snapshot")

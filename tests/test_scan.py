@@ -64,7 +64,7 @@ async def scanning(database: Database, name: str, *, native: bool = True) -> Asy
         assert isinstance(session, WatchedSession)
         session.fetched = []
         plan = make_plan(ExportRequest(RelationName(name), "csv"), await session.relation(RelationName(name)))
-        strategy = await choose(database, session, plan)
+        strategy = await choose(database, session, plan, native=native)
         encoder = make_encoder(plan.dialect, plan.format, native=native)
         async with contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
             yield session, chunks

@@ -140,7 +140,7 @@ def test_what_cannot_be_read_by_ranges_says_why(
 ) -> None:
     assert tables_to_scan(wanted, explained, version) == reason
     strategy = make_strategy(wanted, explained, reason, most_readers=4, statement_length=100)
-    assert (strategy.name, strategy.ranges, strategy.readers, strategy.reason) == ("single", (), 1, reason)
+    assert (strategy.name, len(strategy.ranges), strategy.readers, strategy.reason) == ("single", 0, 1, reason)
 
 
 def test_the_first_server_with_ranges_of_tuple_identifiers() -> None:
@@ -176,6 +176,7 @@ def table(blocks: int, name: str = "users", **changes: Any) -> Document:
         "readable": True,
         "row_security": False,
         "virtual": False,
+        "shareable": True,
         "other_role": False,
     }
     assert changes.keys() <= row.keys()
@@ -207,10 +208,10 @@ def test_the_ranges_are_every_block_once_and_in_order(sizes: list[int]) -> None:
 
 
 def test_ranges_are_whole_but_for_the_last() -> None:
-    assert strategy_of(table(FEWEST_BLOCKS + 1)).ranges == tuple(
+    assert list(strategy_of(table(FEWEST_BLOCKS + 1)).ranges) == [
         Blocks("public", "users", first, min(first + RANGE_BLOCKS, FEWEST_BLOCKS + 1))
         for first in range(0, FEWEST_BLOCKS + 1, RANGE_BLOCKS)
-    )
+    ]
 
 
 LARGE = 10 * FEWEST_BLOCKS
@@ -267,7 +268,7 @@ def test_as_many_readers_as_asked_for_and_allowed(most: int, asked: str, blocks:
 
 def test_a_server_of_one_reader_reads_no_ranges() -> None:
     strategy = strategy_of(table(LARGE), most_readers=1)
-    assert (strategy.ranges, strategy.readers, strategy.reason) == ((), 1, "PARALLEL_READERS is 1")
+    assert (len(strategy.ranges), strategy.readers, strategy.reason) == (0, 1, "PARALLEL_READERS is 1")
 
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])

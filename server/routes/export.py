@@ -53,7 +53,7 @@ async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> 
             relation = await session.relation(wanted.relation, exact=False)
         return make_response(make_plan(wanted, relation), encoded=encoded)
     async with open_plan(app[DATABASE], wanted) as (session, plan):
-        strategy = await choose(app[DATABASE], session, plan)
+        strategy = await choose(app[DATABASE], session, plan, native=app[NATIVE_ENCODER])
         tally.scan = strategy.name
         chunks = chunks_of(app[DATABASE], session, plan, strategy, native=app[NATIVE_ENCODER], encoded=encoded)
         async with contextlib.aclosing(chunks):

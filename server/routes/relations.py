@@ -11,7 +11,7 @@ from server.errors import InvalidRequest
 from server.opening import open_plan
 from server.preview import first_rows
 from server.request import export_path, parse_relation_request
-from server.routes.keys import DATABASE, SETTINGS
+from server.routes.keys import DATABASE, NATIVE_ENCODER, SETTINGS
 from server.scan import choose
 
 PREFIX = "/relations"
@@ -54,7 +54,7 @@ async def one_relation(request: web.Request) -> web.Response:
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
     database = request.app[DATABASE]
     async with open_plan(database, parse_relation_request(target, query), control=True) as (session, plan):
-        strategy = await choose(database, session, plan)
+        strategy = await choose(database, session, plan, native=request.app[NATIVE_ENCODER])
     document = {
         "scan": strategy.name,
         "readers": strategy.readers,
