@@ -397,7 +397,7 @@ async def test_a_problem_is_never_compressed(raw_client: TestClient[Any, Any], a
 # --- How a compressed stream begins. ---
 
 # All rows but the first wait until this advisory lock is free, so that no test has to sleep. Those before are as many
-# and as wide as PostgreSQL (8 kB) and libpq (eight rows of a view) keep together before anything is handed over.
+# and as wide as PostgreSQL (8 kB) and libpq (four rows of a view) keep together before anything is handed over.
 LOCK = 7_301_301
 BEFORE = 20
 WAITING = f"""

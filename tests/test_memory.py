@@ -28,7 +28,7 @@ RELATIONS = {
     "compressed, in their rows": "CREATE TABLE sudden AS "
     "SELECT n, CASE WHEN n > 5000 THEN repeat('x', 150000) END AS large FROM generate_series(1, 5600) AS n",
 }
-# Bytes beyond a worker that has sent a tiny table: eight rows of a megabyte as libpq holds them, and as the chunk that
+# Bytes beyond a worker that has sent a tiny table: four rows of a megabyte as libpq holds them, and as the chunk that
 # they become, which may be moved once while it grows; and a few chunks on their way.
 MOST_GROWTH = 40 * MEGABYTE
 

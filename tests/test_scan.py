@@ -420,7 +420,9 @@ async def test_an_error_comes_after_the_rows_before_it_and_none_that_are_wrong(
 
 
 async def test_an_error_among_the_first_rows_comes_before_any_byte(database: Database, postgres: Postgres) -> None:
-    postgres.run("CREATE VIEW failing AS SELECT n, 1 / (n - 5) AS x FROM generate_series(1, 100) AS n")
+    postgres.run(
+        f"CREATE VIEW failing AS SELECT n, 1 / (n - {CHUNK_ROWS_LARGE}) AS x FROM generate_series(1, 100) AS n"
+    )
     async with scanning(database, "failing") as (_, chunks):
         with pytest.raises(errors.InvalidRequest):
             await anext(chunks)
