@@ -109,8 +109,9 @@ class Settings:
     )
     max_concurrent_exports: int = _setting(
         "MAX_CONCURRENT_EXPORTS",
-        "Downloads and running saved exports at once per worker, one connection each (beside them there are two for the "
-        "catalogue and for cancelling, and 2 × (`PARALLEL_READERS` - 1) that readers share); past it the answer is 503",
+        "Downloads and running saved exports at once per worker, one connection each (beside them there are two for "
+        "the catalogue and for cancelling, and 2 × (`PARALLEL_READERS` - 1) that readers share); past it the answer "
+        "is 503",
         8,
         _whole(1, 1000),
     )
