@@ -5,6 +5,7 @@ Knows how to start and stop; everything that a request needs is in `app.py`.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ from server.settings import Settings, SettingsError
 
 # Seconds beyond SHUTDOWN_TIMEOUT: to cut the downloads that are left and to close the connections.
 STOP_MARGIN = 10
+# The signals that end a worker.
+ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
@@ -51,8 +54,6 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
             "logger_class": GunicornLogger,
             "control_socket_disable": True,
             "when_ready": lambda arbiter: announce(settings, arbiter.LISTENERS[0].sock.getsockname()[1]),
-            # Until the worker has handlers of its own, it would swallow signals with those of its parent.
-            "post_fork": lambda arbiter, worker: restore_default_signals(),
             # Called in the worker on SIGINT and SIGQUIT, that is on Ctrl-C.
             "worker_int": lambda worker: setattr(self._haste, "wanted", True),
         }
@@ -81,13 +82,20 @@ def serve(settings: Settings) -> None:
             embedded = stack.enter_context(EmbeddedPostgres(settings.embedded_data_path))
             seed(embedded, settings.seed_rows)
             settings = replace(settings, database_url=embedded.uri)
+        # Until a worker has handlers of its own, it would swallow signals with those of its parent.
+        os.register_at_fork(
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDING),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING),
+            after_in_child=restore_default_signals,
+        )
         Gunicorn(settings).run()
 
 
 def restore_default_signals() -> None:
-    """Let these signals end this process."""
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    """Let these signals end this process, also those that came while it was being made."""
+    for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def check_address(settings: Settings) -> None:

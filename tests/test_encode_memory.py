@@ -56,7 +56,7 @@ MISTAKES = {
     "no room for what ends a line": ("+ eol_length +", "+ (0 if HERE else eol_length) +"),
     "no room for what stands for NULL": (" + null_length", " + (0 if HERE else null_length)"),
     "values not doubled": ("room = 2 * length", "room = (1 if HERE else 2) * length"),
-    "too little growth": ("2 * (used + room)", "2 * used + (room // 2 if HERE else 2 * room)"),
+    "too little growth": ("(used + room) + (used + room) // 2", "used + (room // 2 if HERE else 2 * room)"),
     "no room before a row without columns": ("range(max(columns, 1))", "range(max(columns, 0 if HERE else 1))"),
     "the last word read a byte too far": ("i = length - 8", "i = length - (7 if HERE else 8)"),
     "a short value read as a word": ("if length < 8:", "if length < (7 if HERE else 8):"),

@@ -517,6 +517,8 @@ def test_fewer_readers_read_when_postgresql_has_no_more_connections(
     role_server: Callable[..., LiveServer], postgres: Postgres, limit: int
 ) -> None:
     server = role_server(CLERK_READS, options=f"CONNECTION LIMIT {limit}")
+    # The one connection there is may still be taken by the look that the worker begins with.
+    wait_until("it is ready", lambda: ask(server, "/health/ready").status == 200)
     for number in range(3):
         answer = ask(server, path_of("heap"), headers={"X-Request-Id": f"limited-{number}"})
         assert (answer.status, answer.ending) == (200, "terminator")
