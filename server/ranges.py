@@ -43,20 +43,19 @@ class Range:
         self._ended, self._error = True, error
         self._arrived.set()
 
-    async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Its lines; raises what its reader failed with."""
-        while True:
-            while self._chunks:
-                chunk = self._chunks.popleft()
-                self._bytes -= len(chunk.data)
-                self._room.set()
-                yield chunk
+    async def next(self) -> Chunk | None:
+        """More of its lines; None at its end. Raises what its reader failed with."""
+        while not self._chunks:
             if self._ended:
                 if self._error is not None:
                     raise self._error
-                return
+                return None
             self._arrived.clear()
             await self._arrived.wait()
+        chunk = self._chunks.popleft()
+        self._bytes -= len(chunk.data)
+        self._room.set()
+        return chunk
 
 
 class Ranges:
@@ -94,7 +93,7 @@ class Ranges:
             while not self._waiting:
                 self._changed.clear()
                 await self._changed.wait()
-            async for chunk in self._waiting[0].chunks():
+            while (chunk := await self._waiting[0].next()) is not None:
                 yield chunk._replace(done=number / self._count) if self._count > 1 else chunk
             self._waiting.popleft()
             self._changed.set()

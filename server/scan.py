@@ -101,8 +101,9 @@ async def _streamed(
         tasks = [asyncio.create_task(_read_ranges(session, plan, strategy, encoder, ranges))]
         tasks += [asyncio.create_task(read_beside()) for _ in range(spare)]
         try:
-            async for chunk in ranges.chunks():
-                yield chunk
+            async with contextlib.aclosing(ranges.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             for task in tasks:
                 task.cancel()

@@ -10,7 +10,8 @@ import ctypes
 import gc
 import importlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -352,6 +353,19 @@ async def complaints() -> list[dict[str, Any]]:
     return heard
 
 
+@contextlib.contextmanager
+def nothing_left_open() -> Iterator[None]:
+    """Whoever begins a generator in here closes it, and leaves that not to the event loop at some later time."""
+    left: list[AsyncGenerator[Any, Any]] = []
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(hooks.firstiter, left.append)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    assert left == []
+
+
 def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
     """aiopg tells the loop of each cancelled statement beside raising."""
     return all(getattr(context.get("exception"), "pgcode", None) == "57014" for context in heard)
@@ -380,17 +394,18 @@ async def test_closing_a_scan_leaves_nothing_behind(
 ) -> None:
     postgres.run(f"CREATE VIEW stopped AS {view}")
     tasks = asyncio.all_tasks()
-    async with scanning(database, "stopped", native=native) as (session, chunks):
-        for _ in range(taken):
-            await anext(chunks)
-        start = "SELECT source" if native else "FETCH"
-        await eventually(
-            "the statement has come to the server",
-            lambda: taken == 0 or last_statement(postgres, session)[1].startswith(start),
-        )
-        await chunks.aclose()
-        assert asyncio.all_tasks() == tasks
-        pid = session.backend_pid
+    with nothing_left_open():
+        async with scanning(database, "stopped", native=native) as (session, chunks):
+            for _ in range(taken):
+                await anext(chunks)
+            start = "SELECT source" if native else "FETCH"
+            await eventually(
+                "the statement has come to the server",
+                lambda: taken == 0 or last_statement(postgres, session)[1].startswith(start),
+            )
+            await chunks.aclose()
+            assert asyncio.all_tasks() == tasks
+            pid = session.backend_pid
     await eventually(
         "the server has stopped",
         lambda: not postgres.run("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state <> 'idle'", (pid,)),
