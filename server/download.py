@@ -143,8 +143,7 @@ async def send(
     response = make_response(plan, encoded=encoded)
     if request.version < HttpVersion11:
         response.force_close()  # without chunks only the end of the connection can end the file
-    tally.outcome = "failed"
-    try:
+    with honest_end(request, tally, downloads):
         await response.prepare(request)
         # From here on a connection that closes before its time is a reset, whoever closes it: aiohttp does by
         # itself when a client closes its half, and HTTP/1.0 would take a clean end for the end of the file.
@@ -155,22 +154,31 @@ async def send(
         async with asyncio.timeout(stall_timeout or None):
             await _finish(request, response)
         tally.outcome = "complete"
+    # Cut or complete: the connection takes no more bytes, so returning the response cannot end it cleanly.
+    return response
+
+
+@contextlib.contextmanager
+def honest_end(request: web.Request, tally: Tally, downloads: Downloads) -> Iterator[None]:
+    """Around the sending of a file: unless that sets the outcome "complete", says why not, and cuts the connection."""
+    outcome = "failed"
+    try:
+        yield
     except asyncio.CancelledError:
-        tally.outcome = "shutdown" if downloads.cutting else "client_left"
+        outcome = "shutdown" if downloads.cutting else "client_left"
         raise
     except ConnectionError:
-        tally.outcome = "client_left"
+        outcome = "client_left"
     except TimeoutError:
-        tally.outcome = "stalled"
+        outcome = "stalled"
     except ExportError as error:
         tally.error = error
     except Exception:
         log.exception("a download failed")
     finally:
         if tally.outcome != "complete":
+            tally.outcome = outcome
             cut(request)
-    # Cut or complete: the connection takes no more bytes, so returning the response cannot end it cleanly.
-    return response
 
 
 async def _write(response: web.StreamResponse, chunk: Chunk, tally: Tally, stall_timeout: float) -> None:

@@ -5,7 +5,9 @@ Values only: which columns there are and what SQL comes of a condition is not kn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from server.errors import InvalidRequest
 from server.grammar import read_name, read_quoted, shorten
@@ -31,6 +33,8 @@ IS_VALUES = ("null", "true", "false", "unknown")
 # A request line of 128 kB could otherwise hold tens of thousands of conditions, or nest as deep.
 MOST_CONDITIONS = 1000
 DEEPEST_NEST = 20
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +101,21 @@ def _read_members(text: str, start: int, where: str, depth: int) -> tuple[tuple[
             code="invalid_filter",
             hint="Write or=(a.eq.1,b.is.null)",
         )
-    members: list[Filter] = []
+    return _read_items(text, start, where, lambda position: _read_member(text, position, where, depth))
+
+
+def _read_items(
+    text: str, start: int, where: str, read_item: Callable[[int], tuple[Item, int]]
+) -> tuple[tuple[Item, ...], int]:
+    """The items between the bracket at `start` and the one that closes it, with commas between them."""
+    items: list[Item] = []
     position = start + 1
     while True:
-        member, position = _read_member(text, position, where, depth)
-        members.append(member)
+        item, position = read_item(position)
+        items.append(item)
         stop = text[position : position + 1]
         if stop == ")":
-            return tuple(members), position + 1
+            return tuple(items), position + 1
         if stop != ",":
             raise InvalidRequest(
                 f"The bracket in {where} at position {start + 1} is not closed.", code="unbalanced_brackets"
@@ -206,26 +217,18 @@ def _read_list(text: str, start: int, where: str) -> tuple[tuple[str, ...], int]
         )
     if text.startswith("()", start):
         return (), start + 2
-    items: list[str] = []
-    position = start + 1
-    while True:
-        begin = position
-        item, position = _read_value(text, position, where)
-        if position == begin:
-            raise InvalidRequest(
-                f"An item is missing in {where} at position {begin + 1}.",
-                code="invalid_filter",
-                hint='The empty string is written as ""',
-            )
-        items.append(item)
-        stop = text[position : position + 1]
-        if stop == ")":
-            return tuple(items), position + 1
-        if stop != ",":
-            raise InvalidRequest(
-                f"The bracket in {where} at position {start + 1} is not closed.", code="unbalanced_brackets"
-            )
-        position += 1
+    return _read_items(text, start, where, lambda position: _read_listed(text, position, where))
+
+
+def _read_listed(text: str, start: int, where: str) -> tuple[str, int]:
+    item, position = _read_value(text, start, where)
+    if position == start:
+        raise InvalidRequest(
+            f"An item is missing in {where} at position {start + 1}.",
+            code="invalid_filter",
+            hint='The empty string is written as ""',
+        )
+    return item, position
 
 
 def _checked(condition: Condition, where: str) -> Condition:

@@ -5,6 +5,7 @@ SLUICE_TEST_DSN runs the suite against another server (a superuser's URI of a da
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -106,13 +107,22 @@ class Postgres:
         self.run("RESET lock_timeout")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """An empty folder with a short path that every account may enter."""
+@contextlib.contextmanager
+def made_folder() -> Iterator[Path]:
+    """An empty folder with a short path, for the sockets in it, that every account may enter."""
     path = Path(tempfile.mkdtemp(prefix="sluice-test-"))
     path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """`made_folder` for one test."""
+    with made_folder() as path:
+        yield path
 
 
 @pytest.fixture
@@ -133,15 +143,10 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[EmbeddedPostgres]:
-    """The embedded PostgreSQL 18, in a short path of its own, with sample data."""
-    folder = Path(tempfile.mkdtemp(prefix="sluice-test-"))
-    folder.chmod(0o755)
-    try:
-        with EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"}) as running:
-            seed(running, SEED_ROWS)
-            yield running
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """The embedded PostgreSQL 18, in a folder of its own, with sample data."""
+    with made_folder() as folder, EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"}) as running:
+        seed(running, SEED_ROWS)
+        yield running
 
 
 @pytest.fixture(scope="session")

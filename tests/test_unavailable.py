@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import psycopg2
 import pytest
 
 from server.embedded import EmbeddedPostgres
+from tests.conftest import made_folder
 from tests.live_server import LiveServer, wait_until
 from tests.raw_http import Answer, Client, ask
 
@@ -50,11 +49,9 @@ class OwnPostgres:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Where the data is, made once; the path is short, for the socket in it, and open to the account nobody."""
-    path = Path(tempfile.mkdtemp(prefix="sluice-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    """Where the data is, made once."""
+    with made_folder() as path:
+        yield path
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from server.byte_ranges import Selection, select
-from server.download import Tally, cut, file_headers, reset_on_close
+from server.download import Tally, file_headers, honest_end, reset_on_close
 from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
 from server.manifest import Manifest
 from server.plan import file_stem
@@ -101,38 +101,28 @@ async def _send(
     request: web.Request, response: web.StreamResponse, manifest: Manifest, file: int, selection: Selection
 ) -> web.StreamResponse:
     downloads = request.app[DOWNLOADS]
-    tally = Tally(outcome="failed")
+    tally = Tally()
     started = time.monotonic()
 
     def sent(count: int) -> None:
         tally.bytes += count
+        if tally.bytes == selection.length:  # whoever has the last byte may leave at once
+            tally.outcome = "complete"
+            reset_on_close(request, False)
 
     try:
-        with downloads.running():
+        with honest_end(request, tally, downloads), downloads.running():
             await response.prepare(request)
             reset_on_close(request, True)
             stall_timeout = request.app[SETTINGS].stall_timeout
-            await send_file(request, file, selection.first, selection.length, stall_timeout=stall_timeout, sent=sent)
-            reset_on_close(request, False)
-            await response.write_eof()
-            tally.outcome = "complete"
-    except asyncio.CancelledError:
-        tally.outcome = "shutdown" if downloads.cutting else "client_left"
-        raise
-    except ConnectionError:
-        tally.outcome = "client_left"
-    except TimeoutError:
-        tally.outcome = "stalled"
-    except FileTooShort:
-        log.error("the file of a saved export is shorter than it was", exportId=manifest.id)
-    except Exception:
-        log.exception("a download failed")
+            try:
+                await send_file(
+                    request, file, selection.first, selection.length, stall_timeout=stall_timeout, sent=sent
+                )
+                await response.write_eof()
+            except FileTooShort:
+                log.error("the file of a saved export is shorter than it was", exportId=manifest.id)
     finally:
-        if tally.bytes == selection.length:
-            tally.outcome = "complete"  # whoever has the last byte may leave at once
-            reset_on_close(request, False)
-        if tally.outcome != "complete":
-            cut(request)
         log.info(
             "saved export sent",
             exportId=manifest.id,
