@@ -6,6 +6,7 @@ Holds no page of its own. Everything that the catalogue says is escaped by the t
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,10 +122,10 @@ def about(number: float) -> str:
     return f"{float(f'{number:.3g}'):,.0f}"
 
 
-def setup(app: web.Application) -> None:
-    """Add the templates, the pages' own files and error pages."""
-    environment = aiohttp_jinja2.setup(
-        app,
+@functools.cache
+def templates() -> jinja2.Environment:
+    """All templates, read and compiled once for the process: later it would block the event loop."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         auto_reload=False,
@@ -133,6 +134,12 @@ def setup(app: web.Application) -> None:
     )
     environment.filters |= {"grouped": grouped, "size": size, "about": about, "moment": moment, "duration": duration}
     for path in FOLDER.glob("*.html"):
-        environment.get_template(path.name)  # read here: later it would block the event loop
+        environment.get_template(path.name)
+    return environment
+
+
+def setup(app: web.Application) -> None:
+    """Add the templates, the pages' own files and error pages."""
+    app[aiohttp_jinja2.APP_KEY] = templates()
     app.router.add_get("/static/{name}", static)
     app.middlewares.insert(0, pages_for_people)
