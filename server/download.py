@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -134,11 +134,16 @@ async def send(
     chunks: AsyncIterator[Chunk],
     *,
     encoded: bool,
+    give_back: Callable[[], Awaitable[None]],
     tally: Tally,
     downloads: Downloads,
     stall_timeout: float,
 ) -> web.StreamResponse:
-    """Stream the chunks. Raises ExportError only while nothing has been sent."""
+    """Stream the chunks. Raises ExportError only while nothing has been sent.
+
+    give_back: lets go of what the chunks came from. Called before the end is sent: whoever has that may at once ask
+    for the next file.
+    """
     first = await anext(chunks)
     response = make_response(plan, encoded=encoded)
     if request.version < HttpVersion11:
@@ -151,6 +156,7 @@ async def send(
         await _write(response, first, tally, stall_timeout)
         async for chunk in chunks:
             await _write(response, chunk, tally, stall_timeout)
+        await give_back()
         async with asyncio.timeout(stall_timeout or None):
             await _finish(request, response)
         tally.outcome = "complete"

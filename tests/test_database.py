@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import aiopg
 import psycopg2
 import psycopg2.extensions
 import pytest
@@ -18,6 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from server import errors
 from server.app import create_app
 from server.catalogue import RelationName
+from server.connections import Connections
 from server.database import Database
 from server.dialect import Dialect
 from server.encode import bind_libpq, make_encoder
@@ -285,6 +287,32 @@ async def test_a_full_house_is_busy_and_the_catalogue_still_works(settings: Sett
             await database.ping()
             assert "users" in [relation.name for relation in await database.relations()]
         assert await run(database, "SELECT 1 AS one") == [{"one": 1}]
+
+
+@pytest.mark.parametrize("file", ["users.csv", "users.csv.gz", "users.csv?limit=0"])
+async def test_whoever_has_a_whole_file_can_have_the_next_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    end, connect = Session.end, Connections._connect
+    made = []
+
+    async def end_slowly(session: Session) -> bool:
+        await asyncio.sleep(0.2)
+        return await end(session)
+
+    async def counted(connections: Connections) -> aiopg.Connection:
+        made.append(await connect(connections))
+        return made[-1]
+
+    monkeypatch.setattr(Session, "end", end_slowly)
+    monkeypatch.setattr(Connections, "_connect", counted)
+    async with served(settings, parallel_readers=1) as client:
+        for _ in range(3):
+            # curl, too, begins each time with a connection of its own, and leaves as soon as it has everything.
+            async with client.get(f"/export/{file}", headers={"Connection": "close"}) as response:
+                assert response.status == 200, await response.read()
+                await response.read()
+        assert len(made) == 1  # a role may have no more
 
 
 @pytest.fixture

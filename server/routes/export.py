@@ -52,20 +52,21 @@ async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> 
         async with app[DATABASE].control_session() as session:
             relation = await session.relation(wanted.relation, exact=False)
         return make_response(make_plan(wanted, relation), encoded=encoded)
-    async with open_plan(app[DATABASE], wanted) as (session, plan):
+    async with contextlib.AsyncExitStack() as opened:
+        session, plan = await opened.enter_async_context(open_plan(app[DATABASE], wanted))
         strategy = await choose(app[DATABASE], session, plan, native=app[NATIVE_ENCODER])
         tally.scan = strategy.name
         chunks = chunks_of(app[DATABASE], session, plan, strategy, native=app[NATIVE_ENCODER], encoded=encoded)
-        async with contextlib.aclosing(chunks):
-            return await send(
-                request,
-                plan,
-                chunks,
-                encoded=encoded,
-                tally=tally,
-                downloads=app[DOWNLOADS],
-                stall_timeout=app[SETTINGS].stall_timeout,
-            )
+        return await send(
+            request,
+            plan,
+            await opened.enter_async_context(contextlib.aclosing(chunks)),
+            encoded=encoded,
+            give_back=opened.aclose,
+            tally=tally,
+            downloads=app[DOWNLOADS],
+            stall_timeout=app[SETTINGS].stall_timeout,
+        )
 
 
 def _log_export(wanted: ExportRequest, tally: Tally, seconds: float) -> None:
