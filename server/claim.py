@@ -26,6 +26,8 @@ from server.status import write_progress
 
 # Seconds between two looks at what all exports take, which reads every manifest.
 LIMIT_SECONDS = 0.25
+# Bytes written between two waits for the disk. The scan goes on meanwhile; one wait at the end would come on top of it.
+SYNC_BYTES = 32 << 20
 
 
 class Claim:
@@ -178,6 +180,7 @@ class Part:
         self._started = self._looked = time.monotonic()
         self._noting = threading.Lock()
         self._hash = hashlib.sha256()
+        self._unsynced = 0
         self._descriptor = storage.create_file(claim.folder, claim.manifest.part_name)
         try:
             with room_errors():
@@ -201,6 +204,9 @@ class Part:
             self._hash.update(chunk.data)
             rows += chunk.rows
             size += len(chunk.data)
+        self._unsynced += size
+        if self._unsynced >= SYNC_BYTES:
+            self._sync()
         now = time.monotonic()
         self.progress = self.progress.advanced(
             rows=self.progress.rows + rows,
@@ -215,8 +221,7 @@ class Part:
 
     def finish(self) -> None:
         """Everything written is on the disk."""
-        with room_errors():
-            os.fsync(self._descriptor)
+        self._sync()
         self.close()
 
     def close(self) -> None:
@@ -224,6 +229,11 @@ class Part:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _sync(self) -> None:
+        with room_errors():
+            os.fsync(self._descriptor)
+        self._unsynced = 0
 
     def note(self) -> None:
         """Write down how far it is; never what is older than the note before."""

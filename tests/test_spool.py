@@ -768,6 +768,23 @@ except NoSpaceLeft as error:
     assert (manifest.status, manifest.error_code) == ("failed", "no_space_left")
 
 
+def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    spool = make_spool(path)
+    created(spool)
+    with contextlib.closing(claimed(spool)) as claim:
+        part = claim.begin(None)
+        monkeypatch.setattr("server.claim.SYNC_BYTES", 10)
+        monkeypatch.setattr("server.claim.os.fsync", full)
+        part.write([Chunk(b"1,2\n3,4\n", 2, 0.1)])
+        with pytest.raises(NoSpaceLeft):
+            part.write([Chunk(b"5,6\n7,8\n", 2, 0.2)])
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     spool = Spool(Settings(export_storage_path=tmp_path / "file"))
