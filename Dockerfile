@@ -27,8 +27,8 @@ COPY server ./server
 
 # The extension is optional to setup.py, but not here: the second command fails without it.
 RUN python setup.py --quiet build_ext --inplace \
-    && python -c 'import server._encode' \
-    && rm -f server/_encode.c \
+    && python -c 'import server.encode._encode' \
+    && rm -f server/encode/_encode.c \
     && python -m compileall -q --invalidation-mode unchecked-hash server
 
 FROM ${PYTHON_IMAGE}

@@ -24,7 +24,7 @@ check: .venv/development encoder
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --no-cov -q tests/test_architecture.py
+	$(BIN)/python -m pytest --no-cov -q tests/system/test_architecture.py
 
 bench: .venv/development encoder
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -48,11 +48,11 @@ encoder: .venv/encoder
 	@touch $@
 
 # Optional: without a compiler setup.py says so, and the pure-Python encoder serves.
-.venv/encoder: server/_encode.pyx setup.py .venv/runtime
+.venv/encoder: server/encode/_encode.pyx setup.py .venv/runtime
 	@echo "Building the native encoder" >&2
 	@$(BIN)/python setup.py --quiet build_ext --inplace >.venv/encoder.log 2>&1 \
 		|| echo "The native encoder could not be built (see .venv/encoder.log)" >&2
 	@touch $@
 
 clean:
-	rm -rf .venv build server/_encode.c server/_encode*.so
+	rm -rf .venv build server/encode/_encode.c server/encode/_encode*.so

@@ -5,6 +5,6 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=cythonize(
-        [Extension("server._encode", ["server/_encode.pyx"], extra_compile_args=["-O3"], optional=True)],
+        [Extension("server.encode._encode", ["server/encode/_encode.pyx"], extra_compile_args=["-O3"], optional=True)],
     ),
 )

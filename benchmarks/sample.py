@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.processes import BenchmarkError
-from server.embedded import EmbeddedPostgres
+from server.process.embedded import EmbeddedPostgres
 
 # The tables that are downloaded, beside the users of the sample data.
 TENTH = "benchmark_tenth"

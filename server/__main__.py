@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from server.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
 from server.settings import Settings, SettingsError, read_settings
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from server.serve import serve  # the driver and gunicorn: half a second that `dsn` need not wait for
+    from server.process.serve import serve  # the driver and gunicorn: half a second that `dsn` need not wait for
 
     serve(settings)
     return 0

@@ -13,20 +13,20 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from server import encode
-from server.database import Database
-from server.download import Downloads
+from server.encode import encoders
 from server.errors import ExportError
-from server.exports import Exports
-from server.libpq import LIBPQ
-from server.options import timezones
-from server.origin import origin_middleware
-from server.problems import ProblemServer, add_common_headers, problem_middleware
-from server.routes import export, exports, health, relations, save, saved_file
-from server.routes.keys import DATABASE, DOWNLOADS, EXPORTS, NATIVE_ENCODER, SETTINGS
-from server.routes.pages import listing, saved, shape, site
+from server.http.csrf import origin_middleware
+from server.http.keys import DATABASE, DOWNLOADS, EXPORTS, NATIVE_ENCODER, SETTINGS
+from server.http.problems import ProblemServer, add_common_headers, problem_middleware
+from server.http.routes import export, exports, health, relations, save, saved_file
+from server.http.streaming import Downloads
+from server.pages import listing, saved, site, table
+from server.postgres.database import Database
+from server.postgres.libpq import LIBPQ
+from server.query.parameters import timezones
+from server.saved.queue import Spool
+from server.saved.runner import Exports
 from server.settings import Settings
-from server.spool import Spool
 
 log = structlog.stdlib.get_logger("sluice.app")
 
@@ -47,9 +47,9 @@ def create_app(settings: Settings, haste: Haste | None = None) -> web.Applicatio
     app[SETTINGS] = settings
     app[DATABASE] = Database(settings)
     app[DOWNLOADS] = Downloads()
-    app[NATIVE_ENCODER] = encode.bind_libpq(LIBPQ) and not settings.pure_python
+    app[NATIVE_ENCODER] = encoders.bind_libpq(LIBPQ) and not settings.pure_python
     app[EXPORTS] = Exports(Spool(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
-    for routes in (export, save, exports, saved_file, health, relations, site, listing, shape, saved):
+    for routes in (export, save, exports, saved_file, health, relations, site, listing, table, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_database, _exports])

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from server.app import MAX_REQUEST_LINE, create_app
-from server.database import Database
-from server.embedded import EmbeddedPostgres, seed
+from server.postgres.database import Database
+from server.process.embedded import EmbeddedPostgres, seed
 from server.settings import Settings
-from tests.live_server import LiveServer
+from tests.support.live_server import LiveServer
 
 SEED_ROWS = 20_000
 

@@ -1,0 +1,81 @@
+"""The gzip stage: chunks → chunks of one gzip stream, compressed off the event loop.
+
+Also decides from Accept-Encoding whether a client wants it. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from isal import isal_zlib
+
+from server.postgres.rows import Chunk
+
+# ISA-L's levels are 0 to 3. Measured in docs/performance.md.
+LEVEL = 2
+# zlib's number for a window of 32 kB and a gzip header and trailer.
+GZIP_WINDOW = 31
+
+
+# RFC 9110, 12.4.2.
+_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
+
+
+class Compressor(Protocol):
+    """What isal_zlib.compressobj makes, as far as it is used from a thread."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self, mode: int, /) -> bytes: ...
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Whether gzip is welcome under this header (RFC 9110, 12.5.3): named or meant by *, with q above 0."""
+    weights: dict[str, float] = {}
+    for item in accept_encoding.lower().split(","):
+        coding, *parameters = (part.strip() for part in item.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                weight = float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
+        weights[coding] = weight
+    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
+    return gzip > 0 and gzip >= weights.get("identity", weights.get("*", 0.0))
+
+
+async def gzipped(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """The same file as one gzip stream. The first chunk is flushed, so that the first row arrives at once.
+
+    A chunk is compressed in a thread while the next one is being fetched and encoded.
+    """
+    compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
+    async with contextlib.aclosing(chunks):
+        first = await anext(chunks)
+        compressing: asyncio.Task[Chunk] | None
+        compressing = asyncio.create_task(_compress(compressor, first, flush=True))
+        try:
+            yield await asyncio.shield(compressing)
+            compressing = None
+            async for chunk in chunks:
+                if compressing is not None:
+                    yield await asyncio.shield(compressing)
+                compressing = asyncio.create_task(_compress(compressor, chunk))
+            if compressing is not None:
+                yield await asyncio.shield(compressing)
+        finally:
+            if compressing is not None:
+                await asyncio.wait([compressing])  # a thread cannot be cancelled, and is not to be left behind
+        yield Chunk(compressor.flush(), 0)
+
+
+async def _compress(compressor: Compressor, chunk: Chunk, *, flush: bool = False) -> Chunk:
+    def work() -> bytes:
+        data = compressor.compress(chunk.data)
+        return data + compressor.flush(isal_zlib.Z_SYNC_FLUSH) if flush else data
+
+    return Chunk(await asyncio.to_thread(work), chunk.rows, chunk.done)

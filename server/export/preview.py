@@ -1,0 +1,76 @@
+"""A request → the first rows of its export, cut short for a person, and how many there may be in all.
+
+Shares everything before the rows with the export itself (`opening.py`). Knows no HTTP and no page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from server.errors import QueryTimeout
+from server.export.pipeline import open_plan
+from server.postgres.database import Database
+from server.postgres.session import Session
+from server.query.plan import PREVIEW_ROWS, OutputColumn, preview_of
+from server.query.request import ExportRequest
+from server.query.sql import select_statement
+
+# Seconds: longer, and a person has stopped waiting for twenty rows.
+PREVIEW_TIMEOUT = 5.0
+# Characters of a value in a preview; longer ones end in an ellipsis.
+PREVIEW_CHARACTERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The first rows as text. estimated_rows: of the whole export, by PostgreSQL's planner; None where not asked for.
+
+    row_bytes: of a line of the file, averaged over these rows; 0 without rows.
+    """
+
+    columns: tuple[OutputColumn, ...]
+    rows: list[list[str | None]]
+    estimated_rows: int | None
+    row_bytes: float
+
+
+async def first_rows(
+    database: Database, wanted: ExportRequest, *, estimate: bool = False, seconds: float | None = None
+) -> Preview:
+    """The preview of this request, within so many seconds (PREVIEW_TIMEOUT). Raises ExportError."""
+    lengths: list[int] = []
+    seconds = PREVIEW_TIMEOUT if seconds is None else seconds
+    try:
+        async with asyncio.timeout(seconds), open_plan(database, wanted) as (session, whole):
+            estimated = None
+            if estimate:
+                everything = select_statement(whole)
+                estimated = int((await session.explain(everything.text, everything.values))["Plan Rows"])
+            plan = preview_of(whole)
+            statement = select_statement(plan)
+            await session.declare(statement.text, statement.values, timezone=plan.timezone)
+            rows = [row async for row in _rows(session, lengths)]
+    except TimeoutError:
+        raise QueryTimeout(
+            f"There was no preview within {seconds:g} seconds.",
+            hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
+        ) from None
+    return Preview(plan.columns, rows, estimated, sum(lengths) / len(lengths) if lengths else 0.0)
+
+
+async def _rows(session: Session, lengths: list[int]) -> AsyncIterator[list[str | None]]:
+    """One row at a time, since each may be large, with long values cut short."""
+    for _ in range(PREVIEW_ROWS):
+        batch = await session.fetch(1)
+        if not batch.count:
+            return
+        row = batch.rows()[0]
+        lengths.append(sum(len(value or b"") for value in row) + max(len(row), 1))
+        yield [None if value is None else _shown(value) for value in row]
+
+
+def _shown(value: bytes) -> str:
+    text = value[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
+    return text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"

@@ -1,0 +1,197 @@
+"""How a plan is read: by one reader, or by several that take ranges of a table's blocks in turn.
+
+Judges by what PostgreSQL itself would do with the plain query, and by facts about the tables that it would scan.
+Pure: runs nothing, and knows no connection.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from server.query.filters import conditions_of
+from server.query.plan import ExportPlan
+from server.query.sql import Blocks
+
+# Blocks of one range: of 8 kB each, about 2 MB. Measured in docs/performance.md.
+RANGE_BLOCKS = 256
+# Below so many blocks (8 MB) one reader is done before others have connected.
+FEWEST_BLOCKS = 1024
+# More tables than this under one snapshot would take too many of the server's locks, each reader its own.
+MOST_TABLES = 256
+# Bytes of a statement that is sent and planned anew for each range.
+LONGEST_STATEMENT = 8 << 10
+# First server with TID range scans.
+TID_RANGES_SINCE = 140000
+
+# Rows that libpq holds at a time. Without anything out of line a row fits a block, but values that compress well are
+# 150 kB and more when they come out of it: 16 such rows are 3 MB, and 200 save 2 % of CPU at most.
+# Where single values may have megabytes: few, whatever the rows before looked like. See docs/performance.md.
+CHUNK_ROWS = 16
+CHUNK_ROWS_LARGE = 4
+# Bytes of average rows that libpq should hold at most.
+CHUNK_BYTES = 2 << 20
+
+# Values of dates and times that are those of the transaction, so other ones for each reader (PostgreSQL manual,
+# "Date/Time Types", "Special Values"). They may stand in arrays and ranges too; a text that only looks so costs time.
+_RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
+
+# What is asked of each table that the plain query would scan, in the order of the scans. All as of now, and so
+# after the snapshot was taken: no row that it sees lies beyond `blocks`. Where the relation that was asked for is the
+# parent of these tables, its policies and its virtual columns' expressions are what counts, and not theirs.
+TABLES = """
+SELECT
+    wanted.schema,
+    wanted.name,
+    pg_relation_size(c.oid) / current_setting('block_size')::bigint AS blocks,
+    c.relkind IN ('r', 'm') AND am.amname = 'heap' AS heap,
+    has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+    row_security_active(c.oid) OR row_security_active(%(relation)s::oid) AS row_security,
+    c.oid <> %(relation)s AND EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+    ) AS virtual,
+    current_user <> session_user AS other_role,
+    has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') AS shareable
+FROM unnest(%(schemas)s::text[], %(names)s::text[]) WITH ORDINALITY AS wanted (schema, name, position)
+LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
+LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
+LEFT JOIN pg_am AS am ON am.oid = c.relam
+ORDER BY wanted.position
+"""
+
+
+class BlockRanges(Sequence[Blocks]):
+    """The ranges of some tables (schema, name, blocks), made when they are asked for: there may be a million."""
+
+    def __init__(self, tables: Sequence[tuple[str, str, int]] = ()) -> None:
+        self._tables = tables
+        self._ends = list(itertools.accumulate(-(-blocks // RANGE_BLOCKS) for _, _, blocks in tables))
+
+    @property
+    def tables(self) -> list[tuple[str, str]]:
+        """Schema and name of each."""
+        return [(schema, name) for schema, name, _ in self._tables]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, number: int) -> Blocks: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Blocks]: ...
+
+    def __getitem__(self, number: int | slice) -> Blocks | list[Blocks]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if number < 0:
+            number += len(self)
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        at = bisect.bisect_right(self._ends, number)
+        schema, name, blocks = self._tables[at]
+        first = (number - (self._ends[at - 1] if at else 0)) * RANGE_BLOCKS
+        return Blocks(schema, name, first, min(first + RANGE_BLOCKS, blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a plan is read. ranges: in the order of the file, none for one reader of the plain query.
+
+    readers: the most that are of use. chunk_rows: rows that libpq may hold at once. estimated_rows: the planner's.
+    reason: why it is not read by ranges, or "" where it is.
+    """
+
+    ranges: BlockRanges
+    readers: int
+    chunk_rows: int
+    estimated_rows: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """What the log and the API call it."""
+        return "block ranges" if self.ranges else "single"
+
+
+def reads_in_order(plan: ExportPlan) -> bool:
+    """Whether the rows of the plain query come as they lie in the table, as long as one process reads them."""
+    return plan.relation.kind in ("table", "partitioned table", "materialized view") and not plan.order
+
+
+def tables_to_scan(plan: ExportPlan, explained: Mapping[str, Any], server_version: int) -> list[tuple[str, str]] | str:
+    """Schema and name of the tables that make up the whole of the rows, in order; or why ranges cannot be read."""
+    if plan.parallel == 1:
+        return "one reader was asked for"
+    if not reads_in_order(plan):
+        return "sorted" if plan.order else f"a {plan.relation.kind}"
+    if plan.limit is not None or plan.offset:
+        return "limit or offset"
+    if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
+        return "a value that may depend on the time"
+    if server_version < TID_RANGES_SINCE:
+        return "the server is older than PostgreSQL 14"
+    node = explained
+    while node["Node Type"] == "Subquery Scan":
+        node = node["Plans"][0]
+    scans = node.get("Plans", []) if node["Node Type"] == "Append" else [node]
+    others = {scan["Node Type"] for scan in scans} - {"Seq Scan"}
+    if others:
+        return f"PostgreSQL plans {min(others)}"
+    if len(scans) > MOST_TABLES:
+        return f"more than {MOST_TABLES} tables"
+    return [(scan["Schema"], scan["Relation Name"]) for scan in scans]
+
+
+def make_strategy(
+    plan: ExportPlan,
+    explained: Mapping[str, Any],
+    tables: Sequence[Mapping[str, Any]] | str,
+    *,
+    most_readers: int,
+    statement_length: int,
+) -> Strategy:
+    """The strategy, from the answer to TABLES or a reason not to ask. statement_length: bytes of the plain query."""
+    reason = tables if isinstance(tables, str) else _objection(tables, statement_length, most_readers)
+    ranges = BlockRanges()
+    if not reason and not isinstance(tables, str):
+        ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in tables])
+    readers = min(most_readers, plan.parallel or most_readers, len(ranges)) if ranges else 1
+    return Strategy(ranges, readers, _chunk_rows(plan), int(explained["Plan Rows"]), reason)
+
+
+def _objection(tables: Sequence[Mapping[str, Any]], statement_length: int, most_readers: int) -> str:
+    if most_readers == 1:
+        return "PARALLEL_READERS is 1"
+    if any(not table["heap"] for table in tables):
+        return "not a plain heap table"
+    if any(table["row_security"] for table in tables):
+        return "row-level security"
+    if any(table["virtual"] for table in tables):
+        return "virtual generated columns"
+    if any(table["other_role"] for table in tables):
+        return "another role than the one that connected"
+    if any(not table["shareable"] for table in tables):
+        return "the role may not export a snapshot"
+    if any(not table["readable"] for table in tables):
+        return "a partition or column that the role may not read by itself"
+    if sum(table["blocks"] for table in tables) < FEWEST_BLOCKS:
+        return "small"
+    if statement_length > LONGEST_STATEMENT:
+        return "a long query"
+    return ""
+
+
+def _chunk_rows(plan: ExportPlan) -> int:
+    relation = plan.relation
+    if relation.toast_bytes == 0:
+        return CHUNK_ROWS
+    # `bytes` is as old as the last VACUUM as far as values out of line go, `toast_bytes` as of now.
+    size = max(relation.bytes or 0, relation.toast_bytes or 0)
+    if size and relation.estimated_rows:
+        return max(1, min(CHUNK_ROWS_LARGE, CHUNK_BYTES * relation.estimated_rows // size))
+    return CHUNK_ROWS_LARGE

@@ -1,0 +1,99 @@
+"""`GET /relations`, `/relations/{relation}` and `/relations/{relation}/preview`: the catalogue as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from server.errors import InvalidRequest
+from server.export.pipeline import open_plan
+from server.export.preview import first_rows
+from server.export.scan import choose
+from server.http.keys import DATABASE, NATIVE_ENCODER, SETTINGS
+from server.query.catalogue import Relation
+from server.query.request import export_path, parse_relation_request
+
+PREFIX = "/relations"
+PREVIEW = "/preview"
+EXPLAIN = "explain"
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def list_relations(request: web.Request) -> web.Response:
+    """All relations that may be exported."""
+    if request.query_string:
+        raise InvalidRequest("The list of relations takes no parameters.", code="unknown_parameter")
+    relations = await request.app[DATABASE].relations()
+    return web.json_response({"relations": [_as_json(request, relation) for relation in relations]}, headers=NO_STORE)
+
+
+async def one_relation(request: web.Request) -> web.Response:
+    """One relation; with /preview after it the first rows, with ?explain how an export would be read.
+
+    Both of those take the query string of an export.
+    """
+    target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
+    query = request.rel_url.raw_query_string
+    if target.endswith(PREVIEW):
+        return await _preview(request, target.removesuffix(PREVIEW), query)
+    pairs = query.split("&")
+    if EXPLAIN in pairs:
+        return await _explanation(request, target, "&".join(pair for pair in pairs if pair != EXPLAIN))
+    if query:
+        raise InvalidRequest(
+            "A relation's description takes no parameters.",
+            code="unknown_parameter",
+            hint=f"With ?{EXPLAIN}& before the parameters of an export it says how that one would be read.",
+        )
+    async with request.app[DATABASE].control_session() as session:
+        relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
+    return web.json_response(_as_json(request, relation), headers=NO_STORE)
+
+
+async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
+    database = request.app[DATABASE]
+    async with open_plan(database, parse_relation_request(target, query), control=True) as (session, plan):
+        strategy = await choose(database, session, plan, native=request.app[NATIVE_ENCODER])
+    document = {
+        "scan": strategy.name,
+        "readers": strategy.readers,
+        "reason": strategy.reason or None,
+        "ranges": len(strategy.ranges),
+        "estimatedRows": strategy.estimated_rows,
+    }
+    return web.json_response(document, headers=NO_STORE)
+
+
+async def _preview(request: web.Request, target: str, query: str) -> web.Response:
+    preview = await first_rows(request.app[DATABASE], parse_relation_request(target, query))
+    document = {
+        "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
+        "rows": preview.rows,
+    }
+    return web.json_response(document, headers=NO_STORE)
+
+
+def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
+    default = request.app[SETTINGS].export_schemas[0]
+    return {
+        "schema": relation.schema,
+        "name": relation.name,
+        "kind": relation.kind,
+        "isPartition": relation.is_partition,
+        "estimatedRows": relation.estimated_rows,
+        "bytes": relation.bytes,
+        "columns": [
+            {"name": column.name, "type": column.type, "nullable": column.nullable, "indexed": column.indexed}
+            | ({} if column.values is None else {"values": column.values})
+            for column in relation.columns
+            if column.readable
+        ],
+        "exportUrl": export_path(None if relation.schema == default else relation.schema, relation.name, "csv"),
+    }
+
+
+def setup(app: web.Application) -> None:
+    """Add this resource's routes. The path is matched whole: a name may hold encoded slashes."""
+    app.router.add_get(PREFIX, list_relations)
+    app.router.add_get(PREFIX + "/{target:(?s:.+)}", one_relation)

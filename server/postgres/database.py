@@ -1,0 +1,177 @@
+"""The database as the routes see it: sessions within limits, the catalogue, and cancelling.
+
+Bounds how many sessions there are, and ends each so that nothing runs on in the server. Runs no SQL of its own
+but what cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import datetime
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import TracebackType
+from typing import Any
+
+import structlog
+
+from server import errors
+from server.postgres.connections import Connections
+from server.postgres.session import CONTROL_TIMEOUT, Session
+from server.query import catalogue
+from server.settings import Settings
+
+log = structlog.stdlib.get_logger("sluice.database")
+
+# Connections kept for the catalogue, health checks and cancelling, so that a full house of exports cannot
+# keep those from working.
+CONTROL_CONNECTIONS = 2
+# Downloads at once that can have all the readers they may; more of them share.
+EXPORTS_WITH_READERS = 2
+# Seconds to wait for a control connection.
+CONTROL_WAIT = 3.0
+
+
+class Database:
+    """The connections of one worker process. Open it after the fork, on the loop that uses it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._schemas = settings.export_schemas
+        self._statement_timeout = settings.statement_timeout
+        # A client may pause for STALL_TIMEOUT between two FETCHes; past that Sluice itself has hung.
+        self._idle_timeout = settings.stall_timeout + 60.0 if settings.stall_timeout else 0.0
+        self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
+        self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
+        self.most_readers = settings.most_readers
+        # Beside the exports' own connections, so that no export's readers can keep another from beginning.
+        self._spare_readers = (self.most_readers - 1) * EXPORTS_WITH_READERS
+        most = settings.max_concurrent_exports + self._spare_readers
+        self._connections = Connections(settings.dsn, most + CONTROL_CONNECTIONS)
+        # One thread for each session that streams; made when needed, after the fork.
+        self._threads = concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="rows")
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Database:
+        # No connection yet: a database that is away must not keep the server from starting.
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while self._background:  # one may begin another
+            await asyncio.wait(self._background, timeout=CONTROL_TIMEOUT)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._connections.close()
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A session for one export. Raises ServerBusy, DatabaseUnavailable.
+
+        On leaving, the connection goes back to the pool; if a statement is still running it is thrown away
+        and the statement is cancelled in the server, without waiting for that.
+        """
+        if self._export_slots.locked():
+            raise errors.ServerBusy(
+                "All downloads that this server runs at once are taken.", hint="Try again in a few seconds."
+            )
+        async with self._export_slots, self._transaction(self._statement_timeout) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def control_session(self) -> AsyncIterator[Session]:
+        """A session for the catalogue and for health, beside the exports' slots, with a short timeout."""
+        try:
+            async with asyncio.timeout(CONTROL_WAIT):
+                await self._control_slots.acquire()
+        except TimeoutError:
+            raise errors.ServerBusy("The catalogue is busy.", hint="Try again in a few seconds.") from None
+        try:
+            async with self._transaction(CONTROL_TIMEOUT) as session:
+                yield session
+        finally:
+            self._control_slots.release()
+
+    @contextlib.contextmanager
+    def spare_readers(self, wanted: int) -> Iterator[int]:
+        """How many readers an export may have beside its first, at most `wanted`; given back on leaving."""
+        given = max(0, min(wanted, self._spare_readers))
+        self._spare_readers -= given
+        try:
+            yield given
+        finally:
+            self._spare_readers += given
+
+    @contextlib.asynccontextmanager
+    async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:
+        """A session that sees what the one sees that exported this snapshot. To be used within `spare_readers`."""
+        async with self._transaction(self._statement_timeout, snapshot) as session:
+            yield session
+
+    async def relations(self) -> list[catalogue.Relation]:
+        """All relations that may be exported."""
+        async with self.control_session() as session:
+            rows = await session.query(catalogue.LIST_RELATIONS, {"schemas": list(self._schemas)})
+        return [catalogue.relation_from_row(row) for row in rows]
+
+    async def ping(self) -> None:
+        """Whether exports can work now: opens a transaction. Raises DatabaseUnavailable and others."""
+        async with self.control_session():
+            pass
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
+        connection = await self._connections.acquire()
+        session = Session(connection, statement_timeout, self._schemas, self._threads)
+        try:
+            await session.begin(self._session_settings(statement_timeout), snapshot)
+            yield session
+        finally:
+            # In a task of its own: a client that leaves with the last byte cancels this one, and a connection
+            # that only has to say ROLLBACK is not to be thrown away for that.
+            await asyncio.shield(self._in_background(self._finish(session)))
+
+    async def _finish(self, session: Session) -> None:
+        self._connections.release(session.connection, reusable=await session.end())
+        if session.statement_left_running and session.backend_pid:
+            self._in_background(self._cancel(session.backend_pid, session.snapshot_at))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def _session_settings(self, statement_timeout: float) -> dict[str, str]:
+        return {
+            # The bytes must not depend on the settings of the server or the role.
+            "datestyle": "ISO, MDY",
+            "intervalstyle": "postgres",
+            "bytea_output": "hex",
+            "extra_float_digits": "1",
+            "quote_all_identifiers": "off",
+            "synchronize_seqscans": "off",
+            # All rows are wanted: without this the planner aims at the first tenth of them.
+            "cursor_tuple_fraction": "1.0",
+            "jit": "off",
+            # The driver keeps every notice, for nobody.
+            "client_min_messages": "error",
+            "statement_timeout": f"{round(statement_timeout * 1000)}ms",
+            "idle_in_transaction_session_timeout": f"{round(self._idle_timeout * 1000)}ms",
+        }
+
+    async def _cancel(self, backend_pid: int, snapshot_at: datetime.datetime | None) -> None:
+        """Cancel the statement of a transaction in the server, over another connection.
+
+        The start of the transaction tells it from one that a pooler runs on the same backend by then.
+        """
+        try:
+            # Without a slot: a catalogue that waits for somebody's lock must not keep a query running.
+            async with self._transaction(CONTROL_TIMEOUT) as session:
+                await session.query(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+                    "WHERE pid = %(pid)s AND xact_start = %(start)s",
+                    {"pid": backend_pid, "start": snapshot_at},
+                )
+        except errors.ExportError as error:
+            log.warning("a statement may still run in the database", pid=backend_pid, reason=error.detail)

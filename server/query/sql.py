@@ -1,0 +1,150 @@
+"""ExportPlan → SQL text and bound values. Pure: no connection, and no value of a user in the text.
+
+Identifiers get there only through `quote_identifier`, values only as placeholders that the driver fills with
+quoted literals. A literal has no type until PostgreSQL gives it that of the column it is compared
+with ("Type Conversion"), so that the column's indexes serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from server.query.filters import COMPARISONS, Condition, Filter, conditions_of
+from server.query.plan import ExportPlan
+
+EMPTY_TEXT = "text ''"
+
+
+@dataclass(slots=True)
+class Statement:
+    """SQL text with `%(name)s` placeholders (so each other % is doubled), and the values for them."""
+
+    text: str
+    values: dict[str, str] = field(default_factory=dict)
+
+
+def quote_identifier(name: str) -> str:
+    """The name as a quoted identifier (PostgreSQL manual, "Identifiers and Key Words"). Raises ValueError."""
+    if not name or "\0" in name:
+        raise ValueError("an identifier is not empty and holds no NUL")
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Some pages of a table with storage of its own: from block `first` up to but not including `end`."""
+
+    schema: str
+    name: str
+    first: int
+    end: int
+
+
+def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statement:
+    """The query whose rows are the file, or for ndjson its lines. blocks: only those that lie there.
+
+    A range of tuple identifiers is read as such from PostgreSQL 14 on (release notes, "TID range scan").
+    """
+    statement = Statement("")
+    named = plan.format == "ndjson"
+    columns = ", ".join(
+        _column(output.column.name) + (f" AS {quote_identifier(output.name)}" if named else "")
+        for output in plan.columns
+    )
+    conditions = []
+    if blocks is None:
+        text = f"SELECT {columns} FROM {_source(plan)}"
+    else:
+        text = f"SELECT {columns} FROM ONLY {quote_identifier(blocks.schema)}.{quote_identifier(blocks.name)} AS source"
+        conditions.append(f"source.ctid >= '({blocks.first},0)' AND source.ctid < '({blocks.end},0)'")
+    conditions += [_filter(item, statement.values) for item in plan.filters]
+    if conditions:
+        text += " WHERE " + " AND ".join(conditions)
+    if plan.order:
+        keys = []
+        for key in plan.order:
+            nulls = {None: "", True: " NULLS FIRST", False: " NULLS LAST"}[key.nulls_first]
+            keys.append(f"{_column(key.column)}{' DESC' if key.descending else ''}{nulls}")
+        text += " ORDER BY " + ", ".join(keys)
+    if plan.limit is not None:
+        text += f" LIMIT {plan.limit}"
+    if plan.offset:
+        text += f" OFFSET {plan.offset}"
+    # line.* is the whole row even where a column is called line.
+    statement.text = f"SELECT row_to_json(line.*) FROM ({text}) AS line" if named else text
+    return statement
+
+
+def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
+    """Takes the locks that reading these tables (schema, name) needs, or fails soon.
+
+    Whoever waits for a stronger lock than the first reader's keeps others from the table, and is itself kept waiting
+    by the first reader: a reader that waited there would wait for ever.
+    """
+    selects = [
+        f"SELECT FROM ONLY {quote_identifier(schema)}.{quote_identifier(name)} LIMIT 0" for schema, name in tables
+    ]
+    return "; ".join(["SET LOCAL lock_timeout = '1s'", *selects])
+
+
+def probes(plan: ExportPlan) -> list[tuple[Condition | str, Statement]]:
+    """For each condition and each sorted column a query that reads no row, and fails alone if it makes no sense.
+
+    A NULL out of the relation has the column's type, whatever a domain says of NULLs and values.
+    """
+    found: list[tuple[Condition | str, Statement]] = []
+    for condition in conditions_of(plan.filters):
+        nothing = f"(SELECT {_column(condition.column)} FROM {_source(plan)} LIMIT 0)"
+        statement = Statement("")
+        statement.text = f"SELECT {_comparison(nothing, condition, statement.values)}"
+        found.append((condition, statement))
+        if condition.operator in ("match", "imatch"):
+            # A regular expression is only looked at when there is a text to match.
+            statement = Statement("")
+            statement.text = f"SELECT {_comparison(EMPTY_TEXT, condition, statement.values)}"
+            found.append((condition, statement))
+    for key in plan.order:
+        text = f"SELECT 1 FROM {_source(plan)} ORDER BY {_column(key.column)} LIMIT 0"
+        found.append((key.column, Statement(text)))
+    return found
+
+
+def empty_statement(plan: ExportPlan) -> Statement:
+    """The columns that are filtered or sorted by, without a row: fails only if the relation itself does."""
+    names = [condition.column for condition in conditions_of(plan.filters)] + [key.column for key in plan.order]
+    columns = ", ".join(_column(name) for name in dict.fromkeys(names))
+    return Statement(f"SELECT {columns} FROM {_source(plan)} LIMIT 0")
+
+
+def _source(plan: ExportPlan) -> str:
+    return f"{quote_identifier(plan.relation.schema)}.{quote_identifier(plan.relation.name)} AS source"
+
+
+def _column(name: str) -> str:
+    # Qualified: ORDER BY would otherwise take another column's new name for this one's.
+    return f"source.{quote_identifier(name)}"
+
+
+def _filter(item: Filter, values: dict[str, str]) -> str:
+    if isinstance(item, Condition):
+        return _comparison(_column(item.column), item, values)
+    joined = f" {item.joined_by.upper()} ".join(_filter(member, values) for member in item.members)
+    return f"NOT ({joined})" if item.negated else f"({joined})"
+
+
+def _comparison(operand: str, condition: Condition, values: dict[str, str]) -> str:
+    if condition.operator == "is":
+        text = f"{operand} IS {condition.values[0].upper()}"
+    elif condition.operator == "in":
+        items = ", ".join(_bind(value, values) for value in condition.values)
+        text = f"{operand} IN ({items})" if items else "FALSE"
+    else:
+        text = f"{operand} {COMPARISONS[condition.operator]} {_bind(condition.values[0], values)}"
+    return f"NOT ({text})" if condition.negated else text
+
+
+def _bind(value: str, values: dict[str, str]) -> str:
+    name = f"v{len(values)}"
+    values[name] = value
+    return f"%({name})s"

@@ -1,0 +1,727 @@
+"""Both encoders against the PostgreSQL manual's rules for CSV and the dialect's own, over results that libpq builds
+without a server.
+
+The rules are written down once more here, plainly and with nothing of `server/encode.py` in them; what a real
+server writes is the business of test_differential.py and test_dialects.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.encode.encoders import Encoder, NativeEncoder, PureEncoder, bind_libpq, file_start, make_encoder
+from server.postgres.libpq import LIBPQ
+from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
+from tests.support.encode_fuzz import BYTEA, INT4, MONEY, TEXT, MadeResult, Row
+
+ROOT = Path(__file__).parents[2]
+# What needs quotes, and bytes that differ from it in one bit, where a search by words might stumble.
+SPECIAL = b'",\r\n'
+NEARLY_SPECIAL = sorted({byte ^ 1 << bit for byte in SPECIAL for bit in range(8)} - {0} - set(SPECIAL))
+
+
+DEFAULT = Dialect()
+JSON = 114
+LINE_BREAKS_AS_SPACES = bytes.maketrans(b"\r\n", b"  ")
+
+# A user's machine without a compiler has no native encoder, and then only the pure one is tested; CI must have it.
+NATIVE = bind_libpq(LIBPQ)
+needs_native = pytest.mark.skipif(
+    not NATIVE and os.environ.get("CI") != "true", reason="the native encoder is not built here"
+)
+
+
+@needs_native
+def test_the_native_encoder_is_among_those_compared() -> None:
+    assert NATIVE
+
+
+# Types whose values are no text: numbers, dates and times, booleans, uuids (the design's rule for quote=strings).
+NO_TEXT = {
+    "boolean": 16,
+    "bigint": 20,
+    "smallint": 21,
+    "integer": 23,
+    "oid": 26,
+    "real": 700,
+    "double precision": 701,
+    "money": 790,
+    "date": 1082,
+    "time": 1083,
+    "timestamp": 1114,
+    "timestamptz": 1184,
+    "interval": 1186,
+    "timetz": 1266,
+    "numeric": 1700,
+    "uuid": 2950,
+}
+# Some that are: built in, an array, and of a user's own.
+SOME_TEXT = {
+    "bytea": 17,
+    '"char"': 18,
+    "name": 19,
+    "int2vector": 22,
+    "text": 25,
+    "tid": 27,
+    "xid": 28,
+    "json": 114,
+    "xml": 142,
+    "pg_lsn": 3220,
+    "cidr": 650,
+    "macaddr": 829,
+    "inet": 869,
+    "integer[]": 1007,
+    "bpchar": 1042,
+    "varchar": 1043,
+    "bit": 1560,
+    "jsonb": 3802,
+    "int4range": 3904,
+    "an enum": 16385,
+    "the largest OID": 4294967295,
+}
+
+
+def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT) -> bytes:
+    """PostgreSQL manual, COPY, "CSV Format", and the docstring of Dialect, rule by rule, byte by byte."""
+    (quote,) = dialect.quote
+    output = bytearray()
+    for row in rows:
+        for position, value in enumerate(row):
+            is_text = types is None or types[position] not in NO_TEXT.values()
+            if position > 0:
+                output += dialect.delimiter
+            # "Specifies the string that represents a null value."
+            if value is None:
+                output += dialect.null
+                continue
+            # "text that a spreadsheet would take for a formula gets a leading apostrophe"; no number is touched.
+            written = value
+            if dialect.guard and is_text and value[:1] in (b"=", b"+", b"-", b"@", b"\t", b"\r"):
+                written = b"'" + value
+            # "FORCE_QUOTE: Forces quoting to be used for all non-NULL values"; strings does so for text alone.
+            quoted = dialect.quote_style == "all" or (dialect.quote_style == "strings" and is_text)
+            # "a data value that matches the NULL string is quoted", and with the empty string as NULL "an empty
+            # string data value is written with double quotes"; what ends up in the file is what counts.
+            if written == dialect.null:
+                quoted = True
+            # "To avoid any misinterpretation, a \\. data value appearing as a lone entry on a line is
+            # automatically quoted on output".
+            if len(row) == 1 and written == b"\\.":
+                quoted = True
+            # "If the value contains the delimiter character, the QUOTE character, … a carriage return, or line feed
+            # character, then the whole value is prefixed and suffixed by the QUOTE character"
+            for byte in written:
+                if byte in (dialect.delimiter[0], quote, 13, 10):
+                    quoted = True
+            if quoted:
+                output.append(quote)
+            for byte in written:
+                # "and any occurrence within the value of a QUOTE character or the ESCAPE character is preceded by
+                # the escape character", which is the quote itself by default.
+                if byte == quote:
+                    output.append(quote)
+                output.append(byte)
+            if quoted:
+                output.append(quote)
+        output += dialect.eol
+    return bytes(output)
+
+
+def assert_all_agree(
+    rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT, format: str = "csv"
+) -> bytes:
+    """Both encoders and the rules write the same; what they write."""
+    if format == "ndjson":
+        expected = b"".join(value.translate(LINE_BREAKS_AS_SPACES) + b"\n" for (value,) in rows if value is not None)
+    else:
+        expected = written_by_the_rules(rows, types, dialect)
+    with MadeResult(rows, types) as batch:
+        for native in [True, False] if NATIVE else [False]:
+            written = make_encoder(dialect, format, native=native).encode(batch)
+            # Compared outside the assertion: pytest would take minutes to show how megabytes differ.
+            differs = written != expected
+            assert not differs, f"native {native}, {dialect}: {written[:500]!r}, the rules: {expected[:500]!r}"
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ([[b"a"]], b"a\n"),
+        ([[b"a", b"b"], [b"c", b"d"]], b"a,b\nc,d\n"),
+        # NULL is nothing, the empty string is in quotes.
+        ([[None]], b"\n"),
+        ([[b""]], b'""\n'),
+        ([[None, b""], [b"", None]], b',""\n"",\n'),
+        ([[None, None, None]], b",,\n"),
+        ([[None], [None], [None]], b"\n\n\n"),
+        # Quotes only where they are needed, and doubled inside.
+        ([[b"a,b"]], b'"a,b"\n'),
+        ([[b'a"b']], b'"a""b"\n'),
+        ([[b'"']], b'""""\n'),
+        ([[b'""']], b'""""""\n'),
+        ([[b"a\nb"]], b'"a\nb"\n'),
+        ([[b"a\rb"]], b'"a\rb"\n'),
+        ([[b"a\r\nb"]], b'"a\r\nb"\n'),
+        ([[b"\n"]], b'"\n"\n'),
+        ([[b" a "]], b" a \n"),
+        ([[b"a;b|c\td'e"]], b"a;b|c\td'e\n"),
+        ([[b"=1+1", b"-1"]], b"=1+1,-1\n"),
+        ([[b"NULL", b"\\N"]], b"NULL,\\N\n"),
+        # The end-of-data mark only where it would stand alone on its line.
+        ([[b"\\."]], b'"\\."\n'),
+        ([[b"\\.", b"\\."]], b"\\.,\\.\n"),
+        ([[b"\\.", None]], b"\\.,\n"),
+        ([[b"\\.."], [b"\\"], [b"."], [b"a\\."]], b"\\..\n\\\n.\na\\.\n"),
+        # Bytes are not interpreted.
+        (["größe 🦥 \u2028".encode().split(b" ")], "größe,🦥,\u2028\n".encode()),
+        ([[b"\xff\xfe", b"\x80"]], b"\xff\xfe,\x80\n"),
+        ([[b"\x01\x1b\x7f"]], b"\x01\x1b\x7f\n"),
+        # No rows, no columns.
+        ([], b""),
+        ([[]], b"\n"),
+        ([[], [], []], b"\n\n\n"),
+    ],
+)
+def test_values_are_written_as_copy_writes_them(rows: Sequence[Row], lines: bytes) -> None:
+    assert assert_all_agree(rows, types=[TEXT] * len(rows[0]) if rows else None) == lines
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2, 1600])
+def test_no_rows_are_no_bytes(columns: int) -> None:
+    assert assert_all_agree([], types=[TEXT] * columns) == b""
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+@pytest.mark.parametrize("around", [b"a", b"\xff", b"\x80"])
+def test_a_special_byte_is_found_wherever_it_stands(special: int, around: bytes) -> None:
+    # Up to three words and their overlapping last one, each length with the byte at every place.
+    rows = [
+        [around * place + bytes([special]) + around * (length - place - 1)]
+        for length in range(1, 26)
+        for place in range(length)
+    ]
+    assert assert_all_agree(rows).startswith(b'"')
+
+
+@pytest.mark.parametrize("byte", NEARLY_SPECIAL)
+def test_a_byte_that_only_looks_special_needs_no_quotes(byte: int) -> None:
+    rows = [
+        [b"a" * place + bytes([byte]) + b"a" * (length - place - 1)]
+        for length in range(1, 26)
+        for place in range(length)
+    ]
+    assert b'"' not in assert_all_agree(rows)
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_every_byte_may_stand_beside_a_special_one(special: int) -> None:
+    # A borrow between the bytes of a word must neither hide a special byte nor make one up.
+    neighbours = [bytes([byte]) for byte in range(1, 256)]
+    rows = [[b"1234567" + byte + bytes([special]) + byte + b"7654321"] for byte in neighbours]
+    rows += [[b"123" + byte * 2 + b"456"] for byte in neighbours]
+    assert_all_agree(rows)
+
+
+def test_plain_types_are_copied_as_they_are() -> None:
+    rows: list[Row] = [[b"1", b"-2147483648", b"a,b"], [None, b"0", None], [b"7" * 25, None, b""]]
+    assert assert_all_agree(rows, types=[INT4, INT4, TEXT]) == b'1,-2147483648,"a,b"\n,0,\n' + b"7" * 25 + b',,""\n'
+
+
+@pytest.mark.parametrize("oid", [17, 1700, 2950, 18, 19, 25, 114, 0, 4294967295])
+def test_any_type_may_be_null_or_empty(oid: int) -> None:
+    assert assert_all_agree([[None, b""], [b"", None]], types=[oid, oid]) == b',""\n"",\n'
+
+
+@pytest.mark.parametrize("delimiter", [b",", b";", b"|", b"\t"])
+@pytest.mark.parametrize("quote", [b'"', b"'"])
+def test_each_delimiter_and_quote_asks_for_quotes(delimiter: bytes, quote: bytes) -> None:
+    dialect = Dialect(delimiter=delimiter, quote=quote)
+    rows = [
+        [b"12345678"[:place] + bytes([byte]) + b"12345678"[place:], bytes([byte])]
+        for byte in b",;|\t\"'\r\n\\"
+        for place in range(9)
+    ]
+    assert_all_agree(rows, dialect=dialect)
+
+
+def test_the_widest_relation_there_can_be() -> None:
+    wide: Row = [b"x", None, b"", b"a,b"] * 400
+    assert len(wide) == 1600
+    assert_all_agree([wide] * 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"x" * 5_000_000,
+        b'"' * 1_000_000,  # the worst growth there is: every byte doubled
+        b"x" * 999_999 + b",",
+        b"," + b"x" * 999_999,
+    ],
+    ids=["5 MB", "1 MB of quotes", "the last byte is special", "the first byte is special"],
+)
+def test_a_large_value(value: bytes) -> None:
+    assert_all_agree([[b"before"], [value], [b"after"]])
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 100, 2046, 4095, 4096, 4097])
+def test_all_quotes_at_any_length(length: int) -> None:
+    assert_all_agree([[b'"' * length, b'"' * length]] * 3)
+    assert_all_agree([[b'"' * length]] * 3)
+
+
+@needs_native
+def test_a_buffer_grows_many_times_after_a_tiny_batch() -> None:
+    encoder = make_encoder(DEFAULT, "csv", native=True)
+    tiny: list[Row] = [[b"x", None, None]]
+    large: list[Row] = [[b"%d" % number, b'"' * (number % 50), None] for number in range(20_000)]
+    with MadeResult(tiny) as batch:
+        assert encoder.encode(batch) == b"x,,\n"
+    with MadeResult(large) as batch:
+        grown = encoder.encode(batch) == make_encoder(DEFAULT, "csv", native=False).encode(batch)
+    assert grown
+    with MadeResult(tiny) as batch:  # and it is not left with what the large one held
+        assert encoder.encode(batch) == b"x,,\n"
+
+
+def test_rows_without_columns_fill_more_than_a_buffer() -> None:
+    assert assert_all_agree([[]] * 10_000, types=[]) == b"\n" * 10_000
+
+
+VALUES = st.none() | st.one_of(
+    st.binary(max_size=30),
+    st.lists(st.sampled_from([b'"', b",", b"\n", b"\r", b"\\.", b"a", b"12345678", b"\xff"])).map(b"".join),
+    st.binary(min_size=1, max_size=3).map(lambda repeated: repeated * 700),
+).map(lambda value: value.replace(b"\0", b"\1"))  # libpq ends a value at a NUL; PostgreSQL's text has none
+TABLES = st.integers(1, 6).flatmap(lambda columns: st.lists(st.lists(VALUES, min_size=columns, max_size=columns)))
+
+
+@given(TABLES)
+@example([[b"\\."]])
+@example([[b"1234567,"], [b"12345678,"], [b"x" * 15 + b","]])
+def test_any_table_is_written_the_same_by_both(rows: list[Row]) -> None:
+    assert_all_agree(rows)
+
+
+# --- Dialects. ---
+
+# What stands for NULL: nothing, what other values are too, the end-of-data mark, several bytes a character.
+NULLS = [
+    *[b"", b"0", b"t", b"true", b"-1", b"\\N", b"\\.", b"NULL", b" ", b"\\x", "∅".encode(), "ø🦥".encode(), b"n" * 300],
+    # What is guarded, and what looks like something guarded.
+    *[b"=1+1", b"-", b"'-", b"'=1+1"],
+]
+FORMULAS = [b"=1+1", b"+1", b"-1", b"@SUM(A1)", b"\tx", b"\rx", b"=", b"+", b"-", b"@", b"\t", b"\r"]
+NOT_QUITE_FORMULAS = [b"", b" =1", b"'=1", b"a=1", b"1-1", b'"=1', b"\n=1", b"<", b"?", b"\x08", "＝1".encode()]
+TEXTS = [
+    b"a",
+    b"a,b",
+    b"a;b",
+    b"a|b",
+    b"a\tb",
+    b'say "hi"',
+    b"two\nlines",
+    b"cr\rlf\r\n",
+    b"\\.",
+    b"12345678" * 3 + b";",
+]
+NUMBERS = [b"0", b"1", b"-1", b"-2147483648", b"t", b"-1.5e-07", b"NaN", b"-Infinity", b"2024-02-29", b"n" * 300]
+MONIES = [b"$0.00", b"-$1,234.56", b"$1.000,50", b"-1"]
+
+
+def awkward_rows(null: bytes) -> tuple[list[Row], list[int]]:
+    """Rows with a column of each kind of type, in which each value stands, NULL and what looks like NULL too."""
+    like_null = [null, null + null or b"x", null[:-1] + b"x", b"x" + null[1:]]
+    text = [None, *like_null, *FORMULAS, *NOT_QUITE_FORMULAS, *TEXTS]
+    # Only what these types may hold: no delimiter, no quote, no line break.
+    numbers = [None, null, *NUMBERS]
+    money = [None, null, *MONIES]
+    # What guards has nothing to do there: such a value begins with a backslash, always.
+    binary = [None, *([] if null.startswith(tuple(FORMULAS)) else [null]), b"\\x", b"\\x00ff2c220d0a"]
+    rows: list[Row] = [
+        [values[number % len(values)] for values in (numbers, text, money, binary, text[::-1], numbers)]
+        for number in range(len(text))
+    ]
+    return rows, [INT4, TEXT, MONEY, BYTEA, JSON, NO_TEXT["boolean"]]
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["no guard", "guard"])
+@pytest.mark.parametrize("eol", LINE_ENDS)
+@pytest.mark.parametrize("quote_style", QUOTE_STYLES)
+@pytest.mark.parametrize("delimiter", DELIMITERS)
+def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: str, guard: bool) -> None:
+    for null in NULLS:
+        dialect = Dialect(
+            delimiter=DELIMITERS[delimiter], quote_style=quote_style, null=null, eol=LINE_ENDS[eol], guard=guard
+        )
+        rows, types = awkward_rows(null)
+        assert_all_agree(rows, types, dialect)
+        for column, oid in enumerate(types):  # and each alone on its line
+            assert_all_agree([[row[column]] for row in rows], [oid], dialect)
+
+
+@pytest.mark.parametrize(
+    ("options", "types", "rows", "lines"),
+    [
+        ({"quote_style": "all"}, [INT4, TEXT], [[b"1", b"a"], [None, b""]], b'"1","a"\n,""\n'),
+        ({"quote_style": "all", "null": b"\\N"}, [INT4, TEXT], [[b"1", b"\\N"], [None, None]], b'"1","\\N"\n\\N,\\N\n'),
+        ({"quote_style": "strings"}, [INT4, TEXT], [[b"-1", b"a"], [None, None], [b"1", b""]], b'-1,"a"\n,\n1,""\n'),
+        ({"quote_style": "strings"}, [MONEY, MONEY], [[b"$1.00", b"-$1,000.00"]], b'$1.00,"-$1,000.00"\n'),
+        ({"quote_style": "strings"}, [BYTEA, JSON], [[b"\\x", b"1"]], b'"\\x","1"\n'),
+        # What is not NULL must not look like it, whatever its type.
+        ({"null": b"0"}, [INT4, TEXT], [[b"0", b"0"], [None, None], [b"00", b"1"]], b'"0","0"\n0,0\n00,1\n'),
+        ({"null": b"t"}, [16, 16], [[b"t", b"f"], [None, None]], b'"t",f\nt,t\n'),
+        ({"null": b"\\x"}, [BYTEA, BYTEA], [[b"\\x", b"\\x00"], [None, None]], b'"\\x",\\x00\n\\x,\\x\n'),
+        ({"null": b"true"}, [TEXT], [[b"true"], [None], [b"TRUE"], [b"true "]], b'"true"\ntrue\nTRUE\ntrue \n'),
+        ({"null": b"\\N"}, [TEXT, TEXT], [[b"", b"\\N"], [None, b"\\n"]], b',"\\N"\n\\N,\\n\n'),
+        ({"null": "∅".encode()}, [TEXT, TEXT], [["∅".encode(), None]], '"∅",∅\n'.encode()),
+        ({"null": "∅".encode()}, [TEXT, TEXT], [[b"\xe2\x88", b"\xe2"]], b"\xe2\x88,\xe2\n"),
+        ({"null": b"$1.00"}, [MONEY], [[b"$1.00"], [None]], b'"$1.00"\n$1.00\n'),
+        # The empty string needs no quotes where it does not stand for NULL.
+        ({"null": b"NULL"}, [TEXT, TEXT], [[b"", None]], b",NULL\n"),
+        ({"null": b"NULL"}, [TEXT], [[b""], [None]], b"\nNULL\n"),
+        # A line break in a value stays what it was, whatever ends the lines.
+        ({"eol": b"\r\n"}, [TEXT, TEXT], [[b"a\nb", b"c\r\nd"], [None, b"e"]], b'"a\nb","c\r\nd"\r\n,e\r\n'),
+        ({"eol": b"\r\n"}, [], [[], []], b"\r\n\r\n"),
+        ({"delimiter": b";"}, [TEXT, TEXT], [[b"a,b", b"a;b"]], b'a,b;"a;b"\n'),
+        ({"delimiter": b"\t"}, [TEXT, TEXT], [[b"a\tb", b"\t"]], b'"a\tb"\t"\t"\n'),
+        # Guarded is text that begins like a formula, and nothing else.
+        ({"guard": True}, [TEXT, TEXT], [[b"=1", b"+1"], [b"-1", b"@a"]], b"'=1,'+1\n'-1,'@a\n"),
+        ({"guard": True}, [TEXT, TEXT], [[b"\tx", b"\rx"]], b"'\tx,\"'\rx\"\n"),
+        ({"guard": True}, [TEXT, TEXT], [[b"", None], [b"a=1", b" =1"]], b'"",\na=1, =1\n'),
+        ({"guard": True}, [TEXT], [[b"=a,b"], [b'="a"']], b'"\'=a,b"\n"\'=""a"""\n'),
+        ({"guard": True, "quote_style": "all"}, [INT4, TEXT], [[b"-1", b"-1"]], b'"-1","\'-1"\n'),
+        ({"guard": True, "quote_style": "strings"}, [INT4, TEXT], [[b"-1", b"-1"]], b'-1,"\'-1"\n'),
+        ({"guard": True, "delimiter": b"\t"}, [TEXT], [[b"\tx"]], b'"\'\tx"\n'),
+        ({"guard": True}, [790, 701, 1186], [[b"-$1.00", b"-Infinity", b"-1 days"]], b"-$1.00,-Infinity,-1 days\n"),
+        ({"guard": True}, [114, 1009, 16385], [[b"-1", b"{=1}", b"=1"]], b"'-1,{=1},'=1\n"),
+        ({"guard": True}, [TEXT, TEXT], [["＝1".encode(), b"'=1"]], "＝1,'=1\n".encode()),
+    ],
+)
+def test_a_dialect_is_written_like_this(
+    options: dict[str, Any], types: list[int], rows: list[Row], lines: bytes
+) -> None:
+    assert assert_all_agree(rows, types, Dialect(**options)) == lines
+
+
+@pytest.mark.parametrize(
+    ("null", "value", "field"),
+    [
+        # Quotes alone stop no formula: a spreadsheet takes them off first. The apostrophe tells it from NULL, too.
+        (b"=1", b"=1", b"'=1"),
+        (b"-", b"-", b"'-"),
+        (b"@SUM(A1)", b"@SUM(A1)", b"'@SUM(A1)"),
+        # What would look like NULL only with its apostrophe.
+        (b"'-", b"-", b'"\'-"'),
+        (b"'=1", b"=1", b'"\'=1"'),
+    ],
+)
+def test_guarded_text_is_guarded_and_unlike_null_whatever_stands_for_null(
+    null: bytes, value: bytes, field: bytes
+) -> None:
+    dialect = Dialect(null=null, guard=True)
+    assert assert_all_agree([[value, None, b"x"]], dialect=dialect) == field + b"," + null + b",x\n"
+    assert file_start([value.decode(), "x"], dialect, "csv") == field + b",x\n"
+
+
+@pytest.mark.parametrize(("type", "oid"), NO_TEXT.items())
+def test_what_is_no_text_is_neither_quoted_nor_guarded(type: str, oid: int) -> None:
+    dialect = Dialect(quote_style="strings", guard=True)
+    assert assert_all_agree([[b"-1", None]], [oid, oid], dialect) == b"-1,\n", type
+
+
+@pytest.mark.parametrize(("type", "oid"), SOME_TEXT.items())
+def test_what_is_text_is_quoted(type: str, oid: int) -> None:
+    assert assert_all_agree([[b"1", None]], [oid, oid], Dialect(quote_style="strings")) == b'"1",\n', type
+
+
+@pytest.mark.parametrize(("type", "oid"), [item for item in SOME_TEXT.items() if item[0] != "bytea"])
+def test_what_is_text_is_guarded(type: str, oid: int) -> None:
+    assert assert_all_agree([[b"=1", None]], [oid, oid], Dialect(guard=True)) == b"'=1,\n", type
+
+
+@pytest.mark.parametrize("place", range(26))
+@pytest.mark.parametrize("delimiter", DELIMITERS.values())
+def test_a_delimiter_is_found_wherever_it_stands(delimiter: bytes, place: int) -> None:
+    rows: list[Row] = [
+        [b"a" * place + bytes([byte]) + b"a" * (length - place - 1)]
+        for byte in b",;|\t"
+        for length in range(place + 1, 26)
+    ]
+    assert_all_agree(rows, dialect=Dialect(delimiter=delimiter))
+
+
+@st.composite
+def dialects(draw: st.DrawFn) -> Dialect:
+    """Any dialect; but what guards is an apostrophe, which then cannot be the quote."""
+    guard = draw(st.booleans())
+    quote = b'"' if guard else draw(st.sampled_from([b'"', b"'"]))
+    delimiter = draw(st.sampled_from(sorted(DELIMITERS.values())))
+    null = draw(st.sampled_from([*NULLS, *FORMULAS]) | st.binary(max_size=4))
+    forbidden = delimiter + quote + b"\r\n\0"
+    return Dialect(
+        delimiter=delimiter,
+        quote=quote,
+        quote_style=draw(st.sampled_from(QUOTE_STYLES)),
+        null=null.translate(None, delete=forbidden),
+        eol=draw(st.sampled_from(sorted(LINE_ENDS.values()))),
+        guard=guard,
+    )
+
+
+def tables_for(dialect: Dialect) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
+    """(types, batches) of one to four columns; numbers are what PostgreSQL writes as such."""
+    numbers = st.none() | st.integers().map(lambda number: b"%d" % number) | st.just(dialect.null)
+    texts = (
+        VALUES
+        | st.sampled_from([dialect.null, dialect.null[1:], b"'" + dialect.null])
+        | st.tuples(st.sampled_from(FORMULAS), VALUES).map(lambda parts: parts[0] + (parts[1] or b""))
+    )
+    values = {INT4: numbers, TEXT: texts, MONEY: numbers, JSON: texts}
+
+    def rows_of(types: list[int]) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
+        row = st.tuples(*(values[oid] for oid in types))
+        return st.tuples(st.just(types), st.lists(st.lists(row, max_size=6), max_size=3))
+
+    return st.lists(st.sampled_from(sorted(values)), min_size=1, max_size=4).flatmap(rows_of)
+
+
+@given(st.data())
+def test_any_table_in_any_dialect_is_written_by_the_rules(data: st.DataObject) -> None:
+    dialect = data.draw(dialects())
+    types, batches = data.draw(tables_for(dialect))
+    encoders = [make_encoder(dialect, "csv", native=native) for native in ([True, False] if NATIVE else [False])]
+    for rows in batches:
+        expected = written_by_the_rules(rows, types, dialect)
+        with MadeResult(rows, types) as batch:
+            assert [encoder.encode(batch) for encoder in encoders] == [expected] * len(encoders)
+
+
+# --- JSON lines. ---
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (b'{"a":1}', b'{"a":1}\n'),
+        (b"{}", b"{}\n"),
+        # A json column is written as it was typed in, line breaks between its tokens and all.
+        (b'{"a":{\n "b": [1,\r\n2]\r}}', b'{"a":{  "b": [1,  2] }}\n'),
+        (b"\n{\n}\n", b" { } \n"),
+        # Within a string a line break is an escape, which is left alone.
+        (b'{"a":"\\n\\r\\u000a"}', b'{"a":"\\n\\r\\u000a"}\n'),
+        # Nothing of CSV: no quotes, no guard, no mark of the end of the data.
+        (b'"=1,2"', b'"=1,2"\n'),
+        (b"-1", b"-1\n"),
+        (b"\\.", b"\\.\n"),
+        ('{"größe":"🦥\u2028"}'.encode(), '{"größe":"🦥\u2028"}\n'.encode()),
+    ],
+)
+def test_a_json_value_is_one_line(value: bytes, line: bytes) -> None:
+    for oid in (JSON, 3802, TEXT):
+        assert assert_all_agree([[value]], [oid], format="ndjson") == line
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.tuples(JSON_VALUES, st.sampled_from([None, 1, "\n", "\r\n\t"]), st.booleans()), max_size=4))
+def test_any_json_stays_equal_and_on_its_line(documents: list[tuple[Any, Any, bool]]) -> None:
+    rows: list[Row] = [
+        [json.dumps(document, indent=indent, ensure_ascii=ascii).encode().replace(b"\0", b"")]
+        for document, indent, ascii in documents
+    ]
+    lines = assert_all_agree(rows, [JSON], format="ndjson").split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line) for line in lines] == [document for document, _, _ in documents]
+
+
+# --- One encoder, many batches. ---
+
+
+@needs_native
+@given(st.data())
+def test_batches_follow_each_other_through_one_encoder(data: st.DataObject) -> None:
+    columns = data.draw(st.integers(1, 6))
+    batches = data.draw(
+        st.lists(st.lists(st.lists(VALUES, min_size=columns, max_size=columns), max_size=6), max_size=4)
+    )
+    dialect = Dialect(
+        delimiter=data.draw(st.sampled_from([b",", b";", b"|", b"\t"])), quote=data.draw(st.sampled_from([b'"', b"'"]))
+    )
+    encoder = make_encoder(dialect, "csv", native=True)
+    for rows in batches:
+        with MadeResult(rows, [TEXT] * columns) as batch:
+            assert encoder.encode(batch) == written_by_the_rules(rows, dialect=dialect)
+
+
+@needs_native
+def test_batches_of_one_encoder_have_the_same_columns() -> None:
+    encoder = make_encoder(DEFAULT, "csv", native=True)
+    with MadeResult([[b"a", b"b"]]) as batch:
+        encoder.encode(batch)
+    with MadeResult([[b"a"]]) as batch, pytest.raises(ValueError, match="have the same columns"):
+        encoder.encode(batch)
+
+
+@needs_native
+def test_what_was_encoded_outlives_the_result() -> None:
+    rows: list[Row] = [[b"small", b'"' * 100_000], [None, b""]]
+    batch = MadeResult(rows)
+    encoder = make_encoder(DEFAULT, "csv", native=True)
+    kept = encoder.encode(batch)
+    batch.clear()
+    with MadeResult([[b"y" * 100_000, b"z" * 100_000]] * 4) as other:  # likely in the memory just freed
+        encoder.encode(other)
+    assert kept == written_by_the_rules(rows)
+
+
+@needs_native
+@pytest.mark.parametrize("format", ["csv", "ndjson"])
+def test_the_result_is_only_read(format: str) -> None:
+    rows: list[Row] = [[b'a"b'], [b"x" * 5000], [b"\r\n"], [b"=1"]]
+    with MadeResult(rows) as batch:
+        encoders = [make_encoder(Dialect(guard=True), format, native=True) for _ in range(2)]
+        written = [encoders[0].encode(batch), encoders[0].encode(batch), encoders[1].encode(batch)]
+        again = make_encoder(DEFAULT, "csv", native=True).encode(batch)
+    assert written == [written[0]] * 3
+    assert again == written_by_the_rules(rows)
+
+
+# --- What stands before the first row. ---
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["id", "name"], b"id,name\n"),
+        (["my column", "größe"], "my column,größe\n".encode()),
+        (['a"b', "c,d", "e\nf"], b'"a""b","c,d","e\nf"\n'),
+        (["\\."], b'"\\."\n'),
+        (["\\.", "\\."], b"\\.,\\.\n"),
+        ([], b"\n"),
+    ],
+)
+def test_the_header_follows_the_rules_for_values(names: list[str], line: bytes) -> None:
+    assert file_start(names, DEFAULT, "csv") == line
+    assert written_by_the_rules([[name.encode() for name in names]]) == line
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({}, b"id,=a,-1\n"),
+        ({"delimiter": b";"}, b"id;=a;-1\n"),
+        ({"eol": b"\r\n"}, b"id,=a,-1\r\n"),
+        # Names are never in quotes but where they must be, as COPY's FORCE_QUOTE leaves them alone.
+        ({"quote_style": "all"}, b"id,=a,-1\n"),
+        ({"quote_style": "strings"}, b"id,=a,-1\n"),
+        ({"null": b"id"}, b'"id",=a,-1\n'),
+        ({"guard": True}, b"id,'=a,'-1\n"),
+        ({"bom": True}, b"\xef\xbb\xbfid,=a,-1\n"),
+        ({"header": False}, b""),
+        ({"header": False, "bom": True}, b"\xef\xbb\xbf"),
+        ({"header": False, "guard": True, "eol": b"\r\n"}, b""),
+        ({"bom": True, "eol": b"\r\n", "guard": True}, b"\xef\xbb\xbfid,'=a,'-1\r\n"),
+    ],
+)
+def test_a_file_starts_as_its_dialect_says(options: dict[str, Any], start: bytes) -> None:
+    assert file_start(["id", "=a", "-1"], Dialect(**options), "csv") == start
+
+
+@pytest.mark.parametrize("options", [{}, {"bom": True}, {"eol": b"\r\n"}])
+def test_json_lines_have_no_header_and_no_mark(options: dict[str, Any]) -> None:
+    assert file_start(["id", "name"], Dialect(**options), "ndjson") == b""
+
+
+# --- Which encoder, and what it refuses. ---
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
+@pytest.mark.parametrize("format", ["csv", "tsv", "ndjson"])
+def test_the_caller_chooses_the_encoder(native: bool, format: str) -> None:
+    assert isinstance(make_encoder(DEFAULT, format, native=native), NativeEncoder if native else PureEncoder)
+
+
+@needs_native
+def test_without_a_result_nothing_is_encoded() -> None:
+    encoder: Encoder = make_encoder(DEFAULT, "csv", native=True)
+    with MadeResult([[b"x"]]) as batch:
+        batch.clear()
+        with pytest.raises(ValueError, match="no result to encode"):
+            encoder.encode(batch)
+
+
+def kind_of_nothing(oid: int) -> int:
+    raise AssertionError(f"nobody asks for the kind of {oid}")
+
+
+@needs_native
+@pytest.mark.parametrize("address", [-1, 1 << 64])
+def test_what_is_no_address_is_refused(address: int) -> None:
+    from server.encode import _encode
+
+    with pytest.raises(OverflowError):
+        _encode.Encoder(b",", b'"', b"", b"\n", kind_of_nothing).encode(address)
+
+
+@needs_native
+@pytest.mark.parametrize(("delimiter", "quote"), [(b"", b'"'), (b"ab", b'"'), (b",", b""), (b",", b'""'), (b"", b"")])
+def test_delimiter_and_quote_are_one_byte_each(delimiter: bytes, quote: bytes) -> None:
+    from server.encode import _encode
+
+    with pytest.raises(ValueError, match="delimiter and quote are one byte each"):
+        _encode.Encoder(delimiter, quote, b"", b"\n", kind_of_nothing)
+
+
+@needs_native
+def test_before_it_knows_libpq_the_native_encoder_refuses_to_encode() -> None:
+    # In a process of its own, since this one is bound already. The address would be fatal to read.
+    program = """
+from server.encode import _encode
+try:
+    _encode.Encoder(b",", b'"', b"", b"\\n", lambda oid: 0).encode(1)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("no result to encode\n", 0), done.stderr
+
+
+def test_a_library_without_the_accessors_leaves_the_pure_encoder() -> None:
+    program = """
+import ctypes
+from server.encode.encoders import bind_libpq
+print(bind_libpq(ctypes.CDLL(None)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+def test_without_the_extension_the_pure_encoder_is_left() -> None:
+    program = """
+import sys
+sys.modules["server.encode._encode"] = None  # makes the import fail, as where it was not built
+from server.postgres.libpq import LIBPQ
+from server.query.dialect import Dialect
+from server.encode.encoders import bind_libpq, make_encoder
+native = bind_libpq(LIBPQ)
+print(native, type(make_encoder(Dialect(), "csv", native=native)).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("False PureEncoder\n", 0), done.stderr

@@ -1,0 +1,58 @@
+"""How much memory a worker takes for rows that suddenly grow a thousandfold, under gunicorn: the peak that Linux keeps.
+
+What libpq holds at a time is counted in test_scan.py; here nothing else may hold the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Postgres
+from tests.support.live_server import LiveServer
+from tests.support.raw_http import ask
+
+MEGABYTE = 1_000_000
+# Thousands of tiny rows, then 60 of a megabyte each.
+SUDDEN = "SELECT n, CASE WHEN n > 5000 THEN {large} END AS large FROM generate_series(1, 5060) AS n"
+LARGE = f"repeat('x', {MEGABYTE})"
+RELATIONS = {
+    "out of line": "CREATE TABLE sudden (n int, large text); ALTER TABLE sudden ALTER large SET STORAGE EXTERNAL;"
+    f"INSERT INTO sudden {SUDDEN.format(large=LARGE)}",
+    "compressed": f"CREATE TABLE sudden AS {SUDDEN.format(large=LARGE)}",
+    "compressed, analyzed": f"CREATE TABLE sudden AS {SUDDEN.format(large=LARGE)}; ANALYZE sudden",
+    "made by a view": f"CREATE VIEW sudden AS {SUDDEN.format(large=LARGE)}",
+    # As large as they can be and still lie in their rows, where no size of anything out of line warns of them.
+    "compressed, in their rows": "CREATE TABLE sudden AS "
+    "SELECT n, CASE WHEN n > 5000 THEN repeat('x', 150000) END AS large FROM generate_series(1, 5600) AS n",
+}
+# Bytes beyond a worker that has sent a tiny table: four rows of a megabyte as libpq holds them, and as the chunk that
+# they become, which may be moved once while it grows; and a few chunks on their way.
+MOST_GROWTH = 40 * MEGABYTE
+
+
+def peak(server: LiveServer) -> int:
+    """Bytes of memory that the one worker has had at most (proc(5), VmHWM)."""
+    (worker,) = server.workers()
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux keeps the peak there")
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_rows_that_grow_without_a_warning_take_little_memory(
+    start_live: Callable[..., LiveServer], postgres: Postgres, relation: str
+) -> None:
+    postgres.run("CREATE TABLE tiny AS SELECT 1 AS one")
+    postgres.run(RELATIONS[relation])
+    right = postgres.copy("SELECT * FROM sudden")
+    server = start_live()
+    assert ask(server, "/export/tiny.csv").body == b"one\n1\n"
+    before = peak(server)
+    answer = ask(server, "/export/sudden.csv")
+    assert answer.ending == "terminator"
+    assert answer.body == right
+    assert peak(server) - before < MOST_GROWTH

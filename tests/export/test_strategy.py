@@ -1,0 +1,310 @@
+"""How a plan is read: tables of what EXPLAIN and the catalogue may say, and what is made of it. No database.
+
+The EXPLAIN documents are those of PostgreSQL 18, cut down to what is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.export.strategy import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    CHUNK_ROWS_LARGE,
+    FEWEST_BLOCKS,
+    LONGEST_STATEMENT,
+    MOST_TABLES,
+    RANGE_BLOCKS,
+    Strategy,
+    make_strategy,
+    reads_in_order,
+    tables_to_scan,
+)
+from server.query.catalogue import Column, Relation
+from server.query.plan import ExportPlan, make_plan
+from server.query.request import parse_export_request
+from server.query.sql import Blocks
+
+USERS = Relation(
+    7,
+    "public",
+    "users",
+    "table",
+    False,
+    (
+        Column("id", "bigint", nullable=False, readable=True, indexed=True),
+        Column("name", "text", nullable=True, readable=True, indexed=False),
+    ),
+    1000,
+    8192,
+    0,
+)
+NOW = 180004
+Document = dict[str, Any]
+
+
+def plan(query: str = "", kind: str = "table", target: str = "users.csv", **facts: Any) -> ExportPlan:
+    return make_plan(parse_export_request(target, query), replace(USERS, kind=kind, **facts))
+
+
+def seq_scan(name: str = "users", schema: str = "public", rows: int = 1000) -> Document:
+    return {"Node Type": "Seq Scan", "Relation Name": name, "Schema": schema, "Alias": "source", "Plan Rows": rows}
+
+
+def node(kind: str, *below: Document, **more: Any) -> Document:
+    return {"Node Type": kind, "Plan Rows": 1000, **({"Plans": list(below)} if below else {}), **more}
+
+
+# --- which tables are read --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("explained", "tables"),
+    [
+        (seq_scan(), [("public", "users")]),
+        (seq_scan('odd, "name"', "and.schema"), [("and.schema", 'odd, "name"')]),
+        # A filter stays in its scan.
+        ({**seq_scan(), "Filter": "(source.id > 3)"}, [("public", "users")]),
+        # ndjson: row_to_json is worked out above the scan, or in it.
+        (node("Subquery Scan", seq_scan()), [("public", "users")]),
+        (node("Subquery Scan", node("Subquery Scan", seq_scan())), [("public", "users")]),
+        (node("Append", seq_scan("leaf_2"), seq_scan("leaf_1")), [("public", "leaf_2"), ("public", "leaf_1")]),
+        (node("Subquery Scan", node("Append", seq_scan("a"), seq_scan("b"))), [("public", "a"), ("public", "b")]),
+        # One leaf left by a filter: no Append above it.
+        (seq_scan("leaf_2"), [("public", "leaf_2")]),
+        (node("Append", *(seq_scan(f"leaf_{n}") for n in range(MOST_TABLES))), None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["table", "partitioned table", "materialized view"])
+def test_sequential_scans_are_the_tables_in_their_order(
+    explained: Document, tables: list[tuple[str, str]] | None, kind: str
+) -> None:
+    found = tables_to_scan(plan(kind=kind), explained, NOW)
+    assert found == (tables or [("public", f"leaf_{n}") for n in range(MOST_TABLES)])
+
+
+REASONS: dict[str, tuple[ExportPlan, Document, int, str]] = {
+    "one reader": (plan("parallel=1"), seq_scan(), NOW, "one reader was asked for"),
+    "a sort": (plan("order=name"), node("Sort", seq_scan()), NOW, "sorted"),
+    "a sort by an index": (plan("order=id"), node("Index Scan"), NOW, "sorted"),
+    "a limit": (plan("limit=10"), node("Limit", seq_scan()), NOW, "limit or offset"),
+    "no rows": (plan("limit=0"), node("Limit", seq_scan()), NOW, "limit or offset"),
+    "an offset": (plan("offset=10"), node("Limit", seq_scan()), NOW, "limit or offset"),
+    "a view": (plan(kind="view"), seq_scan(), NOW, "a view"),
+    "a foreign table": (plan(kind="foreign table"), node("Foreign Scan"), NOW, "a foreign table"),
+    "PostgreSQL 13": (plan(), seq_scan(), 130099, "the server is older than PostgreSQL 14"),
+    "PostgreSQL 12": (plan(), seq_scan(), 120000, "the server is older than PostgreSQL 14"),
+    "an index": (plan("id=eq.1"), node("Index Scan"), NOW, "PostgreSQL plans Index Scan"),
+    "a bitmap": (
+        plan("id=lt.9"),
+        node("Bitmap Heap Scan", node("Bitmap Index Scan")),
+        NOW,
+        "PostgreSQL plans Bitmap Heap Scan",
+    ),
+    "an index on one leaf": (
+        plan("id=eq.1", kind="partitioned table"),
+        node("Append", seq_scan("a"), node("Index Scan"), seq_scan("c")),
+        NOW,
+        "PostgreSQL plans Index Scan",
+    ),
+    "a foreign leaf": (
+        plan(kind="partitioned table"),
+        node("Append", seq_scan("a"), node("Foreign Scan")),
+        NOW,
+        "PostgreSQL plans Foreign Scan",
+    ),
+    "no leaf": (plan(kind="partitioned table"), node("Result"), NOW, "PostgreSQL plans Result"),
+    "a filter that is never true": (plan("id=in.()"), node("Result"), NOW, "PostgreSQL plans Result"),
+    "a policy with a subquery": (
+        plan(),
+        node("Hash Join", seq_scan(), node("Hash", seq_scan("owners"))),
+        NOW,
+        "PostgreSQL plans Hash Join",
+    ),
+    "several processes": (plan(), node("Gather", seq_scan()), NOW, "PostgreSQL plans Gather"),
+    "too many leaves": (
+        plan(kind="partitioned table"),
+        node("Append", *(seq_scan(f"leaf_{n}") for n in range(MOST_TABLES + 1))),
+        NOW,
+        f"more than {MOST_TABLES} tables",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wanted", "explained", "version", "reason"), REASONS.values(), ids=REASONS)
+def test_what_cannot_be_read_by_ranges_says_why(
+    wanted: ExportPlan, explained: Document, version: int, reason: str
+) -> None:
+    assert tables_to_scan(wanted, explained, version) == reason
+    strategy = make_strategy(wanted, explained, reason, most_readers=4, statement_length=100)
+    assert (strategy.name, len(strategy.ranges), strategy.readers, strategy.reason) == ("single", 0, 1, reason)
+
+
+def test_the_first_server_with_ranges_of_tuple_identifiers() -> None:
+    assert tables_to_scan(plan(), seq_scan(), 140000) == [("public", "users")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "in_order"),
+    [
+        (plan(), True),
+        (plan("id=gt.1&limit=3"), True),
+        (plan(kind="partitioned table"), True),
+        (plan(kind="materialized view"), True),
+        (plan(kind="view"), False),
+        (plan(kind="foreign table"), False),
+        (plan("order=id"), False),
+    ],
+)
+def test_what_comes_as_it_lies_in_the_table(wanted: ExportPlan, in_order: bool) -> None:
+    assert reads_in_order(wanted) is in_order
+
+
+# --- the ranges -------------------------------------------------------------------------------------------------
+
+
+def table(blocks: int, name: str = "users", **changes: Any) -> Document:
+    """A row of the answer to TABLES: by default one that may be read by ranges."""
+    row: Document = {
+        "schema": "public",
+        "name": name,
+        "blocks": blocks,
+        "heap": True,
+        "readable": True,
+        "row_security": False,
+        "virtual": False,
+        "shareable": True,
+        "other_role": False,
+    }
+    assert changes.keys() <= row.keys()
+    return row | changes
+
+
+def strategy_of(*tables: Document, query: str = "", most_readers: int = 4, length: int = 100) -> Strategy:
+    return make_strategy(plan(query), seq_scan(), tables, most_readers=most_readers, statement_length=length)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [FEWEST_BLOCKS],
+        [FEWEST_BLOCKS + 1],
+        [FEWEST_BLOCKS + RANGE_BLOCKS - 1],
+        [FEWEST_BLOCKS, 1],
+        [0, FEWEST_BLOCKS, 0],
+        [1] * FEWEST_BLOCKS,
+        [RANGE_BLOCKS + 1, 3 * FEWEST_BLOCKS - 7, RANGE_BLOCKS],
+    ],
+)
+def test_the_ranges_are_every_block_once_and_in_order(sizes: list[int]) -> None:
+    strategy = strategy_of(*(table(blocks, f"leaf {number}") for number, blocks in enumerate(sizes)))
+    assert (strategy.name, strategy.reason) == ("block ranges", "")
+    blocks = [(part.schema, part.name, block) for part in strategy.ranges for block in range(part.first, part.end)]
+    assert blocks == [("public", f"leaf {number}", block) for number, size in enumerate(sizes) for block in range(size)]
+    assert {part.end - part.first for part in strategy.ranges} <= set(range(1, RANGE_BLOCKS + 1))
+
+
+def test_ranges_are_whole_but_for_the_last() -> None:
+    assert list(strategy_of(table(FEWEST_BLOCKS + 1)).ranges) == [
+        Blocks("public", "users", first, min(first + RANGE_BLOCKS, FEWEST_BLOCKS + 1))
+        for first in range(0, FEWEST_BLOCKS + 1, RANGE_BLOCKS)
+    ]
+
+
+LARGE = 10 * FEWEST_BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ([table(FEWEST_BLOCKS - 1)], "small"),
+        ([table(0)], "small"),
+        ([], "small"),
+        ([table(FEWEST_BLOCKS // 2, "a"), table(FEWEST_BLOCKS // 2 - 1, "b")], "small"),
+        ([table(LARGE, heap=False)], "not a plain heap table"),
+        # Gone since it was planned: nothing is known of it.
+        ([table(LARGE), table(0, "gone", heap=None, readable=None)], "not a plain heap table"),
+        ([table(LARGE, "a"), table(LARGE, "b", heap=False)], "not a plain heap table"),
+        ([table(LARGE, row_security=True)], "row-level security"),
+        ([table(LARGE, "a"), table(LARGE, "b", row_security=True)], "row-level security"),
+        ([table(LARGE, other_role=True)], "another role than the one that connected"),
+        ([table(LARGE, readable=False)], "a partition or column that the role may not read by itself"),
+        (
+            [table(LARGE, "a"), table(1, "b", readable=False)],
+            "a partition or column that the role may not read by itself",
+        ),
+    ],
+)
+def test_tables_that_are_not_read_by_ranges(tables: list[Document], reason: str) -> None:
+    strategy = strategy_of(*tables)
+    assert (strategy.name, strategy.readers, strategy.reason) == ("single", 1, reason)
+
+
+def test_a_long_statement_is_not_sent_for_each_range() -> None:
+    assert strategy_of(table(LARGE), length=LONGEST_STATEMENT).reason == ""
+    assert strategy_of(table(LARGE), length=LONGEST_STATEMENT + 1).reason == "a long query"
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "blocks", "readers"),
+    [
+        (4, "", LARGE, 4),
+        (2, "", LARGE, 2),
+        (4, "parallel=2", LARGE, 2),
+        (2, "parallel=64", LARGE, 2),
+        (3, "parallel=3", LARGE, 3),
+        # No more than there are ranges.
+        (64, "", FEWEST_BLOCKS, FEWEST_BLOCKS // RANGE_BLOCKS),
+        (64, "parallel=64", FEWEST_BLOCKS + 1, FEWEST_BLOCKS // RANGE_BLOCKS + 1),
+    ],
+)
+def test_as_many_readers_as_asked_for_and_allowed(most: int, asked: str, blocks: int, readers: int) -> None:
+    strategy = strategy_of(table(blocks), query=asked, most_readers=most)
+    assert (strategy.name, strategy.readers) == ("block ranges", readers)
+
+
+def test_a_server_of_one_reader_reads_no_ranges() -> None:
+    strategy = strategy_of(table(LARGE), most_readers=1)
+    assert (len(strategy.ranges), strategy.readers, strategy.reason) == (0, 1, "PARALLEL_READERS is 1")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**12])
+def test_the_estimate_is_the_planner_s(rows: int) -> None:
+    strategy = make_strategy(plan(), seq_scan(rows=rows), "small", most_readers=4, statement_length=1)
+    assert strategy.estimated_rows == rows
+
+
+# --- how many rows at a time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "rows"),
+    [
+        # Nothing out of line: a row fits a block.
+        ({"toast_bytes": 0}, CHUNK_ROWS),
+        ({"toast_bytes": 0, "bytes": 10**12}, CHUNK_ROWS),
+        ({"toast_bytes": 0, "bytes": None, "estimated_rows": None}, CHUNK_ROWS),
+        # Something, however little: any row may be large.
+        ({"toast_bytes": 8192}, CHUNK_ROWS_LARGE),
+        ({"toast_bytes": 8192, "bytes": 0, "estimated_rows": 0}, CHUNK_ROWS_LARGE),
+        ({"toast_bytes": 8192, "bytes": None, "estimated_rows": None}, CHUNK_ROWS_LARGE),
+        # Nobody knows: views and foreign tables.
+        ({"toast_bytes": None, "bytes": None, "estimated_rows": None}, CHUNK_ROWS_LARGE),
+        ({"toast_bytes": None, "bytes": 0, "estimated_rows": 100}, CHUNK_ROWS_LARGE),
+        # Rows that are large as a rule: about CHUNK_BYTES of them.
+        ({"toast_bytes": 99 * CHUNK_BYTES, "bytes": 100 * CHUNK_BYTES, "estimated_rows": 400}, 4),
+        ({"toast_bytes": 99 * CHUNK_BYTES, "bytes": 100 * CHUNK_BYTES, "estimated_rows": 100}, 1),
+        ({"toast_bytes": 10**9, "bytes": 1000 * CHUNK_BYTES, "estimated_rows": 100}, 1),
+        ({"toast_bytes": 10**9, "bytes": 10**9, "estimated_rows": 10**9}, CHUNK_ROWS_LARGE),
+        # Only VACUUM brings what lies out of line into `bytes`: the larger of the two counts.
+        ({"toast_bytes": 100 * CHUNK_BYTES, "bytes": 8192, "estimated_rows": 100}, 1),
+        ({"toast_bytes": 100 * CHUNK_BYTES, "bytes": 8192, "estimated_rows": 300}, 3),
+    ],
+)
+def test_few_rows_at_a_time_where_they_may_be_large(facts: Document, rows: int) -> None:
+    known = {"bytes": 8192, "estimated_rows": 1000, **facts}
+    strategy = make_strategy(plan(**known), seq_scan(), "small", most_readers=4, statement_length=1)
+    assert strategy.chunk_rows == rows

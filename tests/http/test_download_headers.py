@@ -1,0 +1,189 @@
+"""The headers of a download: whatever a relation is called, a file name that every system takes and a header that
+nothing can break out of (RFC 6266, RFC 8187)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.http.streaming import content_disposition, make_response, safe_filename
+from server.query.catalogue import Relation, RelationName
+from server.query.dialect import Dialect
+from server.query.plan import ExportPlan, make_plan
+from server.query.request import FORMATS, ExportRequest
+
+# RFC 8187, 3.2.1: value-chars are attr-char and %XX; nothing else may stand in an extended value.
+VALUE_CHARS = r"(?:[A-Za-z0-9!#$&+.^_`|~-]|%[0-9A-F]{2})*"
+# RFC 6266, 4.1 and RFC 9110, 5.6.4: the whole header; the quoted string here without any escape.
+HEADER = re.compile(rf"attachment; filename=\"([^\"\\]*)\"(?:; filename\*=UTF-8''({VALUE_CHARS}))?")
+
+ANY_NAME = st.text(st.characters(exclude_characters="\0", exclude_categories=[])) | st.text(
+    "a. \"\\/\r\n;%*='é\u202e\u200d🦥x", max_size=300
+)
+
+
+def decoded(header: str) -> tuple[str, str]:
+    """(filename for old clients, filename that a client of today takes)."""
+    match = HEADER.fullmatch(header)
+    assert match is not None, header
+    plain, extended = match.groups()
+    return plain, plain if extended is None else unquote(extended, errors="strict")
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("users", "users"),
+        ("Größe", "Größe"),
+        ("表 🦥", "表 🦥"),
+        ("my.table", "my.table"),
+        ("a,b;c='d'", "a,b;c='d'"),
+        ("100%", "100%"),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("..", "export"),
+        (".hidden", "hidden"),
+        ("trailing. . ", "trailing"),
+        (" ", "export"),
+        ("", "export"),
+        ("C:\\Windows\\x", "C__Windows_x"),
+        ('<a>|"b"?*', "_a___b___"),
+        ("a\r\nSet-Cookie: x", "a__Set-Cookie_ x"),
+        ("a\tb\x00c\x7fd\x85e", "a_b_c_d_e"),
+        ("gpj.\u202eexe", "gpj._exe"),  # right-to-left override
+        ("a\u200bb\ufeffc", "a_b_c"),  # zero-width characters
+        ("\ud800", "_"),  # a lone surrogate
+        ("\ue000", "_"),  # private use
+        ("x" * 8192, "x" * 200),
+        ("é" * 8192, "é" * 100),
+        ("x" + "é" * 8192, "x" + "é" * 99),  # never half a character
+        ("🦥" * 8192, "🦥" * 50),
+        ("x" * 199 + ". and more", "x" * 199),
+    ],
+)
+def test_a_name_becomes_a_safe_file_name(name: str, safe: str) -> None:
+    assert safe_filename(name) == safe
+
+
+@given(ANY_NAME)
+@example("." * 300)
+@example("x" * 198 + "é.")
+def test_every_file_name_is_safe(name: str) -> None:
+    safe = safe_filename(name)
+    assert 0 < len(safe.encode()) <= 200
+    assert not set(safe) & set('<>:"/\\|?*')
+    assert all(unicodedata.category(character)[0] != "C" for character in safe)
+    assert safe.strip(" .") == safe
+    assert safe_filename(safe) == safe
+
+
+@pytest.mark.parametrize(
+    ("filename", "header"),
+    [
+        ("users.csv", 'attachment; filename="users.csv"'),
+        ("my table.csv", 'attachment; filename="my table.csv"'),
+        ("a;b=c,d.csv", 'attachment; filename="a;b=c,d.csv"'),
+        ("it's.csv", 'attachment; filename="it\'s.csv"'),
+        ("größe.csv", "attachment; filename=\"gr__e.csv\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.csv"),
+        ("€ rates.csv", "attachment; filename=\"_ rates.csv\"; filename*=UTF-8''%E2%82%AC%20rates.csv"),
+        ("🦥.csv", "attachment; filename=\"_.csv\"; filename*=UTF-8''%F0%9F%A6%A5.csv"),
+        # Some browsers decode % in a plain file name: there it is replaced (RFC 6266, appendix D).
+        ("100%25.csv", "attachment; filename=\"100_25.csv\"; filename*=UTF-8''100%2525.csv"),
+        ("é'(*)+~.csv", "attachment; filename=\"_'(*)+~.csv\"; filename*=UTF-8''%C3%A9%27%28%2A%29+~.csv"),
+    ],
+)
+def test_the_header_names_the_file_for_old_and_new_clients(filename: str, header: str) -> None:
+    assert content_disposition(filename) == header
+
+
+@given(ANY_NAME)
+@example('x"; filename="evil.exe')
+@example("x\r\nSet-Cookie: a=b")
+@example("x\\")
+@example("%22")
+@example("é" * 300)
+def test_no_name_breaks_out_of_the_header(name: str) -> None:
+    filename = f"{safe_filename(name)}.csv"
+    header = content_disposition(filename)
+    assert all(" " <= character <= "~" for character in header)
+    plain, shown = decoded(header)
+    assert shown == filename
+    assert len(plain) == len(filename)
+    assert "%" not in plain
+
+
+def plan(name: str, **wanted: Any) -> ExportPlan:
+    """The plan of a relation without columns; wanted: fields of the request."""
+    relation = Relation(1, "public", name, "table", False, (), None, None, None)
+    return make_plan(ExportRequest(RelationName(name), **wanted), relation)
+
+
+def headers(made: ExportPlan, *, encoded: bool = False) -> dict[str, str]:
+    response = make_response(made, encoded=encoded)
+    assert response.status == 200
+    return {name: value for name, value in response.headers.items() if name != "Date"}
+
+
+def test_a_download_is_saved_and_never_kept_or_guessed_at_on_its_way() -> None:
+    assert headers(plan("users")) == {
+        "Content-Type": "text/csv; charset=utf-8; header=present",
+        "Content-Disposition": 'attachment; filename="users.csv"',
+        "Cache-Control": "no-store",
+        "Accept-Ranges": "none",
+        "X-Accel-Buffering": "no",
+        "Vary": "Accept-Encoding",
+    }
+
+
+def test_bytes_compressed_for_the_way_say_so() -> None:
+    assert headers(plan("users"), encoded=True) == headers(plan("users")) | {"Content-Encoding": "gzip"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_gzip_file_is_the_same_whatever_the_client_accepts(format: str) -> None:
+    made = headers(plan("users", format=format, gzip=True))
+    assert made["Content-Type"] == "application/gzip"
+    assert made["Content-Disposition"] == f'attachment; filename="users.{format}.gz"'
+    assert {"Vary", "Content-Encoding"}.isdisjoint(made)
+
+
+@pytest.mark.parametrize(
+    ("format", "dialect", "content_type"),
+    [
+        ("csv", Dialect(), "text/csv; charset=utf-8; header=present"),
+        ("csv", Dialect(header=False), "text/csv; charset=utf-8; header=absent"),
+        ("csv", Dialect(delimiter=b";", bom=True), "text/csv; charset=utf-8; header=present"),
+        ("tsv", Dialect(delimiter=b"\t"), "text/tab-separated-values; charset=utf-8"),
+        ("ndjson", Dialect(), "application/x-ndjson; charset=utf-8"),
+    ],
+)
+def test_every_format_has_its_type_and_suffix(format: str, dialect: Dialect, content_type: str) -> None:
+    made = headers(plan("users", format=format, dialect=dialect))
+    assert made["Content-Type"] == content_type
+    assert made["Content-Disposition"] == f'attachment; filename="users.{format}"'
+
+
+def test_the_file_is_named_after_the_relation() -> None:
+    assert decoded(headers(plan('../"Größe"\r\n'))["Content-Disposition"])[1] == "__Größe___.csv"
+
+
+@pytest.mark.parametrize(
+    ("filename", "saved"),
+    [
+        ("report", "report.csv"),
+        ("my report 2024.12", "my report 2024.12.csv"),
+        ("Größe 🦥", "Größe 🦥.csv"),
+        ("../../etc/passwd", "_.._etc_passwd.csv"),
+        ('x"; filename="evil.exe', "x_; filename=_evil.exe.csv"),
+        ("x\r\nSet-Cookie: a=b", "x__Set-Cookie_ a=b.csv"),
+        (" . ", "export.csv"),
+        ("x" * 8192, "x" * 200 + ".csv"),
+    ],
+)
+def test_the_file_is_named_as_the_request_says(filename: str, saved: str) -> None:
+    assert decoded(headers(plan("users", filename=filename))["Content-Disposition"])[1] == saved

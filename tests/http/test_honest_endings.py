@@ -1,0 +1,342 @@
+"""How a download ends under gunicorn: whole, as a status before the first byte, or cut and reset after it.
+
+Never a short file that looks whole: everything received is the beginning of the right bytes, and only a whole
+file ends the way whole files end. After each failure the same server serves on.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import psycopg2.errors
+import pytest
+
+from server.export.strategy import CHUNK_ROWS_LARGE
+from tests.conftest import Postgres
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.raw_http import Answer, Client, ask
+
+ROWS = 5000
+# The first row after those that come first, which libpq gets together, around other such edges, and the very last one.
+ROWS_AT_EDGES = [CHUNK_ROWS_LARGE + 1, 9, 10, 16, 17, 585, 586, ROWS]
+
+# About 12 MB, more than the sockets between server and client hold; a row is made when it is fetched.
+LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
+
+
+SLEEPING = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event = 'PgSleep'"
+
+
+def divides_by_zero(postgres: Postgres, row: int) -> bytes:
+    """A view that fails at this row; the bytes that a whole file would have had."""
+    numbers = f"FROM generate_series(1, {ROWS}) AS n"
+    postgres.run(f"CREATE VIEW failing AS SELECT n, 1 / (n - {row}) AS x, 'some text' AS text {numbers}")
+    return postgres.copy(f"SELECT n, 1 / nullif(n - {row}, 0) AS x, 'some text' AS text {numbers}")
+
+
+def sleeps_at_row_20(postgres: Postgres) -> bytes:
+    """A view with wide rows, since PostgreSQL sends 8 kB at a time; the bytes that a whole file would have had."""
+    query = "SELECT n, repeat('x', 4000) AS filler, {} AS x FROM generate_series(1, 30) AS n"
+    postgres.run("CREATE VIEW slow AS " + query.format("CASE WHEN n = 20 THEN pg_sleep(30)::text END"))
+    return postgres.copy(query.format("NULL"))
+
+
+def assert_cut(answer: Answer, right: bytes) -> None:
+    assert answer.status == 200
+    assert answer.ending == "reset"
+    assert right.startswith(answer.body)
+    assert len(answer.body) < len(right)
+
+
+def assert_serves(server: LiveServer, postgres: Postgres) -> None:
+    answer = ask(server, "/export/users.csv")
+    assert (answer.status, answer.ending) == (200, "terminator")
+    assert answer.body == postgres.copy("SELECT * FROM users")
+
+
+def stalled(client: Client, postgres: Postgres, path: str = "/export/large.csv", **headers: str) -> None:
+    """Send the request and wait until the stream waits for the client, who has read nothing."""
+    client.send(path, headers=headers)
+    wait_until(
+        "the stream waits for its reader",
+        postgres.streams_at_rest,
+    )
+
+
+def stream_backends(postgres: Postgres, function: str) -> None:
+    """Call pg_terminate_backend or pg_cancel_backend on the backend of the one stream there is."""
+    called = postgres.run(
+        f"SELECT {function}(pid) FROM pg_stat_activity WHERE application_name = 'sluice' "
+        "AND query LIKE 'SELECT source.%' AND state <> 'idle'"
+    )
+    assert called == [(True,)]
+
+
+# --- the query fails --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("http", ["1.0", "1.1"])
+@pytest.mark.parametrize("row", [1, 2, CHUNK_ROWS_LARGE])
+def test_an_error_among_the_first_rows_is_a_status(live: LiveServer, postgres: Postgres, http: str, row: int) -> None:
+    divides_by_zero(postgres, row)
+    answer = ask(live, "/export/failing.csv", http=http)
+    assert answer.status == 400
+    assert answer.problem()["code"] == "invalid_value"
+    assert "content-disposition" not in answer.headers
+    assert_serves(live, postgres)
+
+
+@pytest.mark.parametrize("http", ["1.0", "1.1"])
+@pytest.mark.parametrize("row", ROWS_AT_EDGES)
+def test_an_error_after_the_first_byte_cuts_and_resets(
+    live: LiveServer, postgres: Postgres, row: int, http: str
+) -> None:
+    right = divides_by_zero(postgres, row)
+    assert_cut(ask(live, "/export/failing.csv", http=http), right)
+    assert_serves(live, postgres)
+
+
+@pytest.mark.parametrize("option", ["--http1.1", "--http1.0"])
+@pytest.mark.parametrize("row", [9, 74, ROWS])
+def test_curl_says_that_the_transfer_failed(
+    live: LiveServer, postgres: Postgres, tmp_path: Path, row: int, option: str
+) -> None:
+    right = divides_by_zero(postgres, row)
+    file = tmp_path / "failing.csv"
+    done = subprocess.run(
+        ["curl", "-sS", option, "-o", str(file), f"{live.url}/export/failing.csv"], capture_output=True, text=True
+    )
+    # 18: partial file; 56: failure in receiving.
+    assert done.returncode in (18, 56), done
+    received = file.read_bytes() if file.exists() else b""
+    assert right.startswith(received)
+    assert len(received) < len(right)
+
+
+@pytest.mark.parametrize("http", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [("pg_terminate_backend", "database_unavailable"), ("pg_cancel_backend", "query_cancelled")],
+)
+def test_a_backend_ended_while_it_works_cuts_the_stream(
+    live: LiveServer, postgres: Postgres, function: str, code: str, http: str
+) -> None:
+    right = sleeps_at_row_20(postgres)
+    request_id = f"{function}-{http}"
+    with Client(live.connect()) as client:
+        client.send("/export/slow.csv", http=http, headers={"X-Request-Id": request_id})
+        wait_until("row 20 is being made", lambda: postgres.run(SLEEPING))
+        stream_backends(postgres, function)
+        assert_cut(client.read(), right)
+    line = live.export_line(request_id)
+    assert (line["outcome"], line["code"]) == ("failed", code)
+    # What came just before it may be in hand, and is not handed over.
+    assert int(line["rows"]) in range(CHUNK_ROWS_LARGE, 20, CHUNK_ROWS_LARGE)
+    assert_serves(live, postgres)
+
+
+def test_a_backend_terminated_while_the_client_pauses_cuts_the_stream(live: LiveServer, postgres: Postgres) -> None:
+    postgres.run(f"CREATE VIEW large AS {LARGE}")
+    with Client(live.connect(receive_buffer=4096)) as client:
+        stalled(client, postgres)
+        stream_backends(postgres, "pg_terminate_backend")
+        assert_cut(client.read(), postgres.copy(LARGE))
+    assert_serves(live, postgres)
+
+
+def test_a_statement_timeout_after_the_first_byte_cuts_the_stream(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    server = start_live(STATEMENT_TIMEOUT="0.5")
+    right = sleeps_at_row_20(postgres)
+    assert_cut(ask(server, "/export/slow.csv", headers={"X-Request-Id": "timeout"}), right)
+    assert server.export_line("timeout")["code"] == "query_timeout"
+    assert_serves(server, postgres)
+
+
+# --- DDL and other sessions -------------------------------------------------------------------------------------
+
+
+def test_a_relation_dropped_before_the_request_is_not_found(live: LiveServer, postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE brief AS SELECT 1 AS one")
+    assert ask(live, "/export/brief.csv").status == 200
+    postgres.run("DROP TABLE brief")
+    assert ask(live, "/export/brief.csv").problem()["code"] == "relation_not_found"
+
+
+RELOAD = "SELECT n, 'new ' || n AS text FROM generate_series(1, 900) AS n"
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "DROP TABLE raced",
+        "ALTER TABLE raced ADD COLUMN more int DEFAULT 7",
+        "ALTER TABLE raced DROP COLUMN text",
+        "ALTER TABLE raced RENAME COLUMN text TO words",
+        "ALTER TABLE raced RENAME TO elsewhere",
+        "ALTER TABLE raced ALTER COLUMN n TYPE bigint USING n * 2",
+        "DELETE FROM raced; ALTER TABLE raced ADD CHECK (n > 0)",
+        f"TRUNCATE raced; INSERT INTO raced {RELOAD}",
+        f"CREATE TABLE fresh AS {RELOAD}; DROP TABLE raced; ALTER TABLE fresh RENAME TO raced",
+    ],
+    ids=["drop", "add column", "drop column", "rename column", "rename", "rewrite", "delete", "reload", "swap"],
+)
+def test_ddl_that_was_first_at_the_lock_never_gives_a_wrong_file(
+    live: LiveServer, postgres: Postgres, ddl: str
+) -> None:
+    postgres.run("CREATE TABLE raced AS SELECT n, 'old ' || n AS text FROM generate_series(1, 1000) AS n")
+    before = postgres.copy("SELECT * FROM raced")
+    other = postgres.connect()
+    other.autocommit = False
+    try:
+        other.cursor().execute(ddl)
+        with Client(live.connect()) as client:
+            client.send("/export/raced.csv")
+            wait_until(
+                "the export waits for the lock",
+                lambda: postgres.run(
+                    "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+                ),
+            )
+            other.commit()
+            answer = client.read()
+    finally:
+        other.close()
+    if answer.status == 200:
+        # Either is a file that somebody could have had a moment earlier or later; one without rows never was.
+        assert answer.body in (before, postgres.copy("SELECT * FROM raced"))
+    else:
+        assert answer.status in (404, 503)
+        assert answer.problem()
+    assert_serves(live, postgres)
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "DROP TABLE busy",
+        "TRUNCATE busy",
+        "ALTER TABLE busy ADD COLUMN more int",
+        "ALTER TABLE busy ALTER COLUMN n TYPE bigint",
+    ],
+)
+def test_ddl_waits_for_a_running_stream(live: LiveServer, postgres: Postgres, ddl: str) -> None:
+    postgres.run(f"CREATE TABLE busy AS {LARGE}")
+    right = postgres.copy("SELECT * FROM busy")
+    with Client(live.connect(receive_buffer=4096)) as client:
+        stalled(client, postgres, "/export/busy.csv")
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            postgres.run(f"SET lock_timeout = '100ms'; {ddl}")
+        answer = client.read()
+    assert answer.ending == "terminator"
+    assert answer.body == right
+    postgres.run(f"SET lock_timeout = '5s'; {ddl}; RESET lock_timeout")
+
+
+def test_a_stream_shows_one_moment_whatever_is_written_meanwhile(live: LiveServer, postgres: Postgres) -> None:
+    postgres.run(f"CREATE TABLE busy AS {LARGE}")
+    right = postgres.copy("SELECT * FROM busy")
+    with Client(live.connect(receive_buffer=4096)) as client:
+        stalled(client, postgres, "/export/busy.csv")
+        postgres.run("DELETE FROM busy WHERE n % 3 = 0")
+        postgres.run("UPDATE busy SET filler = 'changed' WHERE n % 3 = 1")
+        postgres.run(f"INSERT INTO busy {LARGE}")
+        answer = client.read()
+    assert answer.ending == "terminator"
+    assert answer.body == right
+
+
+# --- the server fails -------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_cuts_its_streams_and_is_replaced(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    server = start_live()
+    postgres.run(f"CREATE VIEW large AS {LARGE}")
+    with Client(server.connect(receive_buffer=4096)) as client:
+        stalled(client, postgres)
+        (worker,) = server.workers()
+        worker.send_signal(signal.SIGKILL)
+        answer = client.read()
+    assert answer.ending in ("reset", "closed")
+    assert postgres.copy(LARGE).startswith(answer.body)
+    wait_until("another worker runs", lambda: [w for w in server.workers() if w.pid != worker.pid and is_alive(w)])
+    assert_serves(server, postgres)
+    wait_until("PostgreSQL has let go of the stream", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+# --- the log ----------------------------------------------------------------------------------------------------
+
+
+def test_the_log_line_of_a_whole_export(live: LiveServer, postgres: Postgres) -> None:
+    answer = ask(live, "/export/users.csv", headers={"X-Request-Id": "log-complete"})
+    line = live.export_line("log-complete")
+    assert (line["level"], line["relation"], line["outcome"]) == ("info", "users", "complete")
+    assert int(line["rows"]) == postgres.run("SELECT count(*) FROM users")[0][0]
+    assert int(line["bytes"]) == len(answer.body)
+    assert 0 < float(line["seconds"]) < 30
+
+
+def test_the_log_line_of_a_cut_export(live: LiveServer, postgres: Postgres) -> None:
+    divides_by_zero(postgres, 74)
+    ask(live, "/export/failing.csv", headers={"X-Request-Id": "log-failed"})
+    line = live.export_line("log-failed")
+    assert (line["relation"], line["outcome"], line["code"]) == ("failing", "failed", "invalid_value")
+    assert int(line["rows"]) in range(CHUNK_ROWS_LARGE, 73)
+    assert int(line["bytes"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "relation", "code"),
+    [
+        ("/export/nothing_here.csv", "nothing_here", "relation_not_found"),
+        ("/export/users.csv?select=nothing", "users", "unknown_column"),
+        ("/export/public.nothing_here.csv", "public.nothing_here", "relation_not_found"),
+    ],
+)
+def test_the_log_line_of_a_rejected_export(live: LiveServer, path: str, relation: str, code: str) -> None:
+    request_id = f"log-{code}-{relation}"
+    ask(live, path, headers={"X-Request-Id": request_id})
+    line = live.export_line(request_id)
+    assert (line["relation"], line["outcome"], line["code"]) == (relation, "rejected", code)
+    assert (line["rows"], line["bytes"]) == ("0", "0")
+
+
+@pytest.mark.parametrize("character", ["\r", "\n", "\r\n", "\x0b", "\x1b", "\x85", "\u2028"])
+def test_a_name_cannot_forge_a_line_of_the_log(live: LiveServer, character: str) -> None:
+    encoded = "".join(f"%{byte:02X}" for byte in character.encode())
+    before = len(live.log)
+    ask(live, f"/export/a{encoded}time=1970%20event=export.csv", headers={"X-Request-Id": "log-forged"})
+    ask(live, "/export/after_it.csv", headers={"X-Request-Id": "log-after"})
+    live.wait_for_log("log-after", after=before)
+    written = "\n".join(live.log[before:])
+    assert [line for line in written.splitlines() if line.startswith("time=1970")] == []
+    assert not set(written) & {"\r", "\x0b", "\x1b", "\x85", "\u2028"}
+
+
+def read_until_closed(raw: socket.socket) -> bytes:
+    received = b""
+    while part := raw.recv(1 << 16):
+        received += part
+    return received
+
+
+def test_a_client_that_closes_its_half_never_sees_a_clean_end_too_early(live: LiveServer) -> None:
+    # aiohttp closes the connection by itself then; over HTTP/1.0 a clean end would look like the end of the file.
+    with live.connect(receive_buffer=4096) as raw:
+        raw.sendall(b"GET /export/users.csv HTTP/1.0\r\n\r\n")
+        assert raw.recv(1000)
+        raw.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError):
+            read_until_closed(raw)

@@ -1,0 +1,562 @@
+"""Whatever a user writes stays data: values are bound, identifiers quoted, in every place of a URL.
+
+First the text of the SQL, without a database; then classic payloads over HTTP, which change nothing; then any text at
+all as a value and as a name, which comes back as itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import psycopg2.extensions
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from yarl import URL
+
+from server.app import create_app
+from server.errors import InvalidRequest
+from server.query.catalogue import Column, Relation, RelationName
+from server.query.filters import COMPARISONS, IS_VALUES, Condition, Filter, Group, conditions_of
+from server.query.parameters import SelectedColumn, SortKey
+from server.query.plan import ExportPlan, make_plan
+from server.query.request import FORMATS, ExportRequest, export_path, parse_export_request
+from server.query.sql import Statement, probes, select_statement
+from server.settings import Settings
+from tests.conftest import Postgres
+
+PAYLOADS = [
+    "'",
+    '"',
+    "''",
+    "\\",
+    "\\'",
+    "' OR '1'='1",
+    "' OR 1=1 --",
+    "1 OR 1=1",
+    "1) OR (1=1",
+    "'; DROP TABLE victims; --",
+    '"; DROP TABLE victims; --',
+    "\\'; DROP TABLE victims; --",
+    "\\\\'; DROP TABLE victims; --",
+    "1; DELETE FROM victims",
+    "'); INSERT INTO victims VALUES (99, 'x'); --",
+    "1; UPDATE victims SET value = 'pwned'; COMMIT",
+    "'; COMMIT; BEGIN; DROP TABLE victims; --",
+    "' UNION SELECT oid::int, rolname FROM pg_authid --",
+    '" FROM pg_authid --',
+    "1 UNION ALL SELECT 1, version()",
+    "'||pg_sleep(5)||'",
+    "1; SELECT pg_sleep(5)",
+    "(SELECT pg_sleep(5))",
+    "$$; DROP TABLE victims; $$",
+    "$x$'$x$",
+    "/* */ OR /**/1=1",
+    "value/**/=/**/value",
+    "E'\\047'",
+    "U&'\\0027'",
+    "CAST(version() AS int)",
+    "current_setting('is_superuser')",
+    "pg_read_file('/etc/passwd')",
+    "lo_export(1, '/tmp/x')",
+    "COPY victims TO PROGRAM 'id'",
+    "'; COPY victims TO PROGRAM 'touch /tmp/x'; --",
+    "'; SET ROLE postgres; --",
+    "%",
+    "%%",
+    "%s",
+    "%(v0)s",
+    "%(v1)s' OR '1'='1",
+    "%(timezone)s",
+    "%(nothing)s",
+    "{0}{value}",
+    ":value $1 ?",
+    "ʼ OR ʼ1ʼ=ʼ1",  # a modifier letter that some encodings fold to a quote
+    "＇ OR 1=1 －－",
+    "¿'\u00a0OR\u2003'1'='1",
+    "a\n'; DROP TABLE victims; --",
+    "a\r\nSet-Cookie: x=y",
+]
+
+# Where a payload may stand in the query string; {} is the payload as it is, {q} in double quotes.
+PLACES = [
+    "select={}",
+    "select={q}",
+    "select={q}:value",
+    "select=id,value,{q}:id&order=id",
+    "order={}",
+    "order={q}.desc.nullslast",
+    "{}=eq.1",
+    "{q}=eq.1",
+    "or=({}.eq.1)",
+    "and=(id.eq.1,or({q}.is.null))",
+    *(f"value={operator}.{{}}" for operator in COMPARISONS),
+    "value=not.eq.{}",
+    "value=is.{}",
+    "value=in.({})",
+    "value=in.({q})",
+    "value=not.in.(a,{q},b)",
+    "or=(value.eq.{},id.eq.1)",
+    "or=(value.eq.{q},id.eq.1)",
+    "and=(id.gt.0,not.or(value.like.{q},value.in.({q},x)))",
+    "id=eq.{}",
+    "id=in.({q})",
+    "value={}.x",
+    "value={}",
+    "{}",
+    "or={}",
+    "limit={}",
+    "offset={}",
+    "null={}",
+    "delimiter={}",
+    "quote={}",
+    "eol={}",
+    "header={}",
+    "timezone={}",
+    "filename={}",
+]
+
+# Those of them that no row of `victims` matches.
+NO_ROW = ("value=eq.{}", "value=in.({q})", "or=(value.eq.{q},id.eq.0)", "and=(id.gt.0,value.in.({q},x))")
+
+# The telling ones, for where each place costs a request.
+WORST = [payload for payload in PAYLOADS if re.search(r"; DROP|OR '1'|sleep|UNION SELECT|%\(v|^\W$|%\(n", payload)]
+
+# All that the SQL of a plan is made of, beside quoted identifiers and placeholders.
+TOKENS = re.compile(
+    r"""(?x) \s* (?:
+        " (?: [^"] | "" )+ "                            # an identifier
+      | %\( v\d+ \)s                                    # a value
+      | (?: SELECT | FROM | AS | WHERE | AND | OR | NOT | IN | IS | NULL | TRUE | FALSE | UNKNOWN
+          | ORDER | BY | ASC | DESC | NULLS | FIRST | LAST | LIMIT | OFFSET | LIKE | ILIKE
+          | row_to_json | line | source | \d+
+        ) \b
+      | <> | >= | <= | @> | <@ | && | ~\* | [=<>~(),.*]
+    )"""
+)
+
+
+def quoted(text: str) -> str:
+    """In the double quotes of the grammar."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def query_with(place: str, payload: str) -> str:
+    """The query string with the payload in its place, percent-encoded."""
+    return place.replace("{q}", quote(quoted(payload), safe="")).replace("{}", quote(payload, safe=""))
+
+
+def described(columns: list[str], schema: str = "public", name: str = "victims") -> Relation:
+    made = tuple(Column(column, "text", nullable=True, readable=True, indexed=False) for column in columns)
+    return Relation(1, schema, name, "table", False, made, None, None, None)
+
+
+def names_in(statement: Statement) -> set[str]:
+    """The identifiers of SQL text as the driver will send it; fails where anything but the known tokens is in it."""
+    sent = statement.text % {name: f"%({name})s" for name in statement.values}
+    found = set()
+    position = 0
+    while position < len(sent):
+        token = TOKENS.match(sent, position)
+        assert token is not None, f"{sent[position:]!r} in {sent!r}"
+        word = token[0].strip()
+        if word.startswith('"'):
+            found.add(word[1:-1].replace('""', '"'))
+        position = token.end()
+    return found
+
+
+def with_other_values(item: Filter) -> Filter:
+    """The same filter with `x` for each value."""
+    if isinstance(item, Group):
+        return replace(item, members=tuple(with_other_values(member) for member in item.members))
+    return item if item.operator == "is" else replace(item, values=("x",) * len(item.values))
+
+
+def assert_nothing_but_data(plan: ExportPlan) -> None:
+    """Every value is bound, in its order and as it was written; every identifier is one that the plan names."""
+    statement = select_statement(plan)
+    conditions = [item for item in conditions_of(plan.filters) if item.operator != "is"]
+    assert list(statement.values.values()) == [value for condition in conditions for value in condition.values]
+    known = {plan.relation.schema, plan.relation.name, *(column.name for column in plan.relation.columns)}
+    if plan.format == "ndjson":
+        known |= {output.name for output in plan.columns}
+    assert names_in(statement) <= known
+    # The text is the same whatever the values are, also of what is tried after PostgreSQL has refused a value.
+    other = replace(plan, filters=tuple(with_other_values(item) for item in plan.filters))
+    assert select_statement(other).text == statement.text
+    assert [probe.text for _, probe in probes(other)] == [probe.text for _, probe in probes(plan)]
+
+
+# --- The text, without a database. ---
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_payload_is_refused_or_bound_or_quoted(payload: str, format: str) -> None:
+    """Also where a column, the relation and its schema are really called so."""
+    relations = [described(["id", "value"]), described(["id", "value", payload], schema=payload, name=payload)]
+    understood = 0
+    for place in PLACES:
+        for relation in relations:
+            try:
+                plan = make_plan(parse_export_request(f"victims.{format}", query_with(place, payload)), relation)
+            except InvalidRequest:
+                continue
+            assert_nothing_but_data(plan)
+            understood += 1
+    # A value may be any text: at least the operators with one value have taken it.
+    assert understood >= 2 * len(COMPARISONS)
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+AWKWARD = st.text("'\"\\%();-$*, sv0\n\r\té🦥", max_size=12)
+ANY = TEXT | AWKWARD | st.sampled_from(PAYLOADS)
+NAMES = ANY.filter(bool)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> ExportPlan:
+    """Any plan on any relation."""
+    columns = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
+    relation = described(columns, schema=draw(NAMES), name=draw(NAMES))
+    column = st.sampled_from(columns)
+    condition = st.one_of(
+        st.builds(Condition, column, st.sampled_from([*COMPARISONS]), st.tuples(ANY), st.booleans()),
+        st.builds(Condition, column, st.just("in"), st.lists(ANY, max_size=3).map(tuple), st.booleans()),
+        st.builds(Condition, column, st.just("is"), st.tuples(st.sampled_from(IS_VALUES)), st.booleans()),
+    )
+    group = st.recursive(
+        condition,
+        lambda members: st.builds(
+            Group, st.sampled_from(["and", "or"]), st.lists(members, min_size=1, max_size=3).map(tuple), st.booleans()
+        ),
+        max_leaves=6,
+    )
+    filters: list[Filter] = draw(st.lists(group, max_size=3))
+    select = draw(
+        st.none() | st.lists(st.builds(SelectedColumn, column, st.none() | NAMES), min_size=1, max_size=4).map(tuple)
+    )
+    order = draw(st.lists(st.builds(SortKey, column, st.booleans(), st.sampled_from([None, True, False])), max_size=3))
+    request = ExportRequest(
+        RelationName("x"),
+        draw(st.sampled_from(FORMATS)),
+        select=select,
+        filters=tuple(filters),
+        order=tuple(order),
+        limit=draw(st.none() | st.integers(0, 2**63 - 1)),
+        offset=draw(st.integers(0, 2**63 - 1)),
+        timezone=draw(st.none() | ANY),
+        filename=draw(st.none() | ANY),
+    )
+    return make_plan(request, relation)
+
+
+@hypothesis_settings(max_examples=60)
+@given(plans())
+def test_every_plan_is_text_of_known_words_and_names(plan: ExportPlan) -> None:
+    assert_nothing_but_data(plan)
+
+
+# --- Payloads over HTTP. ---
+
+
+@pytest.fixture(scope="module")
+def victims(database_url: str) -> Iterator[Postgres]:
+    """A table to be spared."""
+    postgres = Postgres(database_url)
+    postgres.run(
+        "CREATE TABLE victims (id integer PRIMARY KEY, value text); "
+        "INSERT INTO victims VALUES (1, 'a'), (2, 'b'), (3, NULL)"
+    )
+    yield postgres
+    postgres.run("DROP TABLE victims")
+    postgres.connection.close()
+
+
+def state_of(postgres: Postgres) -> list[Any]:
+    """What an attack would change."""
+    return [
+        postgres.run("SELECT * FROM victims ORDER BY id"),
+        postgres.run("SELECT count(*), max(id) FROM users"),
+        postgres.run(
+            "SELECT oid, relname, relacl FROM pg_class WHERE relnamespace NOT IN "
+            "(SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_') ORDER BY oid"
+        ),
+        postgres.run("SELECT oid, proname FROM pg_proc WHERE oid >= 16384 ORDER BY oid"),
+        postgres.run("SELECT oid, rolname, rolsuper, rolconfig FROM pg_roles ORDER BY oid"),
+        postgres.run("SELECT oid, datname FROM pg_database ORDER BY oid"),
+    ]
+
+
+async def answer(client: TestClient[Any, Any], target: str) -> tuple[int, str]:
+    """(status, body) of this address, which is percent-encoded already."""
+    started = time.monotonic()
+    async with client.get(URL(target, encoded=True)) as response:
+        body: bytes = await response.read()
+        assert not {"Set-Cookie"} & set(response.headers)
+    assert time.monotonic() - started < 2, target  # nobody has slept
+    return response.status, body.decode()
+
+
+async def assert_nothing_changes(client: TestClient[Any, Any], postgres: Postgres, payload: str) -> None:
+    before = state_of(postgres)
+    for place in (*PLACES, *NO_ROW):
+        status, body = await answer(client, f"/export/victims.csv?{query_with(place, payload)}")
+        assert status in (200, 400), (place, body)
+        assert "SQLSTATE" not in body
+        if place in NO_ROW:
+            # Taken for SQL it would be true of every row, or bring rows of others.
+            assert body == "id,value\n"
+    raw, plain = quote(quoted(payload), safe=""), quote(payload, safe="")
+    for path in (
+        f"/export/{raw}.csv",
+        f"/export/{plain}.csv",
+        f"/export/{raw}.victims.csv",
+        f"/export/public.{raw}.csv",
+        f"/export/victims.{plain}",
+        f"/relations/{raw}",
+        f"/relations/{raw}.victims/preview",
+        f"/relations/victims/preview?value=eq.{plain}",
+        f"/relations/victims/preview?{raw}=eq.1",
+    ):
+        status, body = await answer(client, path)
+        assert status in (200, 400, 404), (path, body)
+        assert "SQLSTATE" not in body
+    assert state_of(postgres) == before
+
+
+@pytest.mark.parametrize("payload", WORST)
+async def test_a_payload_changes_nothing(client: TestClient[Any, Any], victims: Postgres, payload: str) -> None:
+    await assert_nothing_changes(client, victims, payload)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+async def test_a_payload_as_a_value_finds_the_row_that_holds_it(
+    client: TestClient[Any, Any], postgres: Postgres, payload: str
+) -> None:
+    postgres.run("CREATE TABLE held (id integer, value text)")
+    postgres.run("INSERT INTO held VALUES (1, %s), (2, 'a'), (3, NULL)", [payload])
+    for condition in (f"eq.{payload}", f"in.({quoted(payload)})", f"like.{like_pattern(payload)}"):
+        status, body = await answer(client, f"/export/held.csv?select=id&value={quote(condition, safe='')}")
+        assert (status, body) == (200, "id\n1\n"), condition
+
+
+async def test_a_session_cannot_write(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    """The second line of defence: even a view that writes cannot."""
+    postgres.run(
+        "CREATE TABLE written (id integer); CREATE OR REPLACE FUNCTION write() RETURNS integer LANGUAGE sql AS "
+        "'INSERT INTO written VALUES (1) RETURNING id'; CREATE VIEW writing AS SELECT write() AS id"
+    )
+    try:
+        status, body = await answer(client, "/export/writing.csv")
+        assert status == 500
+        assert "INSERT" not in body
+        assert postgres.run("SELECT * FROM written") == []
+    finally:
+        postgres.run("DROP VIEW writing; DROP FUNCTION write()")
+
+
+# --- Any text as a value. ---
+
+
+def like_pattern(text: str) -> str:
+    """A pattern for this very text; a star cannot be escaped, but any character is one that it may be."""
+    return re.sub(r"([\\%_])", r"\\\1", text).replace("*", "_")
+
+
+async def ids_where(client: TestClient[Any, Any], condition: str) -> list[int]:
+    status, body = await answer(client, f"/export/held.csv?select=id&order=id&{condition}")
+    assert status == 200, (condition, body)
+    return [int(line) for line in body.splitlines()[1:]]
+
+
+async def assert_text_is_data(client: TestClient[Any, Any], postgres: Postgres, text: str) -> None:
+    """The row that holds the text is found by it, and no other, whichever way it is written."""
+    postgres.run("CREATE TABLE IF NOT EXISTS held (id integer, value text); TRUNCATE held")
+    others = [text + "x", "x" + text, text + "'", text * 2 + "\\", ""]
+    rows = [text, *(other for other in others if other != text)]
+    postgres.run(
+        "INSERT INTO held VALUES " + ", ".join(["(%s, %s)"] * len(rows)),
+        [value for pair in enumerate(rows, 1) for value in pair],
+    )
+    rest = list(range(2, len(rows) + 1))
+    plain, in_quotes = quote(text, safe=""), quote(quoted(text), safe="")
+    assert await ids_where(client, f"value=eq.{plain}") == [1]
+    assert await ids_where(client, f"value=neq.{plain}") == rest
+    assert await ids_where(client, f"or=(value.eq.{in_quotes},id.eq.0)") == [1]
+    assert await ids_where(client, f"value=in.({in_quotes},%22never%20there%22)") == [1]
+    assert await ids_where(client, f"value=not.in.({in_quotes})") == rest
+    if "*" not in text:
+        assert await ids_where(client, f"value=like.{quote(like_pattern(text), safe='')}") == [1]
+    # ***= makes the rest of a regular expression plain text (PostgreSQL manual, "Regular Expression Metasyntax").
+    holding = [number for number, row in enumerate(rows, 1) if text in row]
+    assert await ids_where(client, f"value=match.{quote('***=' + text, safe='')}") == holding
+
+
+VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40) | AWKWARD
+
+
+@hypothesis_settings(max_examples=60)
+@given(text=VALUES)
+@example(text="\\'; DROP TABLE held; --")
+@example(text="%(v0)s %s %% %")
+@example(text='"\\"{(,)}')
+@example(text="\r\n\t\x01\x7f\x85\u2028")
+@example(text="🦥é\u0301\U0010ffff\ufeff")
+@example(text=" leading and trailing ")
+async def test_any_text_is_found_as_itself(client: TestClient[Any, Any], postgres: Postgres, text: str) -> None:
+    await assert_text_is_data(client, postgres, text)
+
+
+@pytest.fixture
+async def old_strings(postgres: Postgres, settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
+    """A client of a server whose role has backslashes mean something in plain string literals."""
+    password = "of a test"
+    postgres.run(
+        f"CREATE ROLE sluice_old_strings LOGIN PASSWORD '{password}'; GRANT pg_read_all_data TO sluice_old_strings; "
+        "ALTER ROLE sluice_old_strings SET standard_conforming_strings = off; "
+        "CREATE VIEW literals AS SELECT current_setting('standard_conforming_strings') AS conforming"
+    )
+    dsn = psycopg2.extensions.make_dsn(settings.dsn, user="sluice_old_strings", password=password)
+    try:
+        async with TestClient(TestServer(create_app(replace(settings, database_url=dsn)))) as opened:
+            yield opened
+    finally:
+        postgres.run("DROP OWNED BY sluice_old_strings; DROP ROLE sluice_old_strings")
+
+
+@hypothesis_settings(max_examples=30)
+@given(text=VALUES)
+@example(text="\\'; DROP TABLE held; --")
+@example(text="\\")
+@example(text="\\\\''\\")
+async def test_any_text_is_found_where_backslashes_mean_something(
+    old_strings: TestClient[Any, Any], postgres: Postgres, text: str
+) -> None:
+    assert await answer(old_strings, "/export/literals.csv") == (200, "conforming\noff\n")
+    await assert_text_is_data(old_strings, postgres, text)
+
+
+@pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\\" in payload])
+async def test_a_payload_changes_nothing_where_backslashes_mean_something(
+    old_strings: TestClient[Any, Any], victims: Postgres, payload: str
+) -> None:
+    await assert_nothing_changes(old_strings, victims, payload)
+
+
+# --- Any text as a name. ---
+
+
+def identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def short(name: str) -> str:
+    """As much of the name as an identifier holds."""
+    return name.encode()[:63].decode(errors="ignore")
+
+
+def objects_of(body: str) -> list[Any]:
+    """The objects of JSON lines; a line ends with LF and nothing else."""
+    *lines, after = body.split("\n")
+    assert after == ""
+    return [json.loads(line) for line in lines]
+
+
+IDENTIFIERS = (NAMES | st.sampled_from(["order", "select", "and", "not.or", "line", "*", "a.b", "ctid2"])).map(short)
+
+
+async def assert_names_are_names(
+    client: TestClient[Any, Any], postgres: Postgres, relation: str, columns: list[str], alias: str
+) -> None:
+    """A relation of these names, whole and filtered, sorted, renamed; as CSV and as JSON lines."""
+    table, first = identifier(relation), identifier(columns[0])
+    definitions = ", ".join(f"{identifier(column)} text" for column in columns)
+    postgres.run(f"CREATE TABLE {table} ({definitions})")
+    postgres.run(f"INSERT INTO {table} ({first}) VALUES ('b'), ('a'), (NULL), ('c')")
+    path, rows = export_path(None, relation, "csv"), export_path(None, relation, "ndjson")
+    name = quote(quoted(columns[0]), safe="")
+    try:
+        assert await answer(client, path) == (200, postgres.copy(f"SELECT * FROM {table}").decode())
+        query = f"order={name}.desc&{name}=in.(a,c)&or=({name}.eq.a,{name}.eq.c)"
+        expected = f"SELECT * FROM {table} WHERE {first} IN ('a', 'c') ORDER BY {first} DESC"
+        assert await answer(client, f"{path}?{query}") == (200, postgres.copy(expected).decode())
+        status, body = await answer(client, f"{rows}?{query}")
+        assert status == 200, body
+        assert objects_of(body) == [dict.fromkeys(columns) | {columns[0]: value} for value in ("c", "a")]
+        # The alias is a name of the file and nothing else, whatever it is.
+        renamed = f"select={quote(quoted(alias), safe='')}:{name}&{query}"
+        status, body = await answer(client, f"{rows}?{renamed}")
+        assert (status, objects_of(body)) == (200, [{alias: "c"}, {alias: "a"}])
+        expected = f"SELECT {first} AS {identifier(alias)} FROM ({expected}) AS sorted"
+        assert await answer(client, f"{path}?{renamed}") == (200, postgres.copy(expected).decode())
+    finally:
+        postgres.run(f"DROP TABLE {table}")
+
+
+@hypothesis_settings(max_examples=30)
+@given(relation=IDENTIFIERS, columns=st.lists(IDENTIFIERS, min_size=1, max_size=3, unique=True), alias=IDENTIFIERS)
+@example(relation='"; DROP TABLE users; --', columns=["%(v0)s", "%", "%%s"], alias="%(v0)s")
+@example(relation="100% größe 🦥", columns=["é", "é\u0301", 'say "hi"'], alias='"')
+@example(relation="it's\\", columns=["'; --", "\\", "a\r\nb"], alias="x" * 63)
+async def test_any_text_is_a_name(
+    client: TestClient[Any, Any], postgres: Postgres, relation: str, columns: list[str], alias: str
+) -> None:
+    await assert_names_are_names(client, postgres, relation, columns, alias)
+
+
+@pytest.mark.parametrize("payload", [short(payload) for payload in PAYLOADS])
+async def test_a_payload_is_a_name(client: TestClient[Any, Any], postgres: Postgres, payload: str) -> None:
+    await assert_names_are_names(client, postgres, payload, [payload, payload[:30] + " x"], payload)
+
+
+@pytest.mark.parametrize("format", ["csv", "ndjson"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select=b:a,a:b&order=a",
+        "select=b:a&order=b",
+        "select=b:a,b&order=b.desc",
+        "select=x:a,x:b&order=a",
+        "select=a,a&order=a",
+        "select=b:a&b=eq.1&order=a",
+    ],
+)
+async def test_an_alias_never_takes_the_place_of_a_column(
+    client: TestClient[Any, Any], postgres: Postgres, query: str, format: str
+) -> None:
+    """Filters and the order speak of the relation's columns in every format."""
+    postgres.run("CREATE TABLE crossed (a integer, b integer); INSERT INTO crossed VALUES (1, 3), (2, 1), (3, 2)")
+    key = re.search(r"order=(\w+)(\.desc)?", query)
+    assert key is not None
+    where = "WHERE b = 1" if "b=eq.1" in query else ""
+    expected = postgres.run(f"SELECT a, b FROM crossed {where} ORDER BY {key[1]} {'DESC' if key[2] else ''}")
+    status, body = await answer(client, f"/export/crossed.{format}?{query}")
+    assert status == 200, body
+    columns = [item.rpartition(":")[2] for item in re.findall(r"select=([^&]+)", query)[0].split(",")]
+    rows = [[{"a": a, "b": b}[column] for column in columns] for a, b in expected]
+    if format == "csv":
+        assert [[int(value) for value in line.split(",")] for line in body.splitlines()[1:]] == rows
+    else:
+        found = [json.loads(line, object_pairs_hook=list) for line in body.splitlines()]
+        assert [[value for _, value in pairs] for pairs in found] == rows
+
+
+@pytest.mark.parametrize("select", ["line", "line,id", "line:id", "id,line:note", "*"])
+async def test_a_column_may_be_called_as_the_query_calls_its_row(
+    client: TestClient[Any, Any], postgres: Postgres, select: str
+) -> None:
+    postgres.run("CREATE TABLE poem (id integer, line text, note text); INSERT INTO poem VALUES (1, 'rose', 'red')")
+    row = {"id": 1, "line": "rose", "note": "red"}
+    items = [item.rpartition(":") for item in ("id,line,note" if select == "*" else select).split(",")]
+    status, body = await answer(client, f"/export/poem.ndjson?select={select}")
+    assert (status, json.loads(body)) == (200, {alias or column: row[column] for alias, _, column in items})

@@ -1,0 +1,407 @@
+"""The file of a saved export over HTTP: whole, in parts, resumed, and cut so that nobody takes a part for the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.http.routes.saved_file import open_file
+from server.http.sendfile import _in_thread
+from server.saved.manifest import Manifest
+from server.saved.store import Shelf
+from tests.conftest import Postgres
+from tests.http.test_byte_ranges import RANGES
+from tests.http.test_proxy import NGINX, free_port
+from tests.saved.test_queue import completed, make_spool
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.raw_http import Client, ask
+from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A server with a completed export of the users. data: its file; document: its status."""
+
+    server: LiveServer
+    storage: Path
+    document: dict[str, Any]
+    data: bytes
+
+    @property
+    def id(self) -> str:
+        id: str = self.document["exportId"]
+        return id
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.document["sha256"]}"'
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/exports/{self.id}/download"
+
+
+@pytest.fixture(scope="module")
+def users(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    storage = tmp_path_factory.mktemp("storage")
+    with LiveServer(DATABASE_URL=database_url, EXPORT_STORAGE_PATH=str(storage)) as server:
+        document = saved(server, "users.csv?order=id")
+        yield Saved(server, storage, document, (storage / document["exportId"] / "data.csv").read_bytes())
+
+
+def test_the_whole_file_with_all_that_is_known_of_it(users: Saved) -> None:
+    answer = download(users.server, users.id)
+    assert (answer.status, answer.ending) == (200, "length")
+    assert answer.body == users.data
+    digest = hashlib.sha256(users.data).digest()
+    assert answer.headers["etag"] == f'"{digest.hex()}"'
+    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest).decode()}:"
+    assert answer.headers["content-length"] == str(len(users.data))
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="users.csv"'
+    assert "content-range" not in answer.headers
+
+
+def test_head_gives_the_same_headers_and_nothing_else(users: Saved) -> None:
+    got, asked = download(users.server, users.id), download(users.server, users.id, method="HEAD")
+    assert (asked.status, asked.body) == (200, b"")
+    for headers in (got.headers, asked.headers):
+        assert isinstance(headers, dict)
+        headers.pop("date")
+        headers.pop("x-request-id")
+    assert asked.headers == got.headers
+
+
+def expected_part(header: str, data: bytes) -> tuple[int, bytes | None]:
+    """Status and body for this Range, by the table of test_ranges.py, whose file has 1000 bytes."""
+    selection = dict(RANGES)[header]
+    if selection.status != 206:
+        return selection.status, data if selection.status == 200 else None
+    start, _, end = header.partition("=")[2].strip(", ").partition("-")
+    if not start:
+        return 206, data[-int(end) :]
+    return 206, data[int(start) : len(data) if not end or len(end) > 19 else int(end) + 1]
+
+
+@pytest.mark.parametrize("header", [h for h, _ in RANGES if h.isascii() and "1000-" not in h and "5000" not in h])
+def test_a_range_of_the_file(users: Saved, header: str) -> None:
+    if header == "bytes=-1000":
+        header = "bytes=-0"
+    code, body = expected_part(header, users.data)
+    answer = download(users.server, users.id, {"Range": header})
+    assert answer.status == code
+    if code == 416:
+        assert answer.problem()["code"] == "range_not_satisfiable"
+        assert answer.headers["content-range"] == f"bytes */{len(users.data)}"
+        return
+    assert answer.body == body
+    assert answer.headers["etag"] == users.etag
+    assert ("content-range" in answer.headers) == (code == 206)
+    if code == 206:
+        first, last = answer.headers["content-range"].removeprefix("bytes ").partition("/")[0].split("-")
+        assert users.data[int(first) : int(last) + 1] == answer.body
+    # Of the whole file, also where a part is sent.
+    assert hashlib.sha256(users.data).digest() == base64.b64decode(
+        answer.headers["repr-digest"].removeprefix("sha-256=:").removesuffix(":")
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(users: Saved) -> Iterator[str]:
+    """nginx with the same file."""
+    if NGINX is None:
+        assert not os.environ.get("CI"), "nginx is missing; .ci/run installs it"
+        pytest.skip("nginx is not installed")
+    folder = users.storage.parent / "nginx"
+    folder.mkdir()
+    shutil.copy(users.storage / users.id / "data.csv", folder / "data.csv")
+    for path in (*folder.parents[:3], folder):  # its worker runs as another user
+        path.chmod(path.stat().st_mode | 0o055)
+    (folder / "data.csv").chmod(0o644)
+    port = free_port()
+    temporary = " ".join(f"{name}_temp_path {folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {folder}/body; {temporary}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}"
+    )
+    process = subprocess.Popen(
+        [NGINX, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"], stderr=subprocess.DEVNULL
+    )
+    try:
+
+        def listens() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            except OSError:
+                assert process.poll() is None, (folder / "error.log").read_text()
+                return False
+            return True
+
+        wait_until("nginx listens", listens)
+        yield f"http://127.0.0.1:{port}/data.csv"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def curl(url: str, *options: str) -> tuple[int, str, bytes]:
+    """(status, Content-Range, body) as curl has them."""
+    done = subprocess.run(
+        ["curl", "-sS", "--noproxy", "*", "-D", "-", "-o", "-", *options, url], capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    head, _, body = done.stdout.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    return int(lines[0].split()[1]), fields.get("content-range", ""), body
+
+
+# Where nginx does otherwise: it answers several ranges with multipart/byteranges, and what is no range with 416.
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("0-0", "0-499", "500-999", "17-", "0-", "990-99999999", "-1", "-500", "-99999999", "-0"),
+        *("99999999-", "99999999-100000000", "99999999999999999999-"),
+    ],
+)
+def test_a_reference_implementation_answers_the_same(users: Saved, reference: str, header: str) -> None:
+    ours, theirs = (curl(url, "-H", f"Range: bytes={header}") for url in (users.url, reference))
+    assert ours[:2] == theirs[:2]
+    assert ours[0] == 416 or ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_if_range_gives_the_rest_or_the_whole_of_another_file(users: Saved, stale: bool) -> None:
+    etag = f'"{"0" * 64}"' if stale else users.etag
+    answer = download(users.server, users.id, {"Range": "bytes=1000-", "If-Range": etag})
+    assert (answer.status, answer.body) == ((200, users.data) if stale else (206, users.data[1000:]))
+
+
+def test_what_the_client_has_already_is_not_sent(users: Saved) -> None:
+    answer = download(users.server, users.id, {"If-None-Match": users.etag})
+    assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", users.etag)
+    refused = download(users.server, users.id, {"If-Match": '"other"'})
+    assert refused.problem()["code"] == "precondition_failed"
+
+
+def test_several_requests_on_one_connection(users: Saved) -> None:
+    with Client(users.server.connect()) as client:
+        path = f"/exports/{users.id}/download"
+        for header in ("bytes=0-9", "bytes=-10", "bytes=0-", "bytes=99999999-", "bytes=5-6"):
+            answer = client.ask(path, headers={"Range": header})
+            assert answer.status == (416 if header.startswith("bytes=9") else 206)
+            assert answer.ending == "length"
+        assert client.ask(path).body == users.data
+        assert client.ask("/health/live").status == 200
+        assert client.nothing_more()
+
+
+def test_http_1_0_gets_the_length_too(users: Saved) -> None:
+    answer = ask(users.server, f"/exports/{users.id}/download", http="1.0")
+    assert (answer.status, answer.body, answer.ending) == (200, users.data, "length")
+
+
+@pytest.mark.parametrize("have", [0, 1, 100_000, -1, None])
+def test_curl_goes_on_where_it_was_cut(users: Saved, tmp_path: Path, have: int | None) -> None:
+    file = tmp_path / "users.csv"
+    file.write_bytes(users.data[:have])
+    done = subprocess.run(
+        ["curl", "-sS", "--noproxy", "*", "-C", "-", "-o", str(file), users.url], capture_output=True, timeout=60
+    )
+    # With all of it there, some versions of curl take the 416 for an error.
+    assert done.returncode == 0 or (have is None and done.returncode in (22, 33)), done
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == users.document["sha256"]
+
+
+def test_pausing_again_and_again_gets_the_same_file(users: Saved, tmp_path: Path) -> None:
+    file = tmp_path / "users.csv"
+    for _ in range(100):
+        have = file.stat().st_size if file.exists() else 0
+        with file.open("ab") as output, Client(users.server.connect(receive_buffer=4096)) as client:
+            client.send(f"/exports/{users.id}/download", headers={"Range": f"bytes={have}-", "If-Range": users.etag})
+            head = body = b""
+            while len(body) < min(100_000, len(users.data) - have) and client.receive():
+                head, _, body = bytes(client._received).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 206")
+            output.write(body)
+        if file.stat().st_size == len(users.data):
+            break
+    assert file.read_bytes() == users.data
+
+
+def test_an_unfinished_export_says_when_to_come_again(users: Saved, postgres: Postgres) -> None:
+    gate = Gate(postgres)
+    try:
+        id = save(users.server, "gated.csv")
+        answer = download(users.server, id)
+        assert answer.problem()["code"] == "export_not_finished"
+        assert answer.status == 409
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    finally:
+        gate.open()
+    wait_for(users.server, id, "completed")
+    assert download(users.server, id).body == gate.content
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "link", "folder"])
+def test_a_file_that_is_not_what_was_saved_is_not_sent(users: Saved, tmp_path: Path, damage: str) -> None:
+    document = saved(users.server, "users.csv?limit=10")
+    path = users.storage / document["exportId"] / "data.csv"
+    data = path.read_bytes()
+    path.unlink()
+    if damage in ("shorter", "longer"):
+        path.write_bytes(data[:-1] if damage == "shorter" else data + b"\n")
+    elif damage == "link":  # of the right size, even
+        (tmp_path / "secret").write_bytes(data)
+        path.symlink_to(tmp_path / "secret")
+    elif damage == "folder":
+        path.mkdir()
+    answer = download(users.server, document["exportId"])
+    assert answer.status == 410
+    assert answer.problem()["code"] == "file_damaged"
+    assert status(users.server, document["exportId"]) == document
+
+
+def test_a_request_that_somebody_has_edited_is_not_the_clients_fault(users: Saved) -> None:
+    document = saved(users.server, "users.csv?limit=10")
+    path = users.storage / document["exportId"] / "manifest.json"
+    path.write_text(path.read_text().replace("limit=10", "limit=ten"))
+    answer = download(users.server, document["exportId"])
+    assert answer.status == 500
+    assert answer.problem()["code"] == "export_unreadable"
+
+
+async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path) -> None:
+    id = completed(make_spool(tmp_path))
+    opened: list[int] = []
+    opening, go_on = threading.Event(), threading.Event()
+
+    class Slow(Shelf):
+        def open_data(self, id: str) -> tuple[Manifest, int]:
+            opening.set()
+            assert go_on.wait(60)
+            found = super().open_data(id)
+            opened.append(found[1])
+            return found
+
+    task = asyncio.create_task(open_file(Slow(tmp_path), id))
+    assert await asyncio.to_thread(opening.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+
+    def closed() -> bool:
+        return bool(opened) and not Path(f"/proc/self/fd/{opened[0]}").exists()
+
+    await asyncio.to_thread(wait_until, "it is closed", closed, seconds=60)
+
+
+async def test_bytes_that_the_socket_took_while_the_client_left_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    taken, go_on, counts = threading.Event(), threading.Event(), list[int]()
+    sendfile = os.sendfile
+
+    def slowly(*arguments: int) -> int:
+        count = sendfile(*arguments)
+        taken.set()
+        assert go_on.wait(60)
+        return count
+
+    monkeypatch.setattr("server.http.sendfile.os.sendfile", slowly)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("rb") as file:
+        task = asyncio.create_task(_in_thread(ours.fileno(), file.fileno(), 0, 1000, counts.append))
+        assert await asyncio.to_thread(taken.wait, 60)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert counts == [1000]
+
+
+# --- how it ends ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(start_live: Callable[..., LiveServer], postgres: Postgres, tmp_path: Path) -> tuple[LiveServer, str, int]:
+    """A server, the id of an export larger than the sockets hold, and its bytes."""
+    postgres.run("CREATE VIEW large AS SELECT generate_series(1, 30000) AS n, repeat('x', 1000) AS filler")
+    server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), SHUTDOWN_TIMEOUT="60")
+    document = saved(server, "large.csv")
+    return server, document["exportId"], document["bytes"]
+
+
+def test_a_reader_that_stalls_is_cut_and_sees_it(
+    large: tuple[LiveServer, str, int], start_live: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    patient, id, size = large
+    server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), STALL_TIMEOUT="0.5")
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send(f"/exports/{id}/download")
+        server.wait_for_log("saved export sent.*outcome=stalled", seconds=30)
+        answer = client.read()
+    assert answer.ending == "reset"
+    assert len(answer.body) < size
+    assert ask(server, "/health/live").status == 200
+    assert len(download(patient, id).body) == size
+
+
+def test_a_reader_that_leaves_is_noticed(large: tuple[LiveServer, str, int]) -> None:
+    server, id, size = large
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send(f"/exports/{id}/download")
+        client.receive()
+    server.wait_for_log("saved export sent.*outcome=client_left", seconds=30)
+    assert len(download(server, id).body) == size
+
+
+def test_a_stopping_server_lets_a_download_end(large: tuple[LiveServer, str, int]) -> None:
+    server, id, size = large
+    with Client(server.connect(receive_buffer=65536)) as client:
+        client.send(f"/exports/{id}/download")
+        client.receive()
+        server.process.send_signal(signal.SIGTERM)
+        answer = client.read()
+    assert (answer.ending, len(answer.body)) == ("length", size)
+    assert server.stop() == 0
+
+
+def test_a_file_cut_short_under_a_download_cuts_it(large: tuple[LiveServer, str, int], tmp_path: Path) -> None:
+    server, id, size = large
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send(f"/exports/{id}/download")
+        client.receive()
+        os.truncate(tmp_path / id / "data.csv", 1000)
+        answer = client.read()
+    assert answer.ending == "reset"
+    assert len(answer.body) < size
+    server.wait_for_log("shorter than it was")
+
+
+def test_a_removed_file_is_sent_to_its_end_where_it_has_begun(large: tuple[LiveServer, str, int]) -> None:
+    server, id, size = large
+    with Client(server.connect(receive_buffer=65536)) as client:
+        client.send(f"/exports/{id}/download")
+        client.receive()
+        assert ask(server, f"/exports/{id}", method="DELETE").status == 204
+        assert len(client.read().body) == size
+    assert download(server, id).status == 404

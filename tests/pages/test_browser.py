@@ -1,0 +1,463 @@
+"""The pages in a real Chromium: from finding a table to the bytes of the file, by mouse, by keyboard, scriptless."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import Postgres
+from tests.support.browser import PATIENCE, keep_picture, launch, open_page
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.raw_http import ask
+
+expect.set_options(timeout=PATIENCE)
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+OpenPage = Callable[..., AbstractContextManager[Page]]
+
+
+# Of the module: while Playwright runs, its event loop counts as running, and no asynchronous test could.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = launch(playwright)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[LiveServer]:
+    with LiveServer(DATABASE_URL=database_url) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser: Browser, server: LiveServer) -> OpenPage:
+    """Opens a page of its own: `with visit(viewport=…) as page`."""
+
+    def opened(**options: Any) -> AbstractContextManager[Page]:
+        return open_page(browser, server.url, **options)
+
+    return opened
+
+
+@pytest.fixture
+def page(visit: OpenPage) -> Iterator[Page]:
+    with visit(viewport=DESKTOP) as opened:
+        yield opened
+
+
+def download(page: Page, link: str = "#download") -> bytes:
+    """What the browser has on the disk after a click on the link."""
+    with page.expect_download() as started:
+        page.locator(link).click()
+    assert started.value.failure() is None
+    return Path(started.value.path()).read_bytes()
+
+
+def go_to_table(page: Page, name: str, query: str = "") -> None:
+    page.goto(f"/table/{name}?{query}")
+    expect(page.locator("#shape[data-live]")).to_be_attached()
+
+
+@pytest.fixture
+def gate(postgres: Postgres) -> Iterator[psycopg2.extensions.connection]:
+    """A view called gated, whose rows after the four thousandth come once this connection is closed.
+
+    What comes before is megabytes, more than any buffer on the way to the file holds back.
+    """
+    keeper = postgres.connect()
+    with keeper.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(20261)")
+    postgres.run("""
+        CREATE VIEW gated AS
+        SELECT id, repeat('sluice', 150) AS filler,
+            CASE WHEN id > 4000 THEN pg_advisory_xact_lock_shared(20261)::text END AS waited
+        FROM (SELECT id FROM users ORDER BY id LIMIT 5000) AS first""")
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_saved(server: LiveServer, postgres: Postgres) -> Iterator[None]:
+    """Removes what a test has saved, before the relations it reads are dropped."""
+    yield
+    for export in json.loads(ask(server, "/exports").body)["exports"]:
+        for _ in range(2):  # one that runs is cancelled first, and then removed
+            ask(server, f"/exports/{export['exportId']}", method="DELETE")
+    wait_until("nothing is read", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60)
+
+
+# --- The main path ---
+
+
+def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -> None:
+    page.goto("/")
+    page.get_by_label("Search tables by name").fill("user")
+    expect(page.locator(".relations tbody tr:visible")).to_have_count(1)
+    expect(page.locator("#count")).to_have_text(re.compile(r"^1 of \d+$"))
+    page.get_by_role("link", name="users", exact=True).click()
+    expect(page.get_by_role("heading", name="users")).to_be_visible()
+
+    page.get_by_role("button", name="None").click()
+    for name in ("id", "name", "signup_date"):
+        page.get_by_role("checkbox", name=re.compile(rf"^{name}\b")).check()
+    page.get_by_label("Name of name in the file").fill("full name")
+    page.get_by_role("group", name="New filter").get_by_label("Column").select_option("name")
+    row = page.get_by_role("group", name="Filter on name")
+    row.get_by_label("Comparison").select_option("contains")
+    row.get_by_label("Value").fill("ada")
+    page.get_by_role("group", name="New filter").get_by_label("Column").select_option("signup_date")
+    row = page.get_by_role("group", name="Filter on signup_date")
+    row.get_by_label("Comparison").select_option("lt")
+    row.get_by_label("Date", exact=True).fill("2023-01-01")
+    page.get_by_role("group", name="New sort key").get_by_label("Column").select_option("id")
+    page.get_by_role("group", name="Sort by id").get_by_label("Direction").select_option("desc")
+    page.get_by_label("Most rows").fill("50")
+
+    sql = (
+        'SELECT id, name AS "full name", signup_date FROM users '
+        "WHERE name ILIKE '%ada%' AND signup_date < '2023-01-01' ORDER BY id DESC LIMIT 50"
+    )
+    rows = [line.split(",")[0] for line in postgres.copy(sql, "HEADER false").decode().splitlines()]
+    expect(page.locator(".preview tbody tr td:first-child")).to_have_text(rows[:20])
+    headers = ["idbigint", "full nametext", "signup_datetimestamp with time zone"]
+    expect(page.locator(".preview th")).to_have_text(headers)
+    query = "select=id,full%20name:name,signup_date&name=ilike.*ada*&signup_date=lt.2023-01-01&order=id.desc&limit=50"
+    expect(page).to_have_url(re.compile(re.escape(f"/table/users?{query}") + "$"))
+    expect(page.locator("#url")).to_have_text(re.compile(re.escape(f"/export/users.csv?{query}") + "$"))
+    assert download(page) == postgres.copy(sql)
+    keep_picture(page, "shaped")
+
+    # The address is the whole choice: opened anew, the same form.
+    address = page.url
+    page.goto("/")
+    page.goto(address)
+    expect(page.locator(".preview tbody tr td:first-child")).to_have_text(rows[:20])
+    expect(page.locator(".preview th")).to_have_text(headers)
+    row = page.get_by_role("group", name="Filter on signup_date")
+    expect(row.get_by_label("Date", exact=True)).to_have_value("2023-01-01")
+
+
+def test_search_within_a_schema_and_back(browser: Browser, database_url: str, postgres: Postgres) -> None:
+    postgres.run("CREATE SCHEMA second; CREATE TABLE second.users_of_old (a int); CREATE TABLE second.other (a int)")
+    try:
+        with (
+            LiveServer(DATABASE_URL=database_url, EXPORT_SCHEMAS="public,second") as server,
+            open_page(browser, server.url) as page,
+        ):
+            page.goto("/")
+            names = page.locator(".relations tbody a:visible")
+            search, schema = page.get_by_label("Search tables by name"), page.get_by_label("Schema")
+            search.fill("user")
+            expect(names).to_have_text(["users", "second.users_of_old"])
+            schema.select_option("second")
+            expect(names).to_have_text(["second.users_of_old"])
+            search.fill("")
+            expect(names).to_have_text(["second.other", "second.users_of_old"])
+            search.fill("user")
+            expect(names).to_have_text(["second.users_of_old"])
+            schema.select_option("")
+            expect(names).to_have_text(["users", "second.users_of_old"])
+            search.fill("nothing like that")
+            expect(page.get_by_role("heading", name="No table matches")).to_be_visible()
+    finally:
+        postgres.run("DROP SCHEMA second CASCADE")
+
+
+def test_a_server_that_is_gone_is_said(browser: Browser, database_url: str) -> None:
+    with LiveServer(DATABASE_URL=database_url) as server, open_page(browser, server.url) as page:
+        go_to_table(page, "users", "limit=1")
+        server.stop()
+        page.get_by_label("Most rows").fill("2")
+        expect(page.locator("#preview")).to_contain_text("The server cannot be reached")
+
+
+def test_pickers_by_type(page: Page, postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TYPE stage AS ENUM ('new', 'won', 'lost, twice');
+        CREATE TABLE deals (id int, stage stage, closed date, paid boolean);
+        INSERT INTO deals SELECT n, (enum_range(NULL::stage))[1 + n % 3], date '2024-01-01' + n, n % 2 = 0
+        FROM generate_series(1, 30) AS n""")
+    try:
+        go_to_table(page, "deals")
+        new = page.get_by_role("group", name="New filter").get_by_label("Column")
+        new.select_option("stage")
+        page.get_by_role("checkbox", name="won").check()
+        page.get_by_role("checkbox", name="lost, twice").check()
+        new.select_option("paid")
+        page.get_by_role("group", name="Filter on paid").get_by_label("Comparison").select_option("is false")
+        new.select_option("closed")
+        page.get_by_role("group", name="Filter on closed").get_by_label("Date", exact=True).fill("2024-01-10")
+        kept = "NOT paid AND closed >= '2024-01-10'"
+        sql = f"SELECT * FROM deals WHERE stage IN ('won', 'lost, twice') AND {kept}"
+        ids = [str(number) for (number, *_) in postgres.run(sql)]
+        expect(page.locator(".preview tbody tr td:first-child")).to_have_text(ids)
+        assert download(page) == postgres.copy(sql)
+        page.get_by_role("button", name="Remove the filter on stage").click()
+        ids = [str(number) for (number,) in postgres.run(f"SELECT id FROM deals WHERE {kept}")]
+        expect(page.locator(".preview tbody tr td:first-child")).to_have_text(ids)
+    finally:
+        postgres.run("DROP TYPE stage CASCADE")
+
+
+def test_columns_move_by_keyboard_and_keep_the_focus(page: Page) -> None:
+    go_to_table(page, "users", "limit=1")
+    button = page.get_by_role("button", name="Move email up")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".preview th").nth(1)).to_have_text("emailtext")
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".preview th").nth(0)).to_have_text("emailtext")
+    expect(page).to_have_url(re.compile(r"\?select=email,id,name,"))
+
+
+def test_what_the_form_cannot_show_stays(page: Page) -> None:
+    go_to_table(page, "users", "or=(id.eq.3,id.eq.5)&limit=9")
+    expect(page.get_by_label("More conditions")).to_have_value("or=(id.eq.3,id.eq.5)")
+    page.get_by_label("Most rows").fill("8")
+    expect(page).to_have_url(re.compile(r"\?or=\(id\.eq\.3,id\.eq\.5\)&limit=8$"))
+    expect(page.locator(".preview tbody tr")).to_have_count(2)
+
+
+def test_an_error_appears_beside_its_field_and_goes(page: Page) -> None:
+    go_to_table(page, "users")
+    page.get_by_role("group", name="New filter").get_by_label("Column").select_option("id")
+    row = page.get_by_role("group", name="Filter on id")
+    row.get_by_label("Value").fill("abc")
+    expect(row.locator(".fault")).to_contain_text("invalid input syntax for type bigint")
+    expect(row.get_by_label("Value")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#download")).to_have_count(0)
+    row.get_by_label("Value").fill("3")
+    expect(row.locator(".fault")).to_be_hidden()
+    expect(page.locator(".preview tbody tr")).to_have_count(1)
+    expect(page.locator("#download")).to_be_visible()
+    page.get_by_label("Most rows").fill("many")
+    expect(page.locator("#fault-limit")).to_contain_text("a whole number")
+
+
+def test_a_preview_that_nobody_waits_for_is_cancelled(page: Page, postgres: Postgres) -> None:
+    postgres.run(
+        "CREATE VIEW sleepy AS SELECT id, pg_sleep(CASE WHEN id > 10 THEN 60 ELSE 0 END)::text AS s FROM users"
+    )
+
+    def sleeping() -> bool:
+        return bool(postgres.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'"))
+
+    go_to_table(page, "sleepy", "id=lte.3")
+    value = page.get_by_role("group", name="Filter on id").get_by_label("Value")
+    value.fill("30")
+    tries = itertools.count(31)
+
+    def sleeping_again() -> bool:
+        if page.get_by_text("There was no preview").is_visible():  # it has ended by itself before we looked
+            value.fill(str(next(tries)))
+        return sleeping()
+
+    wait_until("the preview sleeps in the database", sleeping_again, seconds=60)
+    value.fill("4")
+    expect(page.locator(".preview tbody tr")).to_have_count(4)
+    wait_until("the statement is cancelled", lambda: not sleeping(), seconds=60)
+
+
+def test_copy_buttons(visit: OpenPage) -> None:
+    with visit(permissions=["clipboard-read", "clipboard-write"]) as page:
+        go_to_table(page, "users", "id=eq.1")
+        for name in ("url", "curl", "python", "r"):
+            page.locator(f"[data-copy={name}]").click()
+            expect(page.locator(f"[data-copy={name}]")).to_have_text("Copied")
+            assert page.evaluate("navigator.clipboard.readText()") == page.locator(f"#{name}").inner_text()
+
+
+def test_names_that_are_markup_are_text(page: Page, postgres: Postgres) -> None:
+    for name in (SCRIPT, IMAGE):
+        quoted = '"' + name.replace('"', '""') + '"'
+        postgres.run(f"CREATE TABLE {quoted} ({quoted} text); INSERT INTO {quoted} VALUES ($x${name}$x$)")
+        page.goto("/")
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+        expect(page.locator(".preview td")).to_have_text(name)
+        page.get_by_role("group", name="New filter").get_by_label("Column").select_option(name)
+        page.locator("[aria-label='Value']").first.fill("<img src=x onerror=alert(2)>")
+        expect(page.get_by_text("No row matches")).to_be_visible()
+        assert page.locator("img").count() == 0
+
+
+# --- A download that fails ---
+
+
+def test_a_stream_that_breaks_is_a_failed_download(page: Page, postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW breaks AS SELECT id, repeat('x', 500) AS filler, 1 / (id - 19000) AS x FROM users")
+    go_to_table(page, "breaks")
+    with page.expect_download() as started:
+        page.locator("#download").click()
+    assert started.value.failure() is not None
+
+
+# --- Saved exports ---
+
+
+def test_save_in_the_background_and_download_in_two_parts(
+    page: Page, postgres: Postgres, gate: psycopg2.extensions.connection
+) -> None:
+    go_to_table(page, "gated")
+    page.get_by_role("button", name="Save in background").click()
+    expect(page).to_have_url(re.compile("/saved$"))
+    card = page.get_by_role("article", name=re.compile("gated"))
+    expect(card.get_by_role("progressbar")).to_be_visible()
+    expect(card.locator("[data-show=rows]")).not_to_have_text("0")
+    keep_picture(page, "saving")
+    gate.close()
+    expect(card.locator(".badge")).to_have_text("ready")
+    expect(card.get_by_role("progressbar")).to_have_count(0)
+    expect(card).to_contain_text("5,000 rows")
+    expected = postgres.copy("SELECT * FROM gated")
+    link = card.get_by_role("link", name="Download")
+    with page.expect_download() as started:
+        link.click()
+    assert Path(started.value.path()).read_bytes() == expected
+    # What a browser does on pause and resume: leaves in the middle, and asks for the rest of the same file.
+    digest = page.evaluate(
+        """async ([address, kept]) => {
+            const leave = new AbortController();
+            const first = await fetch(address, { signal: leave.signal });
+            const parts = [];
+            for (let have = 0, reader = first.body.getReader(); have < kept; ) {
+                const { value } = await reader.read();
+                parts.push(value.slice(0, kept - have));
+                have += parts.at(-1).length;
+            }
+            leave.abort();
+            const headers = { Range: `bytes=${kept}-`, "If-Range": first.headers.get("ETag") };
+            const rest = await fetch(address, { headers });
+            if (rest.status !== 206) throw new Error(rest.status);
+            parts.push(await rest.arrayBuffer());
+            const whole = await new Blob(parts).arrayBuffer();
+            const sum = await crypto.subtle.digest("SHA-256", whole);
+            return [...new Uint8Array(sum)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+        }""",
+        [link.get_attribute("href"), len(expected) // 3],
+    )
+    assert digest == hashlib.sha256(expected).hexdigest()
+    card.get_by_role("button", name="Delete").click()
+    expect(card).to_have_count(0)
+
+
+@pytest.mark.usefixtures("gate")
+def test_cancel_a_saved_export(page: Page, postgres: Postgres) -> None:
+    go_to_table(page, "gated")
+    page.get_by_role("button", name="Save in background").click()
+    card = page.get_by_role("article", name=re.compile("gated"))
+    expect(card.locator("[data-show=rows]")).not_to_have_text("0")
+    card.get_by_role("button", name="Cancel").click()
+    expect(card.locator(".badge")).to_have_text("cancelled")
+    expect(card.get_by_role("button", name="Save again")).to_be_visible()
+    wait_until("nothing runs on", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60)
+    card.get_by_role("button", name="Delete").click()
+    expect(card).to_have_count(0)
+
+
+def test_a_saved_export_that_fails_says_why(page: Page, postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW broken AS SELECT id, 1 / (id - 500) AS x FROM users")
+    go_to_table(page, "broken")
+    page.get_by_role("button", name="Save in background").click()
+    card = page.get_by_role("article", name=re.compile("broken"))
+    expect(card.locator(".badge")).to_have_text("failed")
+    expect(card).to_contain_text("division by zero")
+    card.get_by_role("button", name="Delete").click()
+    expect(card).to_have_count(0)
+
+
+# --- Without scripts ---
+
+
+def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres) -> None:
+    with visit(java_script_enabled=False) as page:
+        page.goto("/")
+        page.get_by_label("Search tables by name").fill("users")
+        page.get_by_role("button", name="Search").click()
+        page.get_by_role("link", name="users", exact=True).click()
+        page.get_by_role("checkbox", name=re.compile("^email")).uncheck()
+        new = page.get_by_role("group", name="New filter")
+        new.get_by_label("Column").select_option("id")
+        new.get_by_label("Comparison").select_option("lte")
+        new.get_by_label("Value").fill("30")
+        page.get_by_role("button", name="Apply").last.click()
+        expect(page).to_have_url(re.compile(r"/table/users\?select=.*&id=lte\.30$"))
+        page.get_by_role("button", name="Move name up").click()
+        expect(page.locator(".preview th").first).to_have_text("nametext")
+        sql = "SELECT name, id, signup_date, country_code, subscription_tier, lifetime_value FROM users WHERE id <= 30"
+        assert download(page) == postgres.copy(sql)
+        page.get_by_role("button", name="Save in background").click()
+        expect(page.get_by_role("article")).to_have_count(1)
+        wait_until(
+            "the export is ready", lambda: page.reload() and page.locator(".badge.completed").count(), seconds=60
+        )
+        assert download(page, "article a.primary") == postgres.copy(sql)
+        page.get_by_role("button", name="Delete").click()
+        expect(page.get_by_text("Nothing is saved yet")).to_be_visible()
+
+
+# --- For everybody ---
+
+PAGES = {
+    "list": "/",
+    "nothing-found": "/?q=zzzz",
+    "table": "/table/users?select=id,name&signup_date=gte.2024-01-01&subscription_tier=in.(free,pro)&order=id.desc",
+    "more": "/table/users?or=(id.eq.1,id.eq.2)&delimiter=;&timezone=Europe/Berlin",
+    "fault": "/table/users?id=eq.abc",
+    "no-rows": "/table/users?id=lt.0",
+    "saved": "/saved",
+    "error": "/table/nothing_here",
+}
+
+
+@pytest.mark.usefixtures("gate")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_barrier(visit: OpenPage, postgres: Postgres, scheme: str) -> None:
+    """axe-core's rules, in both colour schemes; nothing serious or critical may be found."""
+    postgres.run("CREATE VIEW failing AS SELECT 1 / (id - 500) AS x FROM users")
+    with visit(color_scheme=scheme, viewport=DESKTOP, bypass_csp=True) as page:
+        for address in ("users.csv.gz?select=id,name", "failing.csv", "gated.csv"):
+            page.request.post(f"/export/{address}")
+        page.goto("/saved")
+        expect(page.locator(".badge.completed")).to_have_count(1)
+        expect(page.locator(".badge.failed")).to_have_count(1)
+        expect(page.locator(".badge.processing")).to_have_count(1)
+        for name, address in PAGES.items():
+            page.goto(address)
+            found = Axe().run(page).response["violations"]
+            serious = [
+                (each["id"], [node["html"] for node in each["nodes"]])
+                for each in found
+                if each["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], f"{name}, {scheme}"
+            keep_picture(page, f"{name}-{scheme}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_phone(visit: OpenPage, scheme: str) -> None:
+    with visit(color_scheme=scheme, viewport=PHONE, has_touch=True, is_mobile=True) as page:
+        for name, address in PAGES.items():
+            page.goto(address)
+            expect(page.get_by_role("main")).to_be_visible()
+            widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert widths[0] <= widths[1] == PHONE["width"], name
+            keep_picture(page, f"{name}-phone-{scheme}")

@@ -1,0 +1,387 @@
+"""The form of the page ↔ the query string: nothing is dropped, nothing changes its meaning, errors find their field."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import ExportError, InvalidRequest
+from server.pages.controls import CHOICES, condition_of, control_of, has_picker, kind_of, list_text, read_list
+from server.pages.form import Form, encoded, field_of, readable
+from server.pages.form_reader import form_of_fields, form_of_query
+from server.query.catalogue import Column, Relation
+from server.query.filters import IS_VALUES, OPERATORS, Condition, conditions_of
+from server.query.plan import make_plan
+from server.query.request import ExportRequest, parse_export_request
+
+
+def column(name: str, type: str, values: tuple[str, ...] | None = None, *, readable: bool = True) -> Column:
+    return Column(name, type, True, readable, False, values)
+
+
+COLUMNS = (
+    column("id", "bigint"),
+    column("name", "text"),
+    column("born", "date"),
+    column("seen", "timestamp with time zone"),
+    column("active", "boolean"),
+    column("tier", "tier", ("free", "pro, yearly", 'a"b')),
+    column("tags", "text[]"),
+    column("where", "point"),
+    column("order", "integer"),
+    column("a,b.c:d", "text"),
+    column('"', "text"),
+    column("*", "text"),
+    column("format", "text"),
+    column("ß+%&= ü", "text"),
+    column("two\nlines", "text"),
+)
+# What a browser sends as CR LF.
+LINE_BREAK = re.compile("\r\n?|\n")
+USERS = Relation(1, "public", "users", "table", False, COLUMNS, 1000, 8192, None)
+
+
+def fields_of(form: Form) -> list[tuple[str, str]]:
+    """What a browser sends of this form, as table.html draws it."""
+    fields: list[tuple[str, str]] = []
+    for number, row in enumerate(form.columns):
+        fields += [("c", row.column), ("a", row.alias)]
+        if row.taken:
+            fields.append(("t", str(number)))
+    for filter in form.filters:
+        prefix = f"f{filter.number}."
+        fields += [(prefix + "column", filter.column), (prefix + "op", filter.choice.key)]
+        if filter.kind == "timestamp" and has_picker("timestamp", filter.values):
+            first = (filter.values or ("",))[0]
+            fields += [(prefix + "value", first[:10]), (prefix + "time", first[11:])]
+        else:
+            fields += [(prefix + "value", value) for value in filter.values]
+    for sort in form.sorts:
+        fields += [(f"s{sort.number}.column", sort.column), (f"s{sort.number}.direction", sort.direction)]
+    fields += [("format", form.format), *([("gzip", "gz")] if form.gzip else [])]
+    return [*fields, *form.options.items(), ("more", "\r\n".join(form.more))]
+
+
+def meaning(query: str, suffix: str = "csv") -> tuple[object, ...]:
+    """What an export of this query string is, the order of its filters apart."""
+    request = parse_export_request(f"users.{suffix}", query)
+    plan = make_plan(request, USERS)
+    filters = sorted(map(repr, request.filters))
+    return (plan.columns, filters, plan.order, plan.limit, plan.offset, plan.dialect, plan.timezone, plan.filename)
+
+
+# --- The page's query string → the form → the same again ---
+
+KEPT = [
+    "",
+    "select=*",
+    "select=id",
+    "select=name,full%20name:name,id:name",
+    'select="a,b.c:d","*"',
+    "select=%22*%22",
+    'select="""",id',
+    "id=gt.7&id=lte.9",
+    "id=in.(1,2,3)&id=not.in.(4)",
+    "id=is.null&id=not.is.null",
+    "name=ilike.*ada*&name=ilike.ada*&name=ilike.*ada&name=not.ilike.*ada*",
+    r"name=ilike.*50\%25\_\\*&name=ilike.a_c&name=like.A*&name=ilike.**&name=ilike.*a*b*",
+    "name=eq.&name=neq.&name=eq.%20a+b%2Bc%26d%23&name=match.^a|b$&name=imatch.x",
+    'name=in.(a,"b,c","","d e"," f","g""h",{x,y})&name=not.in.()',
+    "born=gte.2024-01-01&born=lt.infinity&born=eq.today",
+    "seen=gte.2024-01-01&seen=lt.2024-01-01T12:30&seen=gt.2024-01-01T12:30:15&seen=lte.2024-01-01T12:30:15%2B02",
+    "seen=gt.2024-01-01%2012:30",
+    "active=is.true&active=not.is.false&active=eq.true&active=is.unknown",
+    'tier=in.(free,"pro, yearly")&tier=eq.free&tier=in.(gone)&tier=not.in.("a\\"b")',
+    "tags=cs.{a,b}&tags=ov.{c}&tags=cd.{d}&where=eq.(1,2)",
+    '"order"=eq.1&format=eq.csv&format=neq.x',
+    "or=(id.eq.1,and(name.like.a*,born.is.null))&not.and=(id.eq.1)&or=(id.eq.2)",
+    "order=id.desc,name.asc.nullsfirst,born.nullslast,seen.desc.nullslast",
+    'order="a,b.c:d".desc',
+    "limit=10&offset=5",
+    "delimiter=;&quote=all&header=false&null=NULL&eol=crlf&bom=true&guard=formulas",
+    "excel=true&timezone=Europe/Berlin&filename=my%20file",
+    "excel=false&delimiter=,&quote=minimal&header=true&eol=lf",
+    "two%0Alines=eq.a&select=two%0Alines,id&order=two%0Alines&name=eq.a%0Ab&name=neq.a%0Db",
+    "select=a%0Ab:id",
+    "%C3%9F%2B%25%26%3D%20%C3%BC=eq.%C3%9F%25&select=%C3%9F%2B%25%26%3D%20%C3%BC",
+]
+
+
+@pytest.mark.parametrize("query", KEPT)
+def test_a_query_means_the_same_after_the_form(query: str) -> None:
+    form = form_of_query(USERS, query)
+    assert meaning(form.query) == meaning(query)
+    assert form_of_query(USERS, form.page_query) == form  # the address that the page shows is one and stays
+
+
+@pytest.mark.parametrize("query", KEPT)
+def test_a_form_that_a_browser_sends_back_means_the_same(query: str) -> None:
+    form = form_of_query(USERS, query)
+    assert meaning(form_of_fields(USERS, fields_of(form)).query) == meaning(query)
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+awkward = st.one_of(
+    texts, st.text('ab*%_\\"{}(),.: \t', max_size=8), st.sampled_from([*tier] if (tier := COLUMNS[5].values) else [])
+)
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> str:
+    """Any filters with any values, and some of the rest."""
+    pieces = []
+    for _ in range(draw(st.integers(0, 4))):
+        name = draw(st.sampled_from([each.name for each in COLUMNS]))
+        operator = draw(st.sampled_from(OPERATORS))
+        if operator == "in":
+            values = draw(st.lists(awkward, max_size=3))
+            value = "(" + ",".join('"' + v.replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values) + ")"
+        else:
+            value = draw(st.sampled_from(IS_VALUES)) if operator == "is" else draw(awkward)
+        shown = f'"{name}"' if name == "order" else name if not name.startswith('"') else '"\\""'
+        pieces.append(f"{quote(shown, safe='')}={quote(draw(st.sampled_from(['', 'not.'])) + operator + '.' + value)}")
+    if draw(st.booleans()):
+        names = draw(st.lists(st.sampled_from(["id", "name", "born", "who:name"]), min_size=1, max_size=4))
+        pieces.append("select=" + ",".join(names))
+    if draw(st.booleans()):
+        pieces.append("or=" + quote(f"(id.eq.1,name.eq.{draw(st.text('abc +%', max_size=5))})"))
+    return "&".join(draw(st.permutations(pieces)))
+
+
+@given(queries())
+def test_any_query_means_the_same_after_the_form_and_a_browser(query: str) -> None:
+    try:
+        expected = meaning(query)
+    except InvalidRequest:  # a pattern that ends in a backslash
+        return
+    form = form_of_query(USERS, query)
+    assert meaning(form.query) == expected
+    fields = [(name, LINE_BREAK.sub("\r\n", value)) for name, value in fields_of(form)]
+    assert not any("\r\n" in value for name, value in fields if name.endswith(".value"))  # inputs hold one line
+    assert meaning(form_of_fields(USERS, fields).query) == expected
+
+
+@given(st.text(max_size=40).map(lambda text: text.encode("utf-8", "ignore").decode()))
+def test_no_query_string_is_too_odd_for_the_form(query: str) -> None:
+    form = form_of_query(USERS, query)
+    try:
+        expected = meaning(query)
+    except ExportError:
+        return
+    assert meaning(form.query) == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(["c", "a", "t", "f0.column", "f0.op", "f1.value", "more", "move"]), texts)))
+def test_no_fields_are_too_odd_for_the_form(fields: list[tuple[str, str]]) -> None:
+    form = form_of_fields(USERS, fields)
+    assert form.page_query.isascii()
+    assert form_of_query(USERS, form.page_query).query.isascii()
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("name=ilike.*ada*", ("contains", ("ada",))),
+        ("name=not.ilike.*ada*", ("not_contains", ("ada",))),
+        (r"name=ilike.50\%25*", ("begins", ("50%",))),
+        ("name=eq.", ("blank", ())),
+        ('name=in.(a,"b,c")', ("in", ('a, "b,c"',))),
+        ("id=in.(1,2)", ("in", ("1, 2",))),
+        ('tier=in.(free,"pro, yearly")', ("in", ("free", "pro, yearly"))),
+        ("active=not.is.true", ("not_true", ())),
+        ("seen=gte.2024-01-01T12:30", ("gte", ("2024-01-01T12:30",))),
+        ("gone=eq.1", ("eq", ("1",))),
+    ],
+)
+def test_a_filter_is_shown_by_its_control(query: str, shown: tuple[str, tuple[str, ...]]) -> None:
+    (row,) = form_of_query(USERS, query).filters
+    assert (row.choice.key, row.values) == shown
+
+
+@pytest.mark.parametrize("query", ["or=(id.eq.1,id.eq.2)", "tier=in.(gone)", "active=eq.true", "name=ilike.a_c", "x=1"])
+def test_what_no_control_shows_is_kept_as_text(query: str) -> None:
+    form = form_of_query(USERS, query)
+    assert (form.filters, form.more, form.query) == ((), (query,), query)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "ndjson", "csv.gz", "tsv.gz", "ndjson.gz"])
+def test_the_format_is_in_the_pages_address(suffix: str) -> None:
+    form = form_of_query(USERS, f"id=gt.7&format={suffix}")
+    assert (form.suffix, form.query) == (suffix, "id=gt.7")
+    assert form_of_query(USERS, form.page_query) == form
+
+
+def test_a_column_that_may_not_be_read_is_left_out() -> None:
+    columns = (column("id", "bigint"), column("salary", "numeric", readable=False))
+    form = form_of_query(Relation(1, "public", "people", "table", False, columns, 1, 1, None), "")
+    assert [row.column for row in form.columns] == ["id"]
+    assert form.query == "select=id"
+
+
+# --- Fields → form ---
+
+
+def test_what_is_not_filled_in_yet_asks_for_nothing() -> None:
+    fields = [*fields_of(form_of_query(USERS, "")), ("f0.column", "name"), ("f0.op", "contains"), ("f0.value", "")]
+    fields += [("f1.column", ""), ("f1.op", "eq"), ("f1.value", "x"), ("f2.column", "tier"), ("f2.op", "in")]
+    fields += [("s0.column", ""), ("s0.direction", "desc"), ("limit", " "), ("more", "\r\n \r\n")]
+    assert form_of_fields(USERS, fields).query == ""
+
+
+@pytest.mark.parametrize(
+    ("button", "query"),
+    [
+        (("move", "1.up"), "select=name,id,born"),
+        (("move", "0.down"), "select=name,id,born"),
+        (("move", "0.up"), "select=id,name,born"),
+        (("move", "99.up"), "select=id,name,born"),
+        (("move", "x"), "select=id,name,born"),
+    ],
+)
+def test_buttons_move_columns(button: tuple[str, str], query: str) -> None:
+    fields = fields_of(form_of_query(USERS, "select=id,name,born"))
+    assert form_of_fields(USERS, [*fields, button]).query == query
+
+
+def test_buttons_drop_filters_and_sort_keys() -> None:
+    fields = fields_of(form_of_query(USERS, "id=gt.1&name=eq.a&order=id,name"))
+    assert form_of_fields(USERS, [*fields, ("drop", "f0")]).query == "name=eq.a&order=id,name"
+    assert form_of_fields(USERS, [*fields, ("drop", "s0")]).query == "id=gt.1&name=eq.a&order=name"
+
+
+def test_another_columns_comparison_gives_way() -> None:
+    fields = [*fields_of(form_of_query(USERS, "")), ("f0.column", "id"), ("f0.op", "contains"), ("f0.value", "7")]
+    assert form_of_fields(USERS, fields).query == "id=eq.7"
+
+
+# --- Whose fault ---
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=x", "limit"),
+        ("offset=-1", "offset"),
+        ("timezone=Mars/Base", "timezone"),
+        ("filename=%20", "filename"),
+        ("delimiter=x", "delimiter"),
+        ("select=id,", "more"),
+        ("nothing=1", "more"),
+        ("or=(id.eq.1", "more"),
+        ("name=xx.1", "more"),
+        ("limit=1&limit=2", "more"),
+        ("excel=true&eol=lf", "eol"),
+        ("delimiter=;&null=a;b", "null"),
+        ("delimiter=;&format=ndjson", "delimiter"),
+        ("gone=eq.1", "f0"),
+        ("id=eq.1&gone=eq.1", "f1"),
+        ("select=gone", "columns"),
+        ("order=gone", "sort"),
+        ("or=(gone.eq.1)", "more"),
+    ],
+)
+def test_an_error_of_the_request_is_shown_beside_its_field(query: str, field: str) -> None:
+    form = form_of_query(USERS, query)
+    with pytest.raises(ExportError) as caught:
+        make_plan(parse_export_request(f"users.{form.suffix}", form.query), USERS)
+    assert field_of(caught.value, form) == field
+
+
+def test_no_column_ticked_is_the_columns_fault() -> None:
+    form = form_of_fields(USERS, [("c", "id"), ("a", ""), ("c", "name"), ("a", "")])
+    with pytest.raises(InvalidRequest) as caught:
+        parse_export_request("users.csv", form.query)
+    assert field_of(caught.value, form) == "columns"
+
+
+def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
+    fields = [("c", "id"), ("a", ""), ("t", "0"), ("f7.column", "name"), ("f7.op", "in"), ("f7.value", 'a,"b')]
+    form = form_of_fields(USERS, fields)
+    with pytest.raises(InvalidRequest) as caught:
+        parse_export_request("users.csv", form.query)
+    assert field_of(caught.value, form) == "f7"
+
+
+@pytest.mark.parametrize(
+    ("query", "detail", "field"),
+    [
+        ("id=eq.abc", 'The filter on "id" (bigint) cannot work. invalid input syntax for type bigint: "abc".', "f0"),
+        ("id=eq.1&id=lt.abc", 'The filter on "id" (bigint) cannot work. invalid input: "abc".', "f1"),
+        ("where=eq.1&order=where", '"where" (point) cannot be sorted by.', "sort"),
+        ("where=gt.1&order=id", 'The operator "gt" cannot be used on "where" (point).', "f0"),
+        ("or=(id.eq.abc)", 'The filter on "id" (bigint) cannot work.', "more"),
+        ("id=eq.1", "Something else.", ""),
+    ],
+)
+def test_an_error_of_the_database_is_shown_beside_its_field(query: str, detail: str, field: str) -> None:
+    assert field_of(InvalidRequest(detail, code="invalid_value"), form_of_query(USERS, query)) == field
+
+
+# --- Pieces ---
+
+
+@given(st.lists(texts.filter(lambda text: "\r" not in text and "\n" not in text)))
+def test_a_list_is_read_as_it_is_written(values: list[str]) -> None:
+    assert read_list(list_text(tuple(values))) == tuple(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", ()),
+        ("a", ("a",)),
+        (" a , b ", ("a", "b")),
+        ('"a,b" , c', ("a,b", "c")),
+        ("a,", ("a",)),
+        ("a b,c", ("a b", "c")),
+    ],
+)
+def test_a_list_as_a_person_writes_it(text: str, values: tuple[str, ...]) -> None:
+    assert read_list(text) == values
+
+
+@given(st.sampled_from(sorted(CHOICES)), st.sampled_from(OPERATORS), st.booleans(), awkward)
+def test_a_control_writes_the_very_condition_it_shows(kind: str, operator: str, negated: bool, value: str) -> None:
+    condition = Condition("x", operator, (value,), negated)
+    found = control_of(condition, kind, ("free",))
+    if found is not None:
+        assert condition_of("x", *found) == condition
+
+
+@given(texts.filter(lambda text: "\n" not in text and "\r" not in text))
+def test_a_line_is_written_as_it_was_read(text: str) -> None:
+    piece = f"or=({quote(text)})"
+    assert parse_qsl(encoded(readable(piece))) == parse_qsl(piece)
+
+
+@pytest.mark.parametrize(
+    ("type", "kind"),
+    [
+        ("bigint", "number"),
+        ("numeric(10,2)", "number"),
+        ("character varying(20)", "text"),
+        ("text", "text"),
+        ("text[]", "set"),
+        ("int4range", "set"),
+        ("jsonb", "set"),
+        ("boolean", "boolean"),
+        ("date", "date"),
+        ("timestamp without time zone", "timestamp"),
+        ("uuid", "other"),
+        ("tsvector", "other"),
+    ],
+)
+def test_the_kind_of_a_type(type: str, kind: str) -> None:
+    assert kind_of(column("x", type)) == kind
+
+
+def test_every_kind_is_understood_by_the_grammar() -> None:
+    request = ExportRequest(parse_export_request("x.csv", "").relation)
+    assert conditions_of(request.filters) == []
+    for choices in CHOICES.values():
+        assert all(choice.operator in OPERATORS for choice in choices)
+        assert len({choice.key for choice in choices}) == len(choices)

@@ -1,0 +1,434 @@
+"""The pages as HTML over HTTP: what they hold, their headers, escaping, weight, and that they work without JavaScript.
+
+What a person sees and does in a browser is in test_browser.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from server.app import create_app
+from server.pages import listing, table
+from server.pages.snippets import snippets
+from server.query.request import parse_export_request
+from server.settings import Settings
+from tests.conftest import Postgres
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+# Bytes of HTML, styles and scripts of the list with 1,000 tables.
+MOST_WEIGHT = 100_000
+
+
+class Page(HTMLParser):
+    """The elements of a page: (tag, attributes) in order, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.tags
+            if name == tag and all(attributes.get(key) == value for key, value in wanted.items())
+        ]
+
+    def links(self) -> list[str]:
+        return [str(attributes["href"]) for attributes in self.all("a")]
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(database_url=database_url, shutdown_timeout=5, export_storage_path=tmp_path / "exports")
+
+
+@pytest.fixture
+async def other(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[TestClient[Any, Any]]:
+    """A server with settings of the test's own: indirect parameters."""
+    async with TestClient(TestServer(create_app(replace(settings, **request.param)))) as opened:
+        yield opened
+
+
+async def page(client: TestClient[Any, Any], path: str, status: int = 200) -> Page:
+    async with client.get(path, headers=BROWSER) as response:
+        assert (response.status, response.content_type) == (status, "text/html"), path
+        policy = response.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["Cache-Control"] == "no-store"
+        text = await response.text()
+    found = Page(text)
+    # Nothing inline, nothing from elsewhere.
+    for _, attributes in found.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("src", "href", "action"):
+            assert not urlsplit(attributes.get(name) or "").netloc
+    assert all(script.get("src") for script in found.all("script"))
+    assert not found.all("style")
+    return found
+
+
+async def count(client: TestClient[Any, Any]) -> int:
+    """How many relations there are."""
+    async with client.get("/relations") as response:
+        return len((await response.json())["relations"])
+
+
+# --- The list ---
+
+
+async def test_the_list_links_to_every_relation(client: TestClient[Any, Any]) -> None:
+    found = await page(client, "/")
+    assert {"table/users", "table/orders", "table/revenue_by_country", "table/orders_2024_01"} <= set(found.links())
+    for link in ("table/users", "table/revenue_by_country"):
+        await page(client, "/" + link)
+
+
+ODD = [
+    SCRIPT,
+    IMAGE,
+    "my.table",
+    "a/b",
+    "..",
+    '"',
+    "x?y#z",
+    "Größe 😀",
+    "50%",
+    "a b",
+    "preview",
+    "&amp;",
+    "{{ 7 * 7 }}",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_odd_names_are_text_everywhere(client: TestClient[Any, Any], postgres: Postgres, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    postgres.run(f"CREATE TABLE {quoted} (id int, {quoted} text)")
+    postgres.run(f"INSERT INTO {quoted} VALUES (1, %s)".replace("50%", "50%%"), [name])
+    listed = await page(client, "/")
+    assert name in listed.text
+    assert not listed.all("img")
+    link = next(link for link in listed.links() if link.startswith("table/") and link not in USUAL)
+    found = await page(client, "/" + link)
+    assert not found.all("img")
+    assert name in found.text
+    assert {field["value"] for field in found.all("input", name="c")} == {"id", name}
+    (download,) = found.all("a", id="download")
+    async with client.get(str(download["href"])) as response:
+        assert await response.read() == postgres.copy(f"SELECT * FROM {quoted}")
+
+
+USUAL = {"table/users", "table/orders", "table/revenue_by_country"} | {
+    f"table/orders_{year}_{month:02}" for year in (2024, 2025) for month in range(1, 13)
+}
+
+
+async def test_the_list_is_searched_without_javascript(client: TestClient[Any, Any]) -> None:
+    found = await page(client, "/?q=USER")
+    assert [link for link in found.links() if link.startswith("table/")] == ["table/users"]
+    assert f"1 of {await count(client)}" in found.text
+    nothing = await page(client, f"/?q={quote(IMAGE)}")
+    assert not [link for link in nothing.links() if link.startswith("table/")]
+    assert nothing.all("input", id="q")[0]["value"] == IMAGE
+    assert not nothing.all("img")
+
+
+@pytest.mark.parametrize("other", [{"export_schemas": ("public", "other <b>")}], indirect=True)
+async def test_schemas_are_named_and_chosen(other: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run('CREATE SCHEMA "other <b>"; CREATE TABLE "other <b>".users (a int)')
+    try:
+        everything = await page(other, "/")
+        assert {"table/users", "table/other%20%3Cb%3E.users"} <= set(everything.links())
+        found = await page(other, "/?schema=other+%3Cb%3E")
+        assert [link for link in found.links() if link.startswith("table/")] == ["table/other%20%3Cb%3E.users"]
+        assert "other <b>.users" in (await page(other, "/table/other%20%3Cb%3E.users")).text
+    finally:
+        postgres.run('DROP SCHEMA "other <b>" CASCADE')
+
+
+@pytest.mark.parametrize("other", [{"export_schemas": ("empty_schema",)}], indirect=True)
+async def test_a_database_with_nothing_to_export_says_what_to_do(other: TestClient[Any, Any]) -> None:
+    found = await page(other, "/")
+    assert "nothing to export" in found.text
+    assert "empty_schema" in found.text
+
+
+@pytest.mark.parametrize("other", [{"export_schemas": ("thousand",)}], indirect=True)
+async def test_a_thousand_tables_weigh_little(other: TestClient[Any, Any], postgres: Postgres) -> None:
+    names = [f"customer_{number:05}" for number in range(1000)]
+    postgres.run("CREATE SCHEMA thousand")
+    try:
+        postgres.run(";".join(f"CREATE TABLE thousand.{name} (id bigint, name text)" for name in names))
+        found = await page(other, "/")
+        assert [link for link in found.links() if link.startswith("table/")] == [f"table/{name}" for name in names]
+        weight = 0
+        own = [script["src"] for script in found.all("script")] + [link["href"] for link in found.all("link")]
+        for path in ["/", "/static/live.js", *map(str, own)]:  # list.js imports live.js
+            async with other.get(path, headers=BROWSER) as response:
+                weight += len(await response.read())
+        assert weight <= MOST_WEIGHT
+    finally:
+        for part in range(0, 1000, 200):  # each table is a lock
+            postgres.run(";".join(f"DROP TABLE thousand.{name}" for name in names[part : part + 200]))
+        postgres.run("DROP SCHEMA thousand")
+
+
+async def test_a_longer_list_is_cut_and_says_so(client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MOST_ROWS", 5)
+    found = await page(client, "/")
+    assert len([link for link in found.links() if link.startswith("table/")]) == 5
+    assert f"The first 5 of {await count(client)} are shown" in found.text
+    assert "data-whole" not in found.all("div", id="list")[0]
+
+
+@pytest.mark.parametrize("other", [{"database_url": "postgresql://nobody@127.0.0.1:9/x"}], indirect=True)
+@pytest.mark.parametrize("path", ["/", "/table/users"])
+async def test_pages_say_that_the_database_is_away(other: TestClient[Any, Any], path: str) -> None:
+    found = await page(other, path, 503)
+    assert "connection" in found.text or "reached" in found.text
+    async with other.get(path, headers=BROWSER) as response:
+        assert int(response.headers["Retry-After"]) > 0
+
+
+# --- A relation ---
+
+
+async def test_the_form_shows_the_query_of_its_address(client: TestClient[Any, Any]) -> None:
+    query = "select=id,who:name&signup_date=gte.2024-01-01T12:30&id=in.(1,2)&or=(id.eq.1,id.eq.2)&order=id.desc&limit=3"
+    found = await page(client, f"/table/users?{query}&format=tsv.gz")
+    assert [field["value"] for field in found.all("input", name="c")][:2] == ["id", "name"]
+    assert [field["value"] for field in found.all("input", name="a")][1] == "who"
+    assert len([field for field in found.all("input", name="t") if "checked" in field]) == 2
+    assert found.all("input", type="date")[0]["value"] == "2024-01-01"
+    assert found.all("input", type="time")[0]["value"] == "12:30"
+    assert found.all("input", name="f1.value")[0]["value"] == "1, 2"
+    assert found.all("input", name="limit")[0]["value"] == "3"
+    assert "or=(id.eq.1,id.eq.2)" in found.text
+    (download,) = found.all("a", id="download")
+    assert urlsplit(str(download["href"])).path == "/export/users.tsv.gz"
+
+
+async def test_the_form_goes_to_the_address_that_says_the_same(client: TestClient[Any, Any]) -> None:
+    fields = "c=id&a=&t=0&c=name&a=full+name&t=1&c=email&a=&f0.column=id&f0.op=lte&f0.value=2&format=csv&limit=&more="
+    async with client.get(f"/shape/users?{fields}", headers=BROWSER, allow_redirects=False) as response:
+        assert response.status == 303
+        assert response.headers["Location"] == "/table/users?select=id,full%20name:name&id=lte.2"
+    found = await page(client, "/table/users?select=id,full%20name:name&id=lte.2")
+    assert "full name" in found.text
+
+
+async def test_the_preview_is_that_of_the_export(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    found = await page(client, "/table/users?select=id,email&id=lte.3&order=id.desc")
+    for number, email in postgres.run("SELECT id, email FROM users WHERE id <= 3 ORDER BY id DESC"):
+        assert f"{number}{email}" in found.text
+    assert "All 3 rows" in found.text
+    assert "No row matches" in (await page(client, "/table/users?id=lt.0")).text
+
+
+async def test_null_and_the_empty_text_look_different(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE halves (a text, b text); INSERT INTO halves VALUES (NULL, '')")
+    found = await page(client, "/table/halves")
+    assert len(found.all("i")) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "slot", "says"),
+    [
+        ("id=eq.abc", "fault-f0", "invalid input syntax"),
+        ("limit=many", "fault-limit", "whole number"),
+        ("timezone=Mars", "fault-timezone", "not known"),
+        ("order=gone", "fault-sort", "no column"),
+        ("select=gone", "fault-columns", "no column"),
+        ("or=(id.eq.1", "fault-more", "not closed"),
+        ("nonsense=1", "fault-more", "not known"),
+    ],
+)
+async def test_an_error_is_beside_its_field(client: TestClient[Any, Any], query: str, slot: str, says: str) -> None:
+    found = await page(client, f"/table/users?{query}")
+    shown = [field for field in found.all("p") if (field.get("class") == "fault") and "hidden" not in field]
+    assert [field["id"] for field in shown] == [slot]
+    assert says in found.text
+    assert not found.all("a", id="download")
+
+
+async def test_the_script_is_told_what_has_changed(client: TestClient[Any, Any]) -> None:
+    live = {"X-Sluice-Live": "1", **BROWSER}
+    fields = "c=id&a=&t=0&f7.column=id&f7.op=eq&f7.value=abc&format=csv"
+    async with client.get(f"/shape/users?{fields}", headers=live) as response:
+        changed = Page(await response.text())
+    (changes,) = changed.all("output", id="changes")
+    assert (changes["data-fault"], changes["data-page"]) == ("f7", "/table/users?select=id&id=eq.abc")
+    assert not changed.all("form", id="shape")
+
+
+async def test_a_slow_preview_does_not_keep_the_page(
+    client: TestClient[Any, Any], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "FIRST_PREVIEW_SECONDS", 0.1)
+    postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n")
+    found = await page(client, "/table/slow")
+    assert any("data-again" in field for field in found.all("div"))
+    assert found.all("a", id="download")  # a download may take its time
+
+
+async def test_labels_of_an_enum_are_offered_and_in_the_api(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TYPE mood AS ENUM ('sad', 'ok, "fine"', '<b>');
+        CREATE TABLE moods (id int, mood mood); INSERT INTO moods VALUES (1, 'sad'), (2, 'ok, "fine"')""")
+    try:
+        async with client.get("/relations/moods") as response:
+            columns = (await response.json())["columns"]
+        assert columns[1]["values"] == ["sad", 'ok, "fine"', "<b>"]
+        assert "values" not in columns[0]
+        found = await page(client, "/table/moods?mood=in.(sad,%22ok,%20%5C%22fine%5C%22%22)")
+        boxes = found.all("input", name="f0.value")
+        assert [box["value"] for box in boxes if "checked" in box] == ["sad", 'ok, "fine"']
+        assert "All 2 rows" in found.text
+    finally:
+        postgres.run("DROP TYPE mood CASCADE")
+
+
+async def test_columns_that_may_not_be_read_are_left_out(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TABLE people (id int, salary int); INSERT INTO people VALUES (1, 2);
+        CREATE ROLE page_reader LOGIN; GRANT SELECT (id) ON people TO page_reader""")
+    try:
+        dsn = re.sub(r"//[^@/]*@", "//page_reader@", settings.dsn)
+        async with TestClient(TestServer(create_app(replace(settings, database_url=dsn)))) as client:
+            found = await page(client, "/table/people")
+            assert [field["value"] for field in found.all("input", name="c")] == ["id"]
+            (download,) = found.all("a", id="download")
+            assert str(download["href"]) == "/export/people.csv?select=id"
+    finally:
+        postgres.run("DROP TABLE people; DROP ROLE page_reader")
+
+
+async def test_a_relation_of_many_columns(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    names = [f"column_{number:04}" for number in range(1600)]
+    postgres.run(f"CREATE TABLE wide ({', '.join(f'{name} int' for name in names)})")
+    found = await page(client, "/table/wide")
+    assert [field["value"] for field in found.all("input", name="c")] == names
+    fields = "&".join(f"c={name}&a=&t={number}" for number, name in enumerate(names))
+    async with client.get(f"/shape/wide?{fields}", headers=BROWSER, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, "/table/wide")
+
+
+async def test_a_relation_without_columns(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE none_at_all ()")
+    assert "no columns" in (await page(client, "/table/none_at_all")).text
+
+
+# --- Errors and forms for people, JSON for all others ---
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/nowhere", 404, "nothing at this address"),
+        ("/table/userz", 404, "Did you mean users"),
+        ("/table/a.b.c", 400, "more than a schema"),
+        ("/export/users.csv?limit=x", 400, "whole number"),
+        ("/export/users.xls", 400, "not known"),
+        (f"/table/{quote(IMAGE[2:], safe='')}", 404, IMAGE[2:]),
+    ],
+)
+async def test_a_person_gets_errors_as_pages(client: TestClient[Any, Any], path: str, status: int, says: str) -> None:
+    found = await page(client, path, status)
+    assert says in found.text
+    assert not found.all("img")
+    for accept in ("*/*", "application/json", "text/html;q=0, */*"):
+        async with client.get(path, headers={"Accept": accept}) as response:
+            assert (response.status, response.content_type) == (status, "application/problem+json")
+            assert response.headers["Vary"] == "Accept"
+
+
+async def test_saving_from_the_page_leads_to_the_saved_exports(client: TestClient[Any, Any]) -> None:
+    nothing = await page(client, "/saved")
+    assert "Nothing is saved yet" in nothing.text
+    async with client.post("/export/users.csv?id=lte.3", headers=BROWSER, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, "/saved")
+    async with client.post("/export/users.csv?id=lte.3") as response:
+        assert response.status == 202
+    found = await page(client, "/saved")
+    assert len(found.all("article")) == 2
+    assert "id=lte.3" in found.text
+    deletions = [str(form["action"]) for form in found.all("form") if str(form["action"]).endswith("/delete")]
+    for action in deletions:
+        async with client.post(action, headers=BROWSER, allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (303, "/saved")
+    async with client.post(deletions[0], headers=BROWSER, allow_redirects=False) as response:
+        assert response.status == 303  # somebody was quicker
+
+
+async def test_another_sites_page_changes_nothing(client: TestClient[Any, Any]) -> None:
+    for path in ("/export/users.csv", "/saved/AAAAAAAAAAAAAAAAAAAAAA/delete"):
+        async with client.post(path, headers={**BROWSER, "Sec-Fetch-Site": "cross-site"}) as response:
+            assert response.status == 403
+    assert not (await page(client, "/saved")).all("article")
+
+
+async def test_the_pages_own_files(client: TestClient[Any, Any]) -> None:
+    async with client.get("/static/live.js") as response:
+        assert response.status == 200
+        assert response.content_type in ("text/javascript", "application/javascript")
+    async with client.get("/static/nothing.js") as response:
+        assert response.status == 404
+
+
+# --- Lines to paste ---
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "text"),
+    [
+        ("users.csv", "curl", "curl --fail --globoff --output users.csv http://x/export/users.csv"),
+        ("users.csv", "python", 'import pandas; table = pandas.read_csv("http://x/export/users.csv")'),
+        (
+            "u.csv.gz?delimiter=;&header=false&null=NA",
+            "python",
+            (
+                'import pandas; table = pandas.read_csv("http://x/export/u.csv.gz?delimiter=;&header=false&null=NA", '
+                'sep=";", header=None, na_values=["NA"], compression="gzip")'
+            ),
+        ),
+        (
+            "users.ndjson",
+            "python",
+            'import pandas; table = pandas.read_json("http://x/export/users.ndjson", lines=True)',
+        ),
+        ("users.ndjson.gz", "r", 'table <- jsonlite::stream_in(gzcon(url("http://x/export/users.ndjson.gz")))'),
+        (
+            "users.tsv?bom=true&header=false",
+            "r",
+            (
+                'table <- read.csv(url("http://x/export/users.tsv?bom=true&header=false"), '
+                'fileEncoding = "UTF-8-BOM", sep = "\\t", header = FALSE, na.strings = "")'
+            ),
+        ),
+    ],
+)
+def test_a_line_to_paste(address: str, key: str, text: str) -> None:
+    target, _, query = address.partition("?")
+    request = parse_export_request(target, query)
+    found = {each.key: each.text for each in snippets(f"http://x/export/{address}", "users.csv", request)}
+    assert found[key] == text

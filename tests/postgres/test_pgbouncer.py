@@ -1,0 +1,150 @@
+"""Behind a real PgBouncer in transaction mode: settings stay in their transaction, and cancelling finds its backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from tests.conftest import Postgres
+from tests.http.test_proxy import free_port
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.raw_http import Client, ask
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.fixture(params=[2])
+def pooled_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
+    """The URI of the database through a PgBouncer that shares so many server connections among everybody."""
+    if PGBOUNCER is None:
+        assert not os.environ.get("CI"), "pgbouncer is missing; .ci/run installs it"
+        pytest.skip("pgbouncer is not installed")
+    parts = psycopg2.extensions.parse_dsn(database_url)
+    folder = Path(tempfile.mkdtemp(prefix="sluice-pgbouncer-"))
+    folder.chmod(0o755)
+    port = free_port()
+    # PgBouncer refuses to run as root, and only its own account reaches the socket of the embedded database.
+    account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    (folder / "users.txt").write_text('"postgres" ""\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"""
+[databases]
+pooled = host={parts["host"]} port={parts.get("port", "5432")} dbname={parts["dbname"]} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {folder}/users.txt
+pool_mode = transaction
+default_pool_size = {request.param}
+"""
+    )
+    process = subprocess.Popen(
+        [PGBOUNCER, "-q", str(folder / "pgbouncer.ini")],
+        stderr=subprocess.DEVNULL,
+        user=account.pw_uid,
+        group=account.pw_gid,
+    )
+    url = f"postgresql://postgres@127.0.0.1:{port}/pooled"
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                psycopg2.connect(url).close()
+                break
+            except psycopg2.OperationalError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_exports_leave_no_setting_behind(
+    pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    server = start_live(DATABASE_URL=pooled_url)
+    expected = postgres.copy("SELECT * FROM users")
+    for _ in range(5):
+        assert ask(server, "/export/users.csv").body == expected
+    other = psycopg2.connect(pooled_url)
+    other.autocommit = True
+    with other.cursor() as cursor:
+        for _ in range(4):
+            cursor.execute(
+                "SELECT current_setting('statement_timeout'), current_setting('jit'), current_setting('datestyle')"
+            )
+            assert cursor.fetchone() == ("0", "on", "ISO, MDY")
+    other.close()
+
+
+def test_a_client_that_leaves_has_its_query_cancelled(
+    pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    server = start_live(DATABASE_URL=pooled_url)
+    postgres.run("CREATE VIEW slow AS SELECT pg_sleep(60)::text AS x")
+    running = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT source.%' AND wait_event = 'PgSleep'"
+    with Client(server.connect()) as client:
+        client.send("/export/slow.csv")
+        wait_until("the query runs", lambda: bool(postgres.run(running)))
+    wait_until("the query is cancelled", lambda: not postgres.run(running), seconds=2)
+    assert ask(server, "/export/revenue_by_country.csv").body == postgres.copy("SELECT * FROM revenue_by_country")
+
+
+@pytest.mark.parametrize("pooled_url", [1, 2, 6], indirect=True)
+def test_readers_that_get_no_connection_hold_nobody_up(
+    pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    # Those that the pool lets wait in line never begin; the first reads all of it, and they go with it.
+    server = start_live(DATABASE_URL=pooled_url, PARALLEL_READERS="3")
+    postgres.run("CREATE TABLE large WITH (fillfactor = 10) AS SELECT n, md5(n::text) FROM generate_series(1, 16000) n")
+    postgres.run("ANALYZE large")
+    right = postgres.copy("SELECT * FROM large")
+    for number in range(4):
+        answer = ask(server, "/export/large.csv", headers={"X-Request-Id": f"pooled-{number}"})
+        assert (answer.status, answer.ending) == (200, "terminator")
+        assert answer.body == right
+        assert server.export_line(f"pooled-{number}")["scan"] == "block ranges"
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: ask(server, "/export/large.csv"), range(6)))
+    assert [(answer.status, answer.ending, answer.body == right) for answer in answers] == [
+        (200, "terminator", True)
+    ] * 6
+    # The pool is whole again: a transaction of somebody else's gets a connection.
+    with contextlib.closing(psycopg2.connect(pooled_url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.mark.parametrize("pooled_url", [1, 6], indirect=True)
+def test_a_client_that_leaves_frees_the_connections_of_all_readers(
+    pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    server = start_live(DATABASE_URL=pooled_url, PARALLEL_READERS="3")
+    postgres.run("CREATE TABLE one AS SELECT repeat('x', 4000) AS filler")
+    postgres.run("CREATE TABLE large AS SELECT n, filler FROM one, generate_series(1, 96000) AS n; ANALYZE large")
+    running = (
+        "SELECT 1 FROM pg_stat_activity "
+        "WHERE query LIKE '%FROM ONLY%ctid%' AND state <> 'idle' AND pid <> pg_backend_pid()"
+    )
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send("/export/large.csv")
+        wait_until("it is being read", lambda: bool(postgres.run(running)))
+    wait_until("no query is left", lambda: not postgres.run(running), seconds=10)
+    assert ask(server, "/export/revenue_by_country.csv").body == postgres.copy("SELECT * FROM revenue_by_country")

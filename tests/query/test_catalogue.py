@@ -1,0 +1,130 @@
+"""The catalogue's pure half: which schemas are searched, a row as a value, the error with its suggestions."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from server.query.catalogue import (
+    KINDS,
+    Column,
+    Relation,
+    RelationName,
+    relation_from_row,
+    relation_not_found,
+    schemas_to_search,
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "schemas", "searched"),
+    [
+        (RelationName("users"), ["public"], ["public"]),
+        (RelationName("users"), ["b", "a"], ["b", "a"]),
+        (RelationName("users", "a"), ["b", "a"], ["a"]),
+        (RelationName("users", "public"), ["public"], ["public"]),
+        # A schema that is not exported is not looked into, nor one that only looks alike.
+        (RelationName("pg_authid", "pg_catalog"), ["public"], []),
+        (RelationName("users", "PUBLIC"), ["public"], []),
+        (RelationName("users", ""), ["public"], []),
+    ],
+)
+def test_only_exported_schemas_are_searched(wanted: RelationName, schemas: list[str], searched: list[str]) -> None:
+    assert schemas_to_search(wanted, schemas) == searched
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [(RelationName("users"), "users"), (RelationName("users", "public"), "public.users")],
+)
+def test_a_relation_name_is_written_as_users_write_it(name: RelationName, written: str) -> None:
+    assert str(name) == written
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    columns = [["id", "bigint", False, True, True], ["größe, €", "numeric(10,2)", True, False, False]]
+    return {
+        "oid": 16384,
+        "schema": "public",
+        "name": "users",
+        "kind": "r",
+        "is_partition": False,
+        "estimated_rows": 20000.0,
+        "bytes": 1 << 20,
+        "toast_bytes": 0,
+        "columns": json.dumps(columns),
+        **changes,
+    }
+
+
+def test_a_row_becomes_a_value() -> None:
+    assert relation_from_row(row()) == Relation(
+        oid=16384,
+        schema="public",
+        name="users",
+        kind="table",
+        is_partition=False,
+        columns=(
+            Column("id", "bigint", nullable=False, readable=True, indexed=True),
+            Column("größe, €", "numeric(10,2)", nullable=True, readable=False, indexed=False),
+        ),
+        estimated_rows=20000,
+        bytes=1 << 20,
+        toast_bytes=0,
+    )
+
+
+def test_what_is_not_known_stays_unknown() -> None:
+    relation = relation_from_row(row(estimated_rows=None, bytes=None, toast_bytes=None, columns="[]"))
+    assert (relation.estimated_rows, relation.bytes, relation.toast_bytes) == (None, None, None)
+    assert relation.columns == ()
+
+
+@pytest.mark.parametrize(("kind", "word"), KINDS.items())
+def test_every_kind_has_its_word(kind: str, word: str) -> None:
+    assert relation_from_row(row(kind=kind)).kind == word
+
+
+KNOWN = ["users", "orders", "orders_2024_01", "revenue_by_country", "Größe"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("user", "Did you mean users?"),
+        ("usres", "Did you mean users?"),
+        ("Users", "Did you mean users?"),
+        ("grösse", "The page at / lists the relations there are."),
+        ("groesse", "The page at / lists the relations there are."),
+        ("Grösse", "Did you mean Größe?"),
+        ("order", "Did you mean orders?"),
+        ("orders_2024", "Did you mean orders_2024_01 or orders?"),
+        ("nothing like it", "The page at / lists the relations there are."),
+    ],
+)
+def test_a_misspelt_relation_comes_with_the_nearest(wanted: str, hint: str) -> None:
+    error = relation_not_found(RelationName(wanted), KNOWN)
+    assert (error.status, error.code) == (404, "relation_not_found")
+    assert error.detail == f'There is no relation "{wanted}" that may be exported.'
+    assert error.hint == hint
+
+
+def test_at_most_three_are_suggested() -> None:
+    hint = relation_not_found(RelationName("orders"), [f"orders{number}" for number in range(10)]).hint
+    assert hint is not None
+    assert hint.count("orders") == 3
+
+
+def test_the_schema_that_was_asked_for_is_named() -> None:
+    assert '"secret.users"' in relation_not_found(RelationName("users", "secret"), []).detail
+
+
+def test_a_long_name_among_many_is_answered_at_once_and_shortly() -> None:
+    known = [f"table_{number:04}" + "x" * 53 for number in range(300)]
+    started = time.monotonic()
+    error = relation_not_found(RelationName("x" * 8192), known)
+    assert time.monotonic() - started < 1
+    assert len(error.detail) < 500

@@ -1,0 +1,555 @@
+"""The grammar of filters: conditions, lists, quotes, braces and nested brackets, and what is said of what is wrong.
+
+Positions count characters from 1 within the value of the parameter. No catalogue, no database.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from server.errors import InvalidRequest
+from server.query.filters import (
+    COMPARISONS,
+    DEEPEST_NEST,
+    IS_VALUES,
+    MOST_CONDITIONS,
+    OPERATORS,
+    Condition,
+    Filter,
+    Group,
+    conditions_of,
+    parse_condition,
+    parse_group,
+)
+from server.query.grammar import write_name
+
+ONE = Condition("a", "eq", ("1",))
+TWO = Condition("b", "lt", ("2",))
+NULL = Condition("c", "is", ("null",))
+
+
+def value_of(text: str) -> tuple[str, ...]:
+    return parse_condition("a", text).values
+
+
+def member(text: str) -> Filter:
+    """The only member of these brackets."""
+    members = parse_group("or", text).members
+    assert len(members) == 1
+    return members[0]
+
+
+# --- A condition that is a parameter of its own: all after the operator is the value. ---
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("negated", [False, True])
+def test_every_operator_takes_a_value_and_can_be_negated(operator: str, negated: bool) -> None:
+    text = {"in": "(1)", "is": "null"}.get(operator, "1")
+    values = {"is": ("null",)}.get(operator, ("1",))
+    assert parse_condition("a", f"{'not.' if negated else ''}{operator}.{text}") == Condition(
+        "a", operator, values, negated
+    )
+    assert member(f"(a.{'not.' if negated else ''}{operator}.{text})") == Condition("a", operator, values, negated)
+
+
+@pytest.mark.parametrize("operator", [name for name in COMPARISONS if "like" not in name])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " ",
+        "a.b",
+        "a,b",
+        "(a)",
+        ")",
+        "{",
+        '{"',
+        '"',
+        '"a',
+        '"a"',
+        "\\",
+        "*",
+        "%",
+        "not.eq.1",
+        "null",
+        "ü🦥",
+        "a\r\nb",
+    ],
+)
+def test_the_value_is_all_that_follows_as_it_stands(operator: str, value: str) -> None:
+    assert parse_condition("a", f"{operator}.{value}") == Condition("a", operator, (value,))
+    assert parse_condition("a", f"not.{operator}.{value}") == Condition("a", operator, (value,), negated=True)
+
+
+@pytest.mark.parametrize("operator", ["like", "ilike"])
+@pytest.mark.parametrize(
+    ("value", "pattern"),
+    [("a*", "a%"), ("*", "%"), ("**a*b", "%%a%b"), ("a%", "a%"), ("a_", "a_"), ("", ""), (r"a\_b", r"a\_b")],
+)
+def test_a_star_in_a_pattern_is_a_percent_sign(operator: str, value: str, pattern: str) -> None:
+    assert value_of(f"{operator}.{value}") == (pattern,)
+    assert member(f"(a.{operator}.{value})") == Condition("a", operator, (pattern,))
+
+
+@pytest.mark.parametrize("operator", ["like", "not.ilike"])
+@pytest.mark.parametrize(
+    ("value", "whole"), [("\\", False), ("a\\", False), ("*\\\\\\", False), ("a\\\\", True), ("\\*", True)]
+)
+def test_a_pattern_does_not_end_in_half_an_escape(operator: str, value: str, whole: bool) -> None:
+    """PostgreSQL would find out only at a row that the rest of the pattern matches."""
+    if whole:
+        assert value_of(f"{operator}.{value}") == (value.replace("*", "%"),)
+        return
+    for parse in (
+        lambda: parse_condition("a", f"{operator}.{value}"),
+        lambda: parse_group("or", f"(a.{operator}.{value})"),
+    ):
+        with pytest.raises(InvalidRequest) as error:
+            parse()
+        assert (error.value.status, error.value.code) == (400, "invalid_value")
+        assert '"a"' in error.value.detail
+
+
+@pytest.mark.parametrize("value", [*IS_VALUES, *(word.upper() for word in IS_VALUES), "Null", "tRuE"])
+def test_is_takes_its_words_in_any_case(value: str) -> None:
+    assert value_of(f"is.{value}") == (value.lower(),)
+    assert member(f"(a.is.{value})") == Condition("a", "is", (value.lower(),))
+
+
+@pytest.mark.parametrize("value", ["", "nul", "null ", "not null", "1", "(null)", "distinct", "İ", '"null"'])
+def test_is_takes_nothing_else(value: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_condition("a", f"is.{value}")
+    assert (error.value.status, error.value.code) == (400, "invalid_filter")
+    assert error.value.detail == f'The filter on "a" cannot compare with "is.{value.lower()}".'
+    assert error.value.hint == "After is. there is one of null, true, false, unknown."
+
+
+# --- Lists. ---
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("()", ()),
+        ("(1)", ("1",)),
+        ("(1,2,3)", ("1", "2", "3")),
+        ("(1,1)", ("1", "1")),
+        ("( 1, 2 )", (" 1", " 2 ")),
+        ('("")', ("",)),
+        ('("","")', ("", "")),
+        ('("a,b",c)', ("a,b", "c")),
+        ('("(a)","b)")', ("(a)", "b)")),
+        ('("say ""hi""")', ('say "hi"',)),
+        (r'("say \"hi\"","back\\slash","a\b")', ('say "hi"', "back\\slash", r"a\b")),
+        ('(a"b,5")', ('a"b', '5"')),
+        ("(a.b,eq.1)", ("a.b", "eq.1")),
+        ("((a,b)", ("(a", "b")),
+        ("(null,*,%)", ("null", "*", "%")),
+        ("(\n,ü🦥)", ("\n", "ü🦥")),
+        # Braces hold a whole array or object, with its commas and brackets.
+        ("({1,2},{3})", ("{1,2}", "{3}")),
+        ("({{1,2},{3,4}})", ("{{1,2},{3,4}}",)),
+        ('({"a":[1,2],"b":"}"},x)', ('{"a":[1,2],"b":"}"}', "x")),
+        (r'({"q\"}",")"})', (r'{"q\"}",")"}',)),
+        ("(a{,b})", ("a{", "b}")),
+    ],
+)
+def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
+    assert value_of(f"in.{text}") == values
+    assert member(f"(a.in.{text})") == Condition("a", "in", values)
+    assert parse_group("or", f"(a.not.in.{text},b.lt.2)").members == (Condition("a", "in", values, True), TWO)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "detail"),
+    [
+        ("", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
+        ("1,2", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
+        ("{1,2}", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
+        ("(", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
+        ("(,1)", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
+        ("(1,)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
+        ("(1,,2)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
+        ("(1,2", "unbalanced_brackets", 'The bracket in the filter on "a" at position 4 is not closed.'),
+        ('("a"', "unbalanced_brackets", 'The bracket in the filter on "a" at position 4 is not closed.'),
+        (
+            "(1)2",
+            "unbalanced_brackets",
+            'There is text after the closing bracket in the filter on "a" at position 7: "2".',
+        ),
+        (
+            "(1))",
+            "unbalanced_brackets",
+            'There is text after the closing bracket in the filter on "a" at position 7: ")".',
+        ),
+        (
+            "()" + "x" * 8192,
+            "unbalanced_brackets",
+            f'There is text after the closing bracket in the filter on "a" at position 6: "{"x" * 100}…".',
+        ),
+        ('(1,"a', "invalid_quotes", 'The double quote in the filter on "a" at position 7 is not closed.'),
+        ('("a)', "invalid_quotes", 'The double quote in the filter on "a" at position 5 is not closed.'),
+        ('(ü,"a"b)', "invalid_quotes", 'There is text after the closing quote in the filter on "a" at position 10.'),
+        ("({1,2)", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
+        ('(1,{"})', "unbalanced_brackets", 'The brace in the filter on "a" at position 7 is not closed.'),
+        ("({1\\", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
+        ('({"\\', "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
+    ],
+)
+def test_a_list_that_is_no_list_says_where(text: str, code: str, detail: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_condition("a", f"in.{text}")
+    assert (error.value.status, error.value.code, error.value.detail) == (400, code, detail)
+
+
+def test_text_after_a_closing_brace_is_not_a_bracket_left_open() -> None:
+    for text in ("in.({1}x)", "in.({1}{2})"):
+        with pytest.raises(InvalidRequest) as error:
+            parse_condition("a", text)
+        assert "not closed" not in error.value.detail
+
+
+# --- Operators. ---
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "shown"),
+    [
+        ("", 1, ""),
+        ("1", 1, "1"),
+        ("eq", 1, "eq"),
+        ("EQ.1", 1, "EQ."),
+        ("equals.1", 1, "equals."),
+        ("=.1", 1, "="),
+        ("eq:1", 1, "eq:"),
+        ("eq(1)", 1, "eq("),
+        (" eq.1", 1, " "),
+        (".eq.1", 1, "."),
+        ("not.1", 5, "1"),
+        ("not.eq", 5, "eq"),
+        ("not.not.eq.1", 5, "not."),
+        ("NOT.eq.1", 1, "NOT."),
+        ("notin.(1)", 1, "notin."),
+        ("and.(b.eq.1)", 1, "and."),
+        ("fts.a", 1, "fts."),
+        ("ｅｑ.1", 1, "ｅｑ."),
+        ("x" * 8192, 1, "x" * 100 + "…"),
+    ],
+)
+def test_an_unknown_operator_is_shown_with_its_position_and_the_known_ones(
+    text: str, position: int, shown: str
+) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_condition("a", text)
+    assert (error.value.status, error.value.code) == (400, "unknown_operator")
+    assert error.value.detail == f'The filter on "a" has no operator at position {position}: "{shown}".'
+    assert error.value.hint is not None
+    assert ", ".join(OPERATORS) in error.value.hint
+
+
+def test_a_long_column_is_shortened_in_messages() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_condition("x" * 8192, "nothing.1")
+    assert f'The filter on "{"x" * 100}…" has' in error.value.detail
+
+
+# --- Brackets. ---
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("(a.eq.1)", (ONE,)),
+        ("(a.eq.1,b.lt.2)", (ONE, TWO)),
+        ("(a.eq.1,a.eq.1)", (ONE, ONE)),
+        ("(c.is.null,a.eq.1)", (NULL, ONE)),
+        ("(or(a.eq.1,b.lt.2))", (Group("or", (ONE, TWO)),)),
+        ("(and(a.eq.1),b.lt.2)", (Group("and", (ONE,)), TWO)),
+        ("(a.eq.1,not.and(b.lt.2,c.is.null))", (ONE, Group("and", (TWO, NULL), negated=True))),
+        (
+            "(not.or(a.eq.1),or(not.and(b.lt.2)))",
+            (Group("or", (ONE,), negated=True), Group("or", (Group("and", (TWO,), negated=True),))),
+        ),
+        # Values: to the next comma or bracket, in double quotes, or in braces.
+        ("(a.eq.)", (Condition("a", "eq", ("",)),)),
+        ("(a.eq.,b.lt.2)", (Condition("a", "eq", ("",)), TWO)),
+        ('(a.eq."")', (Condition("a", "eq", ("",)),)),
+        ('(a.eq."x,(y)",b.lt.2)', (Condition("a", "eq", ("x,(y)",)), TWO)),
+        (r'(a.eq."\"\\")', (Condition("a", "eq", ('"\\',)),)),
+        ("(a.eq.x.y.z)", (Condition("a", "eq", ("x.y.z",)),)),
+        ("(a.eq.(x)", (Condition("a", "eq", ("(x",)),)),
+        ('(a.eq.x"y)', (Condition("a", "eq", ('x"y',)),)),
+        ("(a.cs.{1,2},b.lt.2)", (Condition("a", "cs", ("{1,2}",)), TWO)),
+        ('(a.cs.{"x":{"y":")"}})', (Condition("a", "cs", ('{"x":{"y":")"}}',)),)),
+        ('(a.cs."[1,5)")', (Condition("a", "cs", ("[1,5)",)),)),
+        ("(a.eq.x{,b.lt.2)", (Condition("a", "eq", ("x{",)), TWO)),
+        ("(a.in.(1,2),b.lt.2)", (Condition("a", "in", ("1", "2")), TWO)),
+        ("(a.in.(),b.lt.2)", (Condition("a", "in", ()), TWO)),
+        ('(a.like.*x*,b.match."^(x|y)$")', (Condition("a", "like", ("%x%",)), Condition("b", "match", ("^(x|y)$",)))),
+        # Columns: in double quotes where the grammar would take them amiss.
+        ('("a.b".eq.1)', (Condition("a.b", "eq", ("1",)),)),
+        ('("a,b(c)".eq.1)', (Condition("a,b(c)", "eq", ("1",)),)),
+        ('("say ""hi""".eq.1)', (Condition('say "hi"', "eq", ("1",)),)),
+        ('("and(".eq.1)', (Condition("and(", "eq", ("1",)),)),
+        ("(and.eq.1,or.eq.1)", (Condition("and", "eq", ("1",)), Condition("or", "eq", ("1",)))),
+        ("(not.eq.1)", (Condition("not", "eq", ("1",)),)),
+        ("(not.not.eq.1)", (Condition("not", "eq", ("1",), negated=True),)),
+        ("( a.eq.1)", (Condition(" a", "eq", ("1",)),)),
+        ("(größe.eq.1)", (Condition("größe", "eq", ("1",)),)),
+    ],
+)
+def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter, ...]) -> None:
+    assert parse_group("or", text) == Group("or", members)
+    assert parse_group("and", text, negated=True) == Group("and", members, negated=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "detail"),
+    [
+        ("", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        ("a.eq.1", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        (" (a.eq.1)", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        (")", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        ("(", "missing_name", 'A name is missing in "or" at position 2.'),
+        ("()", "missing_name", 'A name is missing in "or" at position 2.'),
+        ("(,a.eq.1)", "missing_name", 'A name is missing in "or" at position 2.'),
+        ("(a.eq.1,)", "missing_name", 'A name is missing in "or" at position 9.'),
+        ("(a.eq.1,,b.lt.2)", "missing_name", 'A name is missing in "or" at position 9.'),
+        ("((a.eq.1))", "missing_name", 'A name is missing in "or" at position 2.'),
+        ("(.eq.1)", "missing_name", 'A name is missing in "or" at position 2.'),
+        ('("".eq.1)', "missing_name", 'A name is missing in "or" at position 2.'),
+        ("(or())", "missing_name", 'A name is missing in "or" at position 5.'),
+        ("(a.eq.1", "unbalanced_brackets", 'The bracket in "or" at position 1 is not closed.'),
+        ("(a.eq.1,or(b.lt.2)", "unbalanced_brackets", 'The bracket in "or" at position 1 is not closed.'),
+        ("(a.eq.1,or(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 11 is not closed.'),
+        ("(a.eq.1,not.and(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 16 is not closed.'),
+        ("(ü.eq.1,a.in.(1,2", "unbalanced_brackets", 'The bracket in "or" at position 14 is not closed.'),
+        ("(a.eq.1))", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: ")".'),
+        ("(a.eq.1)x", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: "x".'),
+        (
+            "(a.eq.f(x),b.lt.2)",
+            "unbalanced_brackets",
+            'There is text after the closing bracket in "or" at position 11: ",b.lt.2)".',
+        ),
+        ("(a.cs.{1,2)", "unbalanced_brackets", 'The brace in "or" at position 7 is not closed.'),
+        ('(b.lt.2,a.cs.{"})', "unbalanced_brackets", 'The brace in "or" at position 14 is not closed.'),
+        ('(a.eq."x)', "invalid_quotes", 'The double quote in "or" at position 7 is not closed.'),
+        ('("a.eq.1)', "invalid_quotes", 'The double quote in "or" at position 2 is not closed.'),
+        ('(a.in.("x)', "invalid_quotes", 'The double quote in "or" at position 8 is not closed.'),
+        ('(a.eq."x"y)', "invalid_quotes", 'There is text after the closing quote in "or" at position 10.'),
+        ('("a"b.eq.1)', "invalid_quotes", 'There is text after the closing quote in "or" at position 5.'),
+        ("(a)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
+        ("(a,b.lt.2)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
+        ("(b.lt.2,xor(a.eq.1))", "invalid_filter", 'The condition on "xor" in "or" has no operator, at position 12.'),
+        ("(" + "x" * 8192, "invalid_filter", f'The condition on "{"x" * 100}…" in "or" has no operator, at'),
+        ("(a.1)", "unknown_operator", '"or" has no operator at position 4: "1)".'),
+        ("(a.not.1)", "unknown_operator", '"or" has no operator at position 8: "1)".'),
+        ("(b.lt.2,a.equals.1)", "unknown_operator", '"or" has no operator at position 11: "equals.".'),
+        ("(a.eq)", "unknown_operator", '"or" has no operator at position 4: "eq)".'),
+        ("(not.a.eq.1)", "unknown_operator", '"or" has no operator at position 6: "a.".'),
+        ("(a.in.1)", "invalid_filter", '"or" needs a list in brackets at position 7.'),
+        ("(a.in.(1,))", "invalid_filter", 'An item is missing in "or" at position 10.'),
+        ("(a.is.nothing)", "invalid_filter", '"or" cannot compare with "is.nothing".'),
+    ],
+)
+def test_brackets_that_are_not_understood_say_where(text: str, code: str, detail: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_group("or", text)
+    assert (error.value.status, error.value.code) == (400, code)
+    assert error.value.detail.startswith(detail)
+
+
+def test_text_after_a_brace_in_brackets_is_not_a_bracket_left_open() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_group("or", "(a.cs.{1}x,b.lt.2)")
+    assert "not closed" not in error.value.detail
+
+
+def nested(depth: int) -> str:
+    """So many brackets around one condition, by turns or and and."""
+    return "".join("(" + ("or", "and")[level % 2] for level in range(1, depth)) + "(a.eq.1" + ")" * depth
+
+
+def test_brackets_nest_to_the_limit() -> None:
+    found: Filter = parse_group("and", nested(DEEPEST_NEST))
+    for _ in range(DEEPEST_NEST):
+        assert isinstance(found, Group)
+        (found,) = found.members
+    assert found == ONE
+
+
+@pytest.mark.parametrize("depth", [DEEPEST_NEST + 1, 100, 10_000])
+def test_past_the_limit_they_are_refused_at_once(depth: int) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidRequest) as error:
+        parse_group("and", nested(depth))
+    assert (error.value.status, error.value.code) == (400, "too_deep")
+    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} deep.'
+    assert time.monotonic() - started < 0.5
+
+
+def test_the_limit_is_that_of_depth_and_not_of_number() -> None:
+    one = nested(DEEPEST_NEST - 1)
+    group = parse_group("or", "(" + ",".join(["and" + one] * 500) + ")")
+    assert conditions_of((group,)) == [ONE] * 500
+
+
+@pytest.mark.parametrize("number", [MOST_CONDITIONS, MOST_CONDITIONS + 1, 15_000])
+def test_many_conditions_are_read_quickly(number: int) -> None:
+    """How many are too many is judged over the whole query string, not here."""
+    started = time.monotonic()
+    group = parse_group("or", "(" + ",".join(["a.eq.1"] * number) + ")")
+    assert group.members == (ONE,) * number
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in.(" + ",".join(["1"] * 60_000) + ")",
+        "in.(" + ",".join(['"1"'] * 30_000) + ")",
+        'in.("' + '""' * 60_000 + '")',
+        "in.(" + "{" * 60_000 + "}" * 60_000 + ")",
+        'in.({"' + "\\\\" * 50_000 + '"})',
+    ],
+    ids=["items", "quoted items", "quotes", "braces", "backslashes"],
+)
+def test_a_list_as_long_as_a_request_line_is_read_quickly(text: str) -> None:
+    started = time.monotonic()
+    assert value_of(text)
+    assert time.monotonic() - started < 2
+
+
+# --- Order, and the way there and back. ---
+
+
+def test_conditions_come_in_the_order_in_which_they_are_written() -> None:
+    names = iter("abcdefghij")
+
+    def condition() -> Condition:
+        return Condition(next(names), "eq", ("1",))
+
+    filters: tuple[Filter, ...] = (
+        condition(),
+        Group("or", (condition(), Group("and", (condition(), condition())), condition())),
+        condition(),
+        Group("and", (Group("or", (Group("or", (condition(),)),)), condition())),
+    )
+    assert [found.column for found in conditions_of(filters)] == list("abcdefgh")
+
+
+def test_of_no_filters_there_are_no_conditions() -> None:
+    assert conditions_of(()) == []
+
+
+VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.text(
+    '"\\,(){}.*% aé\n', max_size=8
+)
+COLUMNS = VALUES.filter(bool) | st.sampled_from(["and", "or", "not", "not.and", "and(", "order", '"', "a.b", "eq"])
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> Condition:
+    operator = draw(st.sampled_from(OPERATORS))
+    if operator == "is":
+        values: tuple[str, ...] = (draw(st.sampled_from(IS_VALUES)),)
+    elif operator == "in":
+        values = tuple(draw(st.lists(VALUES, max_size=4)))
+    else:
+        value = draw(VALUES)
+        if operator in ("like", "ilike"):
+            # A star in a pattern cannot be had, it is a percent sign; nor can a backslash before nothing.
+            value = value.replace("*", "%").replace("\\", "\\\\")
+        values = (value,)
+    return Condition(draw(COLUMNS), operator, values, draw(st.booleans()))
+
+
+GROUPS = st.recursive(
+    conditions(),
+    lambda members: st.builds(
+        Group, st.sampled_from(["and", "or"]), st.lists(members, min_size=1, max_size=4).map(tuple), st.booleans()
+    ),
+    max_leaves=12,
+).filter(lambda item: isinstance(item, Group))
+
+
+def written_value(value: str) -> str:
+    """In double quotes where the grammar would take it amiss, as a careful client writes it."""
+    if value and value[0] not in '"{' and not set(value) & set(",)"):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def written(item: Filter) -> str:
+    before = "not." if item.negated else ""
+    if isinstance(item, Group):
+        return f"{before}{item.joined_by}({','.join(written(member) for member in item.members)})"
+    column = write_name(item.column, ".,()")
+    if item.operator == "in":
+        value = "(" + ",".join(written_value(value) for value in item.values) + ")"
+    elif item.operator == "is":
+        value = item.values[0]
+    else:
+        value = written_value(item.values[0])
+    return f"{column}.{before}{item.operator}.{value}"
+
+
+@given(GROUPS)
+@example(Group("or", (Condition("a", "in", ("",)),)))
+@example(Group("or", (Condition("not", "eq", ("(",)), Group("and", (Condition('"', "ov", ('"',)),), negated=True))))
+def test_filters_that_are_written_are_read_again(tree: Group) -> None:
+    outer = "not." if tree.negated else ""
+    text = written(tree).removeprefix(outer + tree.joined_by)
+    assert parse_group(tree.joined_by, text, negated=tree.negated) == tree
+
+
+@given(conditions())
+def test_a_condition_that_is_written_is_read_again(condition: Condition) -> None:
+    """As a parameter of its own its value needs no quotes but in a list."""
+    before = "not." if condition.negated else ""
+    if condition.operator == "in":
+        value = "(" + ",".join(written_value(value) for value in condition.values) + ")"
+    else:
+        value = condition.values[0]
+    assert parse_condition(condition.column, f"{before}{condition.operator}.{value}") == condition
+
+
+@given(GROUPS)
+def test_every_condition_of_a_tree_is_found_in_its_order(tree: Group) -> None:
+    def walk(item: Filter) -> list[Condition]:
+        return [item] if isinstance(item, Condition) else [found for member in item.members for found in walk(member)]
+
+    assert conditions_of((tree, tree)) == walk(tree) * 2
+
+
+ANY = st.text(st.characters(exclude_categories=[]))
+WORDS = [*OPERATORS, "not.", "and(", "or(", "a", "a.eq.1", *'.,(){}"\\*% ', "null", "a.in.(", '"a"']
+NEARLY = st.lists(st.sampled_from(WORDS), max_size=20).map("".join)
+
+
+@hypothesis_settings(max_examples=300)
+@given(ANY | NEARLY | NEARLY.map(lambda text: f"({text})") | GROUPS.map(written))
+@example('({"')
+@example("(a.in.(")
+@example('(a.in.("')
+@example("(" * 2000)
+@example("(or" * 2000)
+def test_any_text_is_a_filter_or_an_invalid_request(text: str) -> None:
+    outcome: Filter | InvalidRequest
+    for parse in (parse_condition, parse_group):
+        try:
+            outcome = parse("or", text)
+        except InvalidRequest as error:
+            outcome = error
+        if isinstance(outcome, InvalidRequest):
+            assert outcome.status == 400
+            assert 0 < len(outcome.detail) < 500
+        else:
+            assert all(condition.operator in OPERATORS for condition in conditions_of((outcome,)))

@@ -1,0 +1,239 @@
+"""The small pieces of the grammar: percent-decoding, names, double quotes, and the positions that messages name."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, quote_from_bytes
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.errors import InvalidRequest
+from server.query.grammar import percent_decode, read_name, read_names, read_quoted, shorten, write_name
+
+# Any text that PostgreSQL can hold, and texts dense with what the grammar gives a meaning to.
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.text('a."\\,:() é', max_size=12)
+
+
+def refused(error: pytest.ExceptionInfo[InvalidRequest], code: str, detail: str) -> None:
+    assert (error.value.status, error.value.code, error.value.detail) == (400, code, detail)
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        ("", ""),
+        ("abc", "abc"),
+        ("a%62c", "abc"),
+        ("%C3%BC%f0%9f%a6%a5", "ü🦥"),
+        ("ü🦥", "ü🦥"),
+        ("ü%C3%BC", "üü"),
+        ("a+b", "a+b"),
+        # Decoded once, and what is no escape stays as it is.
+        ("%2541", "%41"),
+        ("100%", "100%"),
+        ("%4", "%4"),
+        ("%zz%", "%zz%"),
+        # An escape may complete what a raw byte (handed over as a lone surrogate) begins.
+        ("\udcc3%BC", "ü"),
+        ("%01%7F%0D%0A", "\x01\x7f\r\n"),
+        ("%EF%BF%BF%EF%BB%BF", "\uffff\ufeff"),
+        ("%F4%8F%BF%BF", "\U0010ffff"),
+    ],
+)
+def test_percent_encoding_is_undone_once(text: str, decoded: str) -> None:
+    assert percent_decode(text, "the path") == decoded
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("%ff", "There are bytes in the path that are not UTF-8."),
+        ("a%c3", "There are bytes in the path that are not UTF-8."),
+        ("%c0%af", "There are bytes in the path that are not UTF-8."),  # an overlong slash
+        ("%c0%80", "There are bytes in the path that are not UTF-8."),  # an overlong NUL
+        ("%ed%a0%80", "There are bytes in the path that are not UTF-8."),  # a lone surrogate
+        ("%ed%a0%bd%ed%b8%80", "There are bytes in the path that are not UTF-8."),  # a pair of them (CESU-8)
+        ("%f4%90%80%80", "There are bytes in the path that are not UTF-8."),  # past the last code point
+        ("%f8%88%80%80%80", "There are bytes in the path that are not UTF-8."),
+        ("\udcff", "There are bytes in the path that are not UTF-8."),
+        (chr(0xD800), "There are bytes in the path that are not UTF-8."),
+        ("%00", "There is a NUL character in the path."),
+        ("a\0b", "There is a NUL character in the path."),
+    ],
+)
+def test_what_is_no_text_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        percent_decode(text, "the path")
+    refused(error, "invalid_encoding", reason)
+
+
+@given(TEXT)
+def test_whatever_is_encoded_is_decoded(text: str) -> None:
+    assert percent_decode(quote(text, safe=""), "x") == text
+    assert percent_decode("".join(f"%{byte:02x}" for byte in text.encode()), "x") == text
+
+
+@given(st.binary(max_size=12))
+@example(b"\xed\xbf\xbf")
+def test_bytes_are_what_python_takes_for_utf_8(data: bytes) -> None:
+    try:
+        expected = data.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(InvalidRequest):
+            percent_decode(quote_from_bytes(data), "x")
+    else:
+        if "\0" not in expected:
+            assert percent_decode(quote_from_bytes(data), "x") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "found", "end"),
+    [
+        ('""', 0, "", 2),
+        ('"a"', 0, "a", 3),
+        ('"a"b', 0, "a", 3),
+        ('x."a.b",c', 2, "a.b", 7),
+        # A quote inside is doubled or follows a backslash; a backslash may follow another.
+        ('"a""b"', 0, 'a"b', 6),
+        ('""""', 0, '"', 4),
+        (r'"a\"b"', 0, 'a"b', 6),
+        (r'"a\\"', 0, "a\\", 5),
+        (r'"a\\\"b"', 0, 'a\\"b', 8),
+        # A backslash before anything else is one.
+        (r'"a\b"', 0, r"a\b", 5),
+        (r'"\n"', 0, r"\n", 4),
+        (r'"\ü"', 0, r"\ü", 4),
+        # Two in a row: each reads its own.
+        ('"a","b"', 0, "a", 3),
+        ('"a","b"', 4, "b", 7),
+        ('"(),.{}*"', 0, "(),.{}*", 9),
+        ('"\r\n\t"', 0, "\r\n\t", 5),
+    ],
+)
+def test_double_quotes_hold_any_text(text: str, start: int, found: str, end: int) -> None:
+    assert read_quoted(text, start, "x") == (found, end)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "position"),
+    [
+        ('"', 0, 1),
+        ('"a', 0, 1),
+        ('"a""', 0, 1),
+        ('"""', 0, 1),
+        (r'"a\"', 0, 1),
+        ('"a\\', 0, 1),
+        ('ü,"a', 2, 3),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_named_by_its_position(text: str, start: int, position: int) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        read_quoted(text, start, '"select"')
+    refused(error, "invalid_quotes", f'The double quote in "select" at position {position} is not closed.')
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "stops", "name", "end"),
+    [
+        ("id", 0, ".,", "id", 2),
+        ("id.desc", 0, ".,", "id", 2),
+        ("id.desc", 3, ".,", "desc", 7),
+        ("id.desc", 0, "", "id.desc", 7),
+        ('"a.b".c', 0, ".,", "a.b", 5),
+        ('"a"', 0, ".,", "a", 3),
+        ('"a,"', 0, "", "a,", 4),
+        ('a"b".c', 0, ".,", 'a"b"', 4),
+        ("a b", 0, ".,", "a b", 3),
+        (" ", 0, ".,", " ", 1),
+        ("\n", 0, ".,", "\n", 1),
+    ],
+)
+def test_a_name_ends_at_a_stop(text: str, start: int, stops: str, name: str, end: int) -> None:
+    assert read_name(text, start, stops, "x") == (name, end)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "stops", "code", "detail"),
+    [
+        ("", 0, ".", "missing_name", "A name is missing in the path at position 1."),
+        (".a", 0, ".", "missing_name", "A name is missing in the path at position 1."),
+        ("a.", 2, ".", "missing_name", "A name is missing in the path at position 3."),
+        ('ü.""', 2, ".", "missing_name", "A name is missing in the path at position 3."),
+        ('"a', 0, ".", "invalid_quotes", "The double quote in the path at position 1 is not closed."),
+        ('"a"b', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
+        ('"a" ', 0, "", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
+        ('"🦥"x', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
+    ],
+)
+def test_what_is_no_name_is_named_by_its_position(text: str, start: int, stops: str, code: str, detail: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        read_name(text, start, stops, "the path")
+    refused(error, code, detail)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a", [("a", "")]),
+        ("a,b:c", [("a", ","), ("b", ":"), ("c", "")]),
+        ('"a,b":"c:d"', [("a,b", ":"), ("c:d", "")]),
+    ],
+)
+def test_names_come_with_the_stops_between_them(text: str, names: list[tuple[str, str]]) -> None:
+    assert list(read_names(text, ",:", "x")) == names
+
+
+@pytest.mark.parametrize(("text", "position"), [("", 1), ("a,", 3), ("a,,b", 3), (",a", 1), ('a,"",b', 3)])
+def test_a_name_that_is_missing_among_others_is_found(text: str, position: int) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        list(read_names(text, ",", '"order"'))
+    refused(error, "missing_name", f'A name is missing in "order" at position {position}.')
+
+
+@given(names=st.lists(TEXT.filter(bool), min_size=1, max_size=6), data=st.data())
+def test_names_that_are_written_are_read_again(names: list[str], data: st.DataObject) -> None:
+    stops = ".,:()"
+    between = data.draw(st.lists(st.sampled_from(stops), min_size=len(names) - 1, max_size=len(names) - 1))
+    text = "".join(write_name(name, stops) + stop for name, stop in zip(names, [*between, ""], strict=True))
+    assert list(read_names(text, stops, "x")) == list(zip(names, [*between, ""], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("id", "id"),
+        ("a b", "a b"),
+        ("a.b", '"a.b"'),
+        ('"', r'"\""'),
+        ('a"b', 'a"b'),
+        ('a."b', r'"a.\"b"'),
+        ("a\\b", "a\\b"),
+        ("a.\\", '"a.\\\\"'),
+    ],
+)
+def test_only_what_needs_quotes_is_written_in_quotes(name: str, written: str) -> None:
+    assert write_name(name, ".,") == written
+
+
+@pytest.mark.parametrize("length", [0, 99, 100, 101, 8192])
+def test_long_text_is_shortened_for_a_message(length: int) -> None:
+    text = "ü" * length
+    assert shorten(text) == (text if length <= 100 else "ü" * 100 + "…")
+
+
+@given(TEXT | st.text(st.characters(exclude_categories=[])), st.integers(0, 12), st.text('".,:()a', max_size=3))
+def test_any_text_gives_a_name_or_an_invalid_request(text: str, start: int, stops: str) -> None:
+    start = min(start, len(text))
+    outcome: tuple[str, int] | InvalidRequest
+    try:
+        outcome = read_name(text, start, stops, "x")
+    except InvalidRequest as error:
+        outcome = error
+    if isinstance(outcome, InvalidRequest):
+        assert outcome.code in ("missing_name", "invalid_quotes")
+    else:
+        name, end = outcome
+        assert name
+        assert start < end <= len(text)
+        assert end == len(text) or text[end] in stops

@@ -1,0 +1,253 @@
+"""Request + relation → plan: every name resolved or refused by name, how much to fetch at once. No database."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from server.errors import ExportError, Forbidden, InvalidRequest
+from server.query.catalogue import Column, Relation, RelationName
+from server.query.dialect import Dialect
+from server.query.parameters import SelectedColumn
+from server.query.plan import (
+    FETCH_ROWS,
+    LARGE_TOAST_BYTES,
+    LARGE_TOAST_FETCH_ROWS,
+    PREVIEW_ROWS,
+    ExportPlan,
+    make_plan,
+    preview_of,
+)
+from server.query.request import ExportRequest, parse_export_request
+
+
+def column(name: str, *, readable: bool = True) -> Column:
+    return Column(name, "text", nullable=True, readable=readable, indexed=False)
+
+
+def relation(*columns: Column, name: str = "users", toast_bytes: int | None = 0) -> Relation:
+    return Relation(7, "public", name, "table", False, columns, 10, 8192, toast_bytes)
+
+
+def plan(of: Relation, *select: str | tuple[str, str]) -> ExportPlan:
+    """The plan of a request for these columns (or (alias, column)); of none for all."""
+    items = [SelectedColumn(item) if isinstance(item, str) else SelectedColumn(item[1], item[0]) for item in select]
+    return make_plan(ExportRequest(RelationName(of.name), select=tuple(items) or None), of)
+
+
+def asked(query: str, of: Relation, target: str = "users.csv") -> ExportPlan:
+    """The plan of this query string."""
+    return make_plan(parse_export_request(target, query), of)
+
+
+USERS = relation(column("id"), column("name"), column("e,mail"))
+
+
+@pytest.mark.parametrize(
+    ("select", "headers", "columns"),
+    [
+        ((), ["id", "name", "e,mail"], ["id", "name", "e,mail"]),
+        (("name",), ["name"], ["name"]),
+        (("name", "id"), ["name", "id"], ["name", "id"]),
+        (("id", "id"), ["id", "id"], ["id", "id"]),
+        ((("full name", "name"), "id"), ["full name", "id"], ["name", "id"]),
+        ((("id", "name"), ("name", "id")), ["id", "name"], ["name", "id"]),
+        ((("", "name"),), [""], ["name"]),
+        (("e,mail",), ["e,mail"], ["e,mail"]),
+    ],
+)
+def test_columns_come_as_they_were_asked_for(
+    select: tuple[str | tuple[str, str], ...], headers: list[str], columns: list[str]
+) -> None:
+    made = plan(USERS, *select)
+    assert [output.name for output in made.columns] == headers
+    assert [output.column.name for output in made.columns] == columns
+    assert (made.relation, made.format, made.dialect) == (USERS, "csv", Dialect())
+
+
+def test_everything_else_of_the_request_is_in_the_plan() -> None:
+    query = "id=eq.1&or=(name.is.null,id.gt.2)&order=name.desc,id&limit=5&offset=7&null=N&timezone=UTC&filename=f"
+    request = parse_export_request("users.tsv.gz", query)
+    made = make_plan(request, USERS)
+    assert (made.filters, made.order) == (request.filters, request.order)
+    assert (len(made.filters), len(made.order)) == (2, 2)
+    assert (made.limit, made.offset, made.timezone, made.filename) == (5, 7, "UTC", "f")
+    assert (made.format, made.gzip, made.suffix) == ("tsv", True, ".tsv.gz")
+    assert made.dialect == Dialect(delimiter=b"\t", null=b"N")
+
+
+def test_without_a_file_name_the_relation_gives_it() -> None:
+    made = asked("", USERS, "users.ndjson")
+    assert (made.filename, made.suffix) == ("users", ".ndjson")
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "offset"),
+    [
+        ("", PREVIEW_ROWS, 0),
+        ("limit=0", 0, 0),
+        ("limit=3&offset=4", 3, 4),
+        (f"limit={PREVIEW_ROWS}", PREVIEW_ROWS, 0),
+        (f"limit={PREVIEW_ROWS + 1}", PREVIEW_ROWS, 0),
+        ("offset=9223372036854775807", PREVIEW_ROWS, 2**63 - 1),
+    ],
+)
+def test_a_preview_is_the_same_plan_for_a_few_rows(query: str, limit: int, offset: int) -> None:
+    whole = asked(f"{query}&id=eq.1&order=name&select=name", USERS)
+    preview = preview_of(whole)
+    assert (preview.limit, preview.offset) == (limit, offset)
+    assert dataclasses.replace(preview, limit=whole.limit) == whole
+
+
+def test_a_relation_without_columns_has_a_plan() -> None:
+    assert plan(relation()).columns == ()
+
+
+def test_a_plan_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan(USERS).fetch_rows = 1  # type: ignore[misc]
+
+
+def refused(of: Relation, *select: str | tuple[str, str]) -> ExportError:
+    with pytest.raises(ExportError) as caught:
+        plan(of, *select)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("select", "named"),
+    [
+        (("nothing",), '"nothing"'),
+        (("id", "nothing", "neither"), '"nothing"'),
+        (("ID",), '"ID"'),  # names are compared as they are written
+        ((" id",), '" id"'),
+        (("*",), '"*"'),
+        (("ctid",), '"ctid"'),  # a system column is none of the relation's
+        ((("id", "nothing"),), '"nothing"'),
+        (('"id"',), '""id""'),
+    ],
+)
+def test_an_unknown_column_is_named_beside_the_known_ones(
+    select: tuple[str | tuple[str, str], ...], named: str
+) -> None:
+    error = refused(USERS, *select)
+    assert isinstance(error, InvalidRequest)
+    assert (error.status, error.code) == (400, "unknown_column")
+    assert error.detail == f'The relation "users" has no column {named}.'
+    assert error.hint == 'Its columns are "id", "name", "e,mail".'
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "nothing=eq.1",
+        "nothing=is.null",
+        "id=eq.1&nothing=in.()",
+        "order=nothing",
+        "order=id,nothing.desc",
+        "or=(id.eq.1,nothing.eq.2)",
+        "not.and=(id.eq.1,or(id.eq.2,and(id.eq.3,nothing.not.is.null)))",
+        "select=id&nothing=eq.1",
+    ],
+)
+def test_an_unknown_column_is_found_wherever_it_is_named(query: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asked(query, USERS)
+    assert (caught.value.status, caught.value.code) == (400, "unknown_column")
+    assert caught.value.detail == 'The relation "users" has no column "nothing".'
+    assert caught.value.hint == 'Its columns are "id", "name", "e,mail".'
+
+
+def test_columns_of_a_filter_and_of_the_order_are_names_and_no_positions() -> None:
+    for query in ("order=1", "1=eq.1", "order=e,mail"):
+        with pytest.raises(InvalidRequest):
+            asked(query, USERS)
+
+
+def test_an_alias_is_a_name_of_the_file_and_none_to_filter_or_sort_by() -> None:
+    for query in ("select=x:id&order=x", "select=x:id&x=eq.1"):
+        with pytest.raises(InvalidRequest) as caught:
+            asked(query, USERS)
+        assert '"x"' in caught.value.detail
+
+
+def test_an_unknown_column_of_a_relation_without_any_says_so() -> None:
+    assert refused(relation(), "id").hint == "It has no columns."
+
+
+def test_a_message_stays_short_however_long_the_names_are() -> None:
+    wide = relation(*(column(f"c{number}" + "x" * 60) for number in range(1600)))
+    error = refused(wide, "y" * 8192)
+    assert f'"{"y" * 100}"' in error.detail
+    assert error.hint is not None
+    assert error.hint.endswith(" and 1550 more.")
+    assert len(error.detail) + len(error.hint) < 5000
+
+
+GUARDED = relation(column("id"), column("salary", readable=False), column("name"), column("notes", readable=False))
+
+
+@pytest.mark.parametrize(
+    ("select", "named"),
+    [
+        ((), '"salary", "notes"'),
+        (("id", "salary"), '"salary"'),
+        ((("id", "notes"),), '"notes"'),
+    ],
+)
+def test_columns_that_the_role_may_not_read_are_named(select: tuple[str | tuple[str, str], ...], named: str) -> None:
+    error = refused(GUARDED, *select)
+    assert isinstance(error, Forbidden)
+    assert (error.status, error.code) == (403, "columns_not_readable")
+    assert error.detail == f"The database role may not read the columns {named}."
+    assert error.hint == "Name the others: select=id,name"
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("select=id&salary=gt.1", '"salary"'),
+        ("select=id&order=notes", '"notes"'),
+        ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", '"salary", "notes"'),
+        ("select=id&order=notes,salary&salary=eq.1", '"salary", "notes"'),
+    ],
+)
+def test_a_column_that_may_not_be_read_can_neither_filter_nor_sort(query: str, named: str) -> None:
+    """Either would tell what is in it."""
+    with pytest.raises(Forbidden) as caught:
+        asked(query, GUARDED)
+    assert caught.value.detail == f"The database role may not read the columns {named}."
+
+
+def test_readable_columns_of_a_guarded_relation_can_be_had() -> None:
+    assert [output.column.name for output in plan(GUARDED, "name", "id").columns] == ["name", "id"]
+
+
+def test_the_hint_with_the_readable_columns_can_be_typed_as_it_stands() -> None:
+    odd = relation(column("a,b"), column("c:d"), column('"e"'), column("salary", readable=False))
+    hint = refused(odd).hint
+    assert hint is not None
+    query = hint.removeprefix("Name the others: ")
+    select = parse_export_request("users.csv", query).select
+    assert select is not None
+    assert [item.column for item in select] == ["a,b", "c:d", '"e"']
+
+
+def test_a_hint_with_very_many_columns_is_left_out() -> None:
+    wide = relation(column("salary", readable=False), *(column(f"c{number}") for number in range(51)))
+    assert refused(wide).hint is None
+
+
+@pytest.mark.parametrize(
+    ("toast_bytes", "fetch_rows"),
+    [
+        (None, FETCH_ROWS),
+        (0, FETCH_ROWS),
+        (LARGE_TOAST_BYTES, FETCH_ROWS),
+        (LARGE_TOAST_BYTES + 1, LARGE_TOAST_FETCH_ROWS),
+        (1 << 40, LARGE_TOAST_FETCH_ROWS),
+    ],
+)
+def test_relations_with_much_out_of_line_are_fetched_in_short_batches(toast_bytes: int | None, fetch_rows: int) -> None:
+    assert plan(relation(column("id"), toast_bytes=toast_bytes)).fetch_rows == fetch_rows

@@ -1,0 +1,671 @@
+"""The grammar of an export's URL: what a path and a query string mean, and what the message says where they mean
+nothing. No catalogue, no database."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.errors import InvalidRequest
+from server.query.catalogue import RelationName
+from server.query.dialect import Dialect
+from server.query.filters import MOST_CONDITIONS, OPERATORS, Condition, Filter, Group, conditions_of
+from server.query.parameters import MOST_READERS, MOST_ROWS, SelectedColumn, SortKey
+from server.query.request import (
+    FORMATS,
+    PARAMETERS,
+    ExportRequest,
+    export_path,
+    parse_export_request,
+    parse_relation_request,
+)
+
+# What PostgreSQL takes as a name: any text but the empty one, without NUL; UTF-8 has no surrogates.
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+# Names made of what the grammar gives a meaning to: plain text seldom has two of these side by side.
+AWKWARD_NAMES = st.text('a."\\:,%/+ é', min_size=1, max_size=12)
+# What aiohttp hands over: bytes of the request line that are not UTF-8 arrive as lone surrogates.
+RAW = st.text(st.characters(exclude_categories=[])) | st.text('a.csvz"\\:,%0Ff+&=*select\udcff')
+# Text made of the grammar's own words: what is nearly right finds more than what is not right at all.
+WORDS = [*PARAMETERS, *OPERATORS, *'=.,:()"{}\\&*%+-1', "not.", "a", "%22", "%00", "%ff", "true", "desc", "tab"]
+NEARLY_RIGHT = st.lists(st.sampled_from(WORDS), max_size=30).map("".join)
+
+
+def parsed(target: str, query: str = "") -> ExportRequest:
+    return parse_export_request(target, query)
+
+
+def rejected(target: str, query: str = "") -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_export_request(target, query)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("target", "schema", "name"),
+    [
+        ("users.csv", None, "users"),
+        ("public.users.csv", "public", "users"),
+        ("csv.csv", None, "csv"),
+        ("users.csv.csv", "users", "csv"),
+        ("gz.csv", None, "gz"),
+        ("Users.csv", None, "Users"),
+        # Names in double quotes.
+        ('"users".csv', None, "users"),
+        ('"my.table".csv', None, "my.table"),
+        ('public."my.table".csv', "public", "my.table"),
+        ('"my.schema"."my.table".csv', "my.schema", "my.table"),
+        ('"my.schema".users.csv', "my.schema", "users"),
+        ("%22my.table%22.csv", None, "my.table"),
+        ("%22my%2Etable%22.csv", None, "my.table"),
+        ('".".csv', None, "."),
+        # A quote in a quoted name: doubled, or after a backslash; a backslash before anything else is itself.
+        ('"a""b".csv', None, 'a"b'),
+        ('"""".csv', None, '"'),
+        (r'"a\"b".csv', None, 'a"b'),
+        (r'"a\\b".csv', None, r"a\b"),
+        (r'"a\\".csv', None, "a\\"),
+        (r'"a\b".csv', None, r"a\b"),
+        (r'"\.".csv', None, r"\."),
+        # A quote or a backslash that does not begin the name is a character like others.
+        ('a"b.csv', None, 'a"b'),
+        ('a"b"".csv', None, 'a"b""'),
+        (r"a\b.csv", None, r"a\b"),
+        # Characters that something else might take amiss.
+        ("my%20table.csv", None, "my table"),
+        ("my table.csv", None, "my table"),
+        (" .csv", None, " "),
+        ("a+b.csv", None, "a+b"),
+        ("a%2Bb.csv", None, "a+b"),
+        ("a%2Fb.csv", None, "a/b"),
+        ("a/b.csv", None, "a/b"),
+        ('"../../etc/passwd".csv', None, "../../etc/passwd"),
+        ("%22..%2F..%2Fetc%2Fpasswd%22.csv", None, "../../etc/passwd"),
+        ("a%252Eb.csv", None, "a%2Eb"),
+        ("%zz.csv", None, "%zz"),
+        ("100%.csv", None, "100%"),
+        ("a%0D%0AX-Evil:%201.csv", None, "a\r\nX-Evil: 1"),
+        ("'; DROP TABLE users; --.csv", None, "'; DROP TABLE users; --"),
+        ("*.csv", None, "*"),
+        ("a,b:c.csv", None, "a,b:c"),
+        # Unicode, written out and percent-encoded.
+        ("größe.csv", None, "größe"),
+        ("gr%C3%B6%C3%9Fe.csv", None, "größe"),
+        ("表.列.csv", "表", "列"),
+        ("%F0%9F%A6%A5.csv", None, "🦥"),
+        ("users%EF%BC%8Ecsv.csv", None, "users．csv"),  # a full-width dot is not a dot
+        ("x" * 8192 + ".csv", None, "x" * 8192),
+        ('"' + "x." * 4096 + '".csv', None, "x." * 4096),
+    ],
+)
+def test_a_path_names_a_relation(target: str, schema: str | None, name: str) -> None:
+    assert parsed(target) == ExportRequest(RelationName(name, schema))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("before", "relation"),
+    [
+        ("users", RelationName("users")),
+        ("public.users", RelationName("users", "public")),
+        ('"users.csv.gz"', RelationName("users.csv.gz")),
+        ("gz", RelationName("gz")),
+        ("gz.gz", RelationName("gz", "gz")),
+        ("csv.tsv", RelationName("tsv", "csv")),
+    ],
+)
+def test_a_path_names_a_format_and_whether_it_is_a_gzip_file(before: str, relation: RelationName, format: str) -> None:
+    delimiter = {"tsv": Dialect(delimiter=b"\t")}.get(format, Dialect())
+    assert parsed(f"{before}.{format}") == ExportRequest(relation, format, gzip=False, dialect=delimiter)
+    assert parsed(f"{before}.{format}.gz") == ExportRequest(relation, format, gzip=True, dialect=delimiter)
+
+
+@pytest.mark.parametrize(
+    ("target", "relation"),
+    [
+        ("users", RelationName("users")),
+        ("public.users", RelationName("users", "public")),
+        ("users.csv", RelationName("csv", "users")),
+        ('"users.csv"', RelationName("users.csv")),
+        ("%22a.b%22.c", RelationName("c", "a.b")),
+    ],
+)
+def test_the_path_of_a_relation_has_no_format(target: str, relation: RelationName) -> None:
+    assert parse_relation_request(target, "limit=3") == ExportRequest(relation, limit=3)
+
+
+@pytest.mark.parametrize("target", ["a.b.c", "", ".", '"a', "%ff"])
+def test_the_path_of_no_relation_is_refused(target: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_relation_request(target, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "named"),
+    [
+        # No name where one must be.
+        ("", "missing_name", "in the path at position 1."),
+        (".csv", "missing_name", "in the path at position 1."),
+        ("users.", "missing_name", "in the path at position 7."),
+        ("public..csv", "missing_name", "in the path at position 8."),
+        ('"".csv', "missing_name", "in the path at position 1."),
+        ('public."".csv', "missing_name", "in the path at position 8."),
+        ("../../etc/passwd.csv", "missing_name", "in the path at position 1."),
+        ("..%2F..%2Fetc%2Fpasswd.csv", "missing_name", "in the path at position 1."),
+        # No format, or none that is known.
+        ("users", "unknown_format", "The path has no format."),
+        ('"users.csv"', "unknown_format", "The path has no format."),
+        ("gz", "unknown_format", "The path has no format."),
+        ("users.xlsx", "unknown_format", 'The format "xlsx" is not known.'),
+        ("users.CSV", "unknown_format", 'The format "CSV" is not known.'),
+        ("users.csv ", "unknown_format", 'The format "csv " is not known.'),
+        ("users.csv/", "unknown_format", 'The format "csv/" is not known.'),
+        ("users.gz", "unknown_format", "The path has no format."),
+        ("csv.gz", "unknown_format", "The path has no format."),
+        ('users."csv.gz"', "unknown_format", 'The format "csv.gz" is not known.'),
+        ("users.csv.GZ", "unknown_format", 'The format "GZ" is not known.'),
+        ("users.csv.gz.gz", "unknown_format", 'The format "gz" is not known.'),
+        ("users.json", "unknown_format", 'The format "json" is not known.'),
+        ("users." + "x" * 8192, "unknown_format", f'The format "{"x" * 100}…" is not known.'),
+        # More names than a relation has.
+        ("db.public.users.csv", "invalid_relation", "more than a schema and a relation"),
+        ("a.b.c.d.e.csv", "invalid_relation", "more than a schema and a relation"),
+        # Quotes.
+        ('"users.csv', "invalid_quotes", "in the path at position 1 is not closed."),
+        ('public."users.csv', "invalid_quotes", "in the path at position 8 is not closed."),
+        ('"', "invalid_quotes", "in the path at position 1 is not closed."),
+        (r'"users\".csv', "invalid_quotes", "in the path at position 1 is not closed."),
+        ('"a"b.csv', "invalid_quotes", "text after the closing quote in the path at position 4."),
+        ('public."a"b.csv', "invalid_quotes", "text after the closing quote in the path at position 11."),
+        ('"größe"n.csv', "invalid_quotes", "text after the closing quote in the path at position 8."),
+        # Bytes that are no text.
+        ("%FF.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),
+        ("%C0%AE%C0%AE%2F.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # overlong dots
+        ("%ED%A0%80.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # a surrogate
+        ("users%F0%9F%A6.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # cut short
+        ("users\udcff.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # a raw byte 0xFF
+        ("users%00.csv", "invalid_encoding", "a NUL character in the path."),
+        ('"users%00".csv', "invalid_encoding", "a NUL character in the path."),
+        ("users.csv%00", "invalid_encoding", "a NUL character in the path."),
+        ("users\0.csv", "invalid_encoding", "a NUL character in the path."),
+    ],
+)
+def test_a_path_that_names_nothing_says_why(target: str, code: str, named: str) -> None:
+    error = rejected(target)
+    assert (error.status, error.code) == (400, code)
+    assert named in error.detail
+
+
+@pytest.mark.parametrize("target", ["users", "users.xlsx", "a.b.c.csv"])
+def test_a_wrong_path_comes_with_a_right_one(target: str) -> None:
+    hint = rejected(target).hint
+    assert hint is not None
+    shown = re.search(r"/export/(\S+)", hint)
+    assert shown is not None
+    assert parsed(shown[1].replace("{relation}", "users")).format == "csv"
+
+
+@pytest.mark.parametrize(
+    ("query", "select"),
+    [
+        ("select=id", [("id", None)]),
+        ("select=id,name", [("id", None), ("name", None)]),
+        ("select=name,id", [("name", None), ("id", None)]),
+        ("select=id,id", [("id", None), ("id", None)]),
+        ("select=full_name:name", [("name", "full_name")]),
+        ("select=id,full_name:name,x:id", [("id", None), ("name", "full_name"), ("id", "x")]),
+        # Percent-encoding, and + for a space, before the grammar looks.
+        ("select=id%2Cname", [("id", None), ("name", None)]),
+        ("select=full%20name%3Aname", [("name", "full name")]),
+        ("select=first+name", [("first name", None)]),
+        ("select=first%2Bname", [("first+name", None)]),
+        ("sel%65ct=id", [("id", None)]),
+        ("select=a%26b", [("a&b", None)]),
+        ("select=a=b", [("a=b", None)]),
+        ("select=id, name", [("id", None), (" name", None)]),
+        ("select=a.b", [("a.b", None)]),
+        ("select=größe", [("größe", None)]),
+        ("select=gr%C3%B6%C3%9Fe", [("größe", None)]),
+        ("select=" + "x" * 8192, [("x" * 8192, None)]),
+        # Quoted names.
+        ('select="a,b"', [("a,b", None)]),
+        ('select="a:b":"c,d"', [("c,d", "a:b")]),
+        ('select="a""b"', [('a"b', None)]),
+        (r'select="a\"b",c', [('a"b', None), ("c", None)]),
+        (r'select="a\\b"', [(r"a\b", None)]),
+        ("select=%22a%2Cb%22", [("a,b", None)]),
+        ('select=a"b', [('a"b', None)]),
+        ('select="="', [("=", None)]),
+        # A column named * is not all columns, and * beside a name is a column.
+        ('select="*"', [("*", None)]),
+        ("select=*,id", [("*", None), ("id", None)]),
+        ("select=all:*", [("*", "all")]),
+        # Empty pairs mean nothing.
+        ("&select=id&", [("id", None)]),
+        ("&&select=id&&", [("id", None)]),
+        # An alias may be as long as an identifier of PostgreSQL.
+        (f"select={'x' * 63}:id", [("id", "x" * 63)]),
+        (f"select={'é' * 31}:id", [("id", "é" * 31)]),
+    ],
+)
+def test_select_names_columns_in_order(query: str, select: list[tuple[str, str | None]]) -> None:
+    assert parsed("users.csv", query).select == tuple(SelectedColumn(column, alias) for column, alias in select)
+
+
+@pytest.mark.parametrize("query", ["", "&", "&&&", "select=*", "select=%2A"])
+def test_without_names_all_columns_are_meant(query: str) -> None:
+    assert parsed("users.csv", query).select is None
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "named"),
+    [
+        # Names that are missing.
+        ("select=", "missing_name", 'in "select" at position 1.'),
+        ("select", "missing_name", 'in "select" at position 1.'),
+        ("select=,", "missing_name", 'in "select" at position 1.'),
+        ("select=a,", "missing_name", 'in "select" at position 3.'),
+        ("select=a,,b", "missing_name", 'in "select" at position 3.'),
+        ("select=:a", "missing_name", 'in "select" at position 1.'),
+        ("select=a:", "missing_name", 'in "select" at position 3.'),
+        ("select=a:,b", "missing_name", 'in "select" at position 3.'),
+        ('select=a,""', "missing_name", 'in "select" at position 3.'),
+        ('select="":a', "missing_name", 'in "select" at position 1.'),
+        ("select=a:b:c", "invalid_select", 'two aliases before one column, at "b".'),
+        ("select=a:" + "b" * 8192 + ":c", "invalid_select", f'at "{"b" * 100}…".'),
+        (f"select={'x' * 64}:id", "invalid_select", f'The alias "{"x" * 64}" in "select" is longer than 63 bytes.'),
+        (f"select={'é' * 32}:id", "invalid_select", "is longer than 63 bytes."),
+        (f"select={'x' * 8192}:id", "invalid_select", f'The alias "{"x" * 100}…" in "select" is longer'),
+        # Quotes.
+        ('select="a', "invalid_quotes", 'in "select" at position 1 is not closed.'),
+        ('select=a,"b', "invalid_quotes", 'in "select" at position 3 is not closed.'),
+        ('select=a,"b&', "invalid_quotes", 'in "select" at position 3 is not closed.'),
+        ('select="a"b', "invalid_quotes", 'in "select" at position 4.'),
+        ('select=x:"a" ,b', "invalid_quotes", 'in "select" at position 6.'),
+        # Parameters. A name in another case, or with something beside it, is another name.
+        ("Select=id", "unknown_parameter", 'The parameter "Select" is not known'),
+        ("LIMIT=1", "unknown_parameter", 'The parameter "LIMIT" is not known'),
+        ("+limit=1", "unknown_parameter", 'The parameter " limit" is not known'),
+        ("limit+=1", "unknown_parameter", 'The parameter "limit " is not known'),
+        ('"limit"=1', "unknown_parameter", 'The parameter ""limit"" is not known'),
+        ("id=1", "unknown_parameter", 'The parameter "id" is not known; as a filter on a column it would need an'),
+        ("id=", "unknown_parameter", 'The parameter "id" is not known'),
+        ("id=eq", "unknown_parameter", 'The parameter "id" is not known'),
+        ("id=1.5", "unknown_parameter", 'The parameter "id" is not known'),
+        ("id=.eq.1", "unknown_parameter", 'The parameter "id" is not known'),
+        ("id=(eq.1)", "unknown_parameter", 'The parameter "id" is not known'),
+        ("select%5B%5D=id", "unknown_parameter", 'The parameter "select[]" is not known'),
+        ("select;limit=10", "unknown_parameter", 'The parameter "select;limit" is not known'),
+        ("gr%C3%B6%C3%9Fe", "unknown_parameter", 'The parameter "größe" is not known'),
+        ("x" * 8192 + "=1", "unknown_parameter", f'The parameter "{"x" * 100}…" is not known'),
+        ("=id", "missing_name", "A name is missing in the name of a parameter at position 1."),
+        ("=", "missing_name", "A name is missing in the name of a parameter at position 1."),
+        ('""=eq.1', "missing_name", "A name is missing in the name of a parameter at position 1."),
+        ('"id=eq.1', "invalid_quotes", "The double quote in the name of a parameter at position 1 is not closed."),
+        ('"id"x=eq.1', "invalid_quotes", "text after the closing quote in the name of a parameter at position 5."),
+        ("select=id&select=name", "repeated_parameter", 'The parameter "select" is given twice.'),
+        ("select=id&select=id", "repeated_parameter", 'The parameter "select" is given twice.'),
+        ('select="a&select=b"', "repeated_parameter", 'The parameter "select" is given twice.'),
+        ("select=*&sel%65ct=id", "repeated_parameter", 'The parameter "select" is given twice.'),
+        ("limit=1&order=id&limit=1", "repeated_parameter", 'The parameter "limit" is given twice.'),
+        ("bom=true&bom=false", "repeated_parameter", 'The parameter "bom" is given twice.'),
+        # Bytes that are no text.
+        ("select=%FF", "invalid_encoding", 'bytes in the value of "select" that are not UTF-8.'),
+        ("select=id,\udcff", "invalid_encoding", 'bytes in the value of "select" that are not UTF-8.'),
+        ("select=%00", "invalid_encoding", 'a NUL character in the value of "select".'),
+        ("%FF=1", "invalid_encoding", "bytes in the name of a parameter that are not UTF-8."),
+        ("sel%00ect=id", "invalid_encoding", "a NUL character in the name of a parameter."),
+        ("id=eq.%FF", "invalid_encoding", 'bytes in the value of "id" that are not UTF-8.'),
+        ("id=eq.%ED%A0%80", "invalid_encoding", 'bytes in the value of "id" that are not UTF-8.'),
+        ("id=eq.%00", "invalid_encoding", 'a NUL character in the value of "id".'),
+        ("or=(id.eq.%00)", "invalid_encoding", 'a NUL character in the value of "or".'),
+        ("x" * 8192 + "=%00", "invalid_encoding", f'a NUL character in the value of "{"x" * 100}…".'),
+        # Columns to sort by.
+        ("order=", "missing_name", 'A name is missing in "order" at position 1.'),
+        ("order", "missing_name", 'A name is missing in "order" at position 1.'),
+        ("order=id,", "missing_name", 'A name is missing in "order" at position 4.'),
+        ("order=id,,name", "missing_name", 'A name is missing in "order" at position 4.'),
+        ("order=id.", "missing_name", 'A name is missing in "order" at position 4.'),
+        ("order=.desc", "missing_name", 'A name is missing in "order" at position 1.'),
+        ("order=id..desc", "missing_name", 'A name is missing in "order" at position 4.'),
+        ('order=id,"na', "invalid_quotes", 'The double quote in "order" at position 4 is not closed.'),
+        ('order="id"desc', "invalid_quotes", 'text after the closing quote in "order" at position 5.'),
+        ("order=id.down", "invalid_order", '"order" does not understand "down" after "id".'),
+        ("order=id.DESC", "invalid_order", '"order" does not understand "DESC" after "id".'),
+        ("order=id.desc.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
+        ("order=id.asc.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
+        ("order=id.nullslast.nullsfirst", "invalid_order", '"order" does not understand "nullsfirst" after "id".'),
+        ("order=id.nullslast.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
+        ("order=id.desc.nullslast.x", "invalid_order", '"order" does not understand "x" after "id".'),
+        ("order=a.b.desc", "invalid_order", '"order" does not understand "b" after "a".'),
+        ("order=id." + "x" * 8192, "invalid_order", f'does not understand "{"x" * 100}…" after "id".'),
+        # Counts.
+        *(
+            (f"{name}={text}", "invalid_count", f'"{name}" is "{text[:100]}')
+            for name in ("limit", "offset")
+            for text in (
+                "",
+                "-1",
+                "1.5",
+                "1e3",
+                "0x10",
+                "ten",
+                "١",
+                "1_000",
+                "9223372036854775808",
+                "0" * 20,
+                "9" * 8192,
+            )
+        ),
+        ("limit=+1", "invalid_count", '"limit" is " 1"; a whole number from 0 to 9223372036854775807 is needed.'),
+        ("limit=null", "invalid_count", '"limit" is "null"'),
+        ("limit", "invalid_count", '"limit" is ""'),
+        # The dialect.
+        ("delimiter=", "invalid_option", '"delimiter" is ""; one of , ; | tab is needed.'),
+        ("delimiter=;;", "invalid_option", '"delimiter" is ";;"; one of , ; | tab is needed.'),
+        ("delimiter=%09", "invalid_option", '"delimiter" is "\t"; one of , ; | tab is needed.'),
+        ("quote=none", "invalid_option", '"quote" is "none"; one of minimal strings all is needed.'),
+        ("header=yes", "invalid_option", '"header" is "yes"; one of true false is needed.'),
+        ("header=True", "invalid_option", '"header" is "True"; one of true false is needed.'),
+        ("header", "invalid_option", '"header" is ""; one of true false is needed.'),
+        ("eol=%0A", "invalid_option", '"eol" is "\n"; one of lf crlf is needed.'),
+        ("eol=cr", "invalid_option", '"eol" is "cr"; one of lf crlf is needed.'),
+        ("bom=1", "invalid_option", '"bom" is "1"; one of true false is needed.'),
+        ("guard=true", "invalid_option", '"guard" is "true"; one of formulas is needed.'),
+        ("excel=2019", "invalid_option", '"excel" is "2019"; one of true false is needed.'),
+        ("eol=" + "x" * 8192, "invalid_option", f'"eol" is "{"x" * 100}…"; one of lf crlf is needed.'),
+        ("null=a,b", "contradiction", '"null" holds the delimiter'),
+        ("null=a;b&delimiter=;", "contradiction", '"null" holds the delimiter'),
+        ("delimiter=tab&null=%09", "contradiction", '"null" holds the delimiter'),
+        ('null=""', "contradiction", '"null" holds a quote'),
+        ("null=%0A", "contradiction", '"null" holds a line break'),
+        ("null=a%0D", "contradiction", '"null" holds a line break'),
+        ("excel=true&bom=false", "contradiction", '"excel=true" and "bom=false" contradict each other.'),
+        ("eol=lf&excel=true", "contradiction", '"excel=true" and "eol=lf" contradict each other.'),
+        # The rest.
+        *(
+            (f"parallel={text}", "invalid_count", f'"parallel" is "{shown}"; a whole number from 1 to 64 is needed.')
+            for text, shown in (
+                *((text, text) for text in ("", "0", "000", "65", "-1", "1.5", "1e1", "two", "0x4", "000000065")),
+                # What begins like a number that is allowed, and what only looks like digits.
+                ("0000000641", "0000000641"),
+                ("9" * 5000, "9" * 100 + "…"),
+                ("%2B4", "+4"),
+                ("4%20", "4 "),
+                ("%D9%A4", "٤"),
+                ("%C2%B2", "²"),
+            )
+        ),
+        ("timezone=", "unknown_timezone", 'The time zone "" is not known.'),
+        ("timezone=Mars/Olympus", "unknown_timezone", 'The time zone "Mars/Olympus" is not known.'),
+        ("timezone=../../etc/passwd", "unknown_timezone", 'The time zone "../../etc/passwd" is not known.'),
+        ("timezone=utc", "unknown_timezone", 'The time zone "utc" is not known.'),
+        ("timezone=UTC%2B3", "unknown_timezone", 'The time zone "UTC+3" is not known.'),
+        ("timezone=" + "x" * 8192, "unknown_timezone", f'The time zone "{"x" * 100}…" is not known.'),
+        ("filename=", "invalid_filename", '"filename" is empty.'),
+        ("filename=+%09", "invalid_filename", '"filename" is empty.'),
+    ],
+)
+def test_a_query_that_is_not_understood_says_what_is_wrong(query: str, code: str, named: str) -> None:
+    error = rejected("users.csv", query)
+    assert (error.status, error.code) == (400, code)
+    assert named in error.detail
+
+
+def test_an_unknown_parameter_comes_with_the_known_ones_and_the_operators() -> None:
+    hint = rejected("users.csv", "id=1").hint
+    assert hint is not None
+    listed = set(re.findall(r"[a-z.]+", hint.replace(", ", " ")))
+    assert {*PARAMETERS, *OPERATORS} <= {word.strip(".") for word in listed}
+
+
+@pytest.mark.parametrize(
+    "option", ["delimiter=;", "quote=all", "header=true", "null=x", "eol=lf", "bom=false", "excel=true"]
+)
+def test_what_says_how_csv_is_written_means_nothing_for_ndjson(option: str) -> None:
+    error = rejected("users.ndjson", option)
+    assert (error.status, error.code) == (400, "contradiction")
+    assert f'"{option.partition("=")[0]}" says how CSV is written' in error.detail
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "tab", "nonsense"])
+def test_the_delimiter_of_tsv_is_the_tab(delimiter: str) -> None:
+    error = rejected("users.tsv", f"delimiter={delimiter}")
+    assert (error.status, error.code) == (400, "contradiction")
+    assert "tsv" in error.detail
+
+
+def test_null_of_tsv_holds_no_tab() -> None:
+    assert rejected("users.tsv.gz", "null=%09").code == "contradiction"
+
+
+@pytest.mark.parametrize(
+    ("query", "dialect"),
+    [
+        ("", Dialect()),
+        ("delimiter=,", Dialect()),
+        ("delimiter=;", Dialect(delimiter=b";")),
+        ("delimiter=%3B", Dialect(delimiter=b";")),
+        ("delimiter=|", Dialect(delimiter=b"|")),
+        ("delimiter=tab", Dialect(delimiter=b"\t")),
+        ("quote=minimal", Dialect()),
+        ("quote=strings", Dialect(quote_style="strings")),
+        ("quote=all", Dialect(quote_style="all")),
+        ("header=true", Dialect()),
+        ("header=false", Dialect(header=False)),
+        ("null=", Dialect()),
+        ("null=NULL", Dialect(null=b"NULL")),
+        (r"null=\N", Dialect(null=rb"\N")),
+        ("null=n/a", Dialect(null=b"n/a")),
+        ("null=+", Dialect(null=b" ")),
+        ("null=%E2%88%85", Dialect(null="∅".encode())),
+        ("null=a,b&delimiter=;", Dialect(null=b"a,b", delimiter=b";")),
+        ("eol=lf", Dialect()),
+        ("eol=crlf", Dialect(eol=b"\r\n")),
+        ("bom=true", Dialect(bom=True)),
+        ("bom=false", Dialect()),
+        ("guard=formulas", Dialect(guard=True)),
+        ("excel=true", Dialect(bom=True, eol=b"\r\n", guard=True)),
+        ("excel=false", Dialect()),
+        ("excel=false&bom=true", Dialect(bom=True)),
+        ("excel=true&bom=true&eol=crlf&guard=formulas", Dialect(bom=True, eol=b"\r\n", guard=True)),
+        ("delimiter=;&excel=true&quote=all", Dialect(b";", quote_style="all", eol=b"\r\n", bom=True, guard=True)),
+    ],
+)
+def test_the_dialect_is_what_the_options_say(query: str, dialect: Dialect) -> None:
+    assert parsed("users.csv", query) == ExportRequest(RelationName("users"), dialect=dialect)
+
+
+@pytest.mark.parametrize(
+    ("query", "order"),
+    [
+        ("order=id", [SortKey("id")]),
+        ("order=id.asc", [SortKey("id")]),
+        ("order=id.desc", [SortKey("id", descending=True)]),
+        ("order=id.nullsfirst", [SortKey("id", nulls_first=True)]),
+        ("order=id.nullslast", [SortKey("id", nulls_first=False)]),
+        ("order=id.asc.nullsfirst", [SortKey("id", nulls_first=True)]),
+        ("order=id.desc.nullslast,name", [SortKey("id", True, False), SortKey("name")]),
+        ("order=b,a.desc,b", [SortKey("b"), SortKey("a", True), SortKey("b")]),
+        ("order=id%2Cname%2Edesc", [SortKey("id"), SortKey("name", True)]),
+        ("order=desc", [SortKey("desc")]),
+        ("order=desc.desc", [SortKey("desc", True)]),
+        ("order=id desc", [SortKey("id desc")]),
+        ("order= id", [SortKey(" id")]),
+        ('order="a.b".desc,"c,d"', [SortKey("a.b", True), SortKey("c,d")]),
+        ('order="say ""hi""".nullslast', [SortKey('say "hi"', nulls_first=False)]),
+        ("order=1", [SortKey("1")]),
+        ("order=größe", [SortKey("größe")]),
+    ],
+)
+def test_order_names_columns_and_directions(query: str, order: list[SortKey]) -> None:
+    assert parsed("users.csv", query) == ExportRequest(RelationName("users"), order=tuple(order))
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "offset"),
+    [
+        ("limit=0", 0, 0),
+        ("limit=1", 1, 0),
+        ("limit=007", 7, 0),
+        (f"limit={MOST_ROWS}", MOST_ROWS, 0),
+        ("offset=0", None, 0),
+        ("offset=5", None, 5),
+        (f"offset={MOST_ROWS}&limit=3", 3, MOST_ROWS),
+    ],
+)
+def test_limit_and_offset_are_whole_numbers(query: str, limit: int | None, offset: int) -> None:
+    assert parsed("users.csv", query) == ExportRequest(RelationName("users"), limit=limit, offset=offset)
+
+
+@pytest.mark.parametrize(
+    ("text", "readers"), [("1", 1), ("2", 2), ("64", MOST_READERS), ("007", 7), ("0" * 5000 + "4", 4)]
+)
+def test_the_readers_are_a_whole_number(text: str, readers: int) -> None:
+    assert parsed("users.csv", f"parallel={text}").parallel == readers
+    assert parsed("users.csv", "").parallel is None
+
+
+@pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+5"])
+def test_a_time_zone_is_one_of_the_iana_database(name: str) -> None:
+    assert parsed("users.csv", f"timezone={name.replace('+', '%2B')}").timezone == name
+
+
+@pytest.mark.parametrize("name", ["report", " report ", "../../etc/passwd", 'a"b', "größe 🦥", "x" * 8192])
+def test_a_file_name_may_be_any_text(name: str) -> None:
+    """What of it is fit for a header is the download's business."""
+    assert parsed("users.csv", f"filename={name}").filename == name
+
+
+EQ = Condition("a", "eq", ("1",))
+NULL = Condition("b", "is", ("null",))
+
+
+@pytest.mark.parametrize(
+    ("query", "filters"),
+    [
+        ("a=eq.1", [EQ]),
+        ("%61=%65q.1", [EQ]),
+        ('"a"=eq.1', [EQ]),
+        ("a=eq.1&b=is.null", [EQ, NULL]),
+        ("b=is.null&a=eq.1", [NULL, EQ]),
+        ("a=eq.1&a=eq.1", [EQ, EQ]),
+        ("or=(a.eq.1,b.is.null)", [Group("or", (EQ, NULL))]),
+        ("and=(a.eq.1,b.is.null)", [Group("and", (EQ, NULL))]),
+        ("not.or=(a.eq.1)", [Group("or", (EQ,), negated=True)]),
+        ("not.and=(a.eq.1)", [Group("and", (EQ,), negated=True)]),
+        ("or=(a.eq.1)&or=(b.is.null)", [Group("or", (EQ,)), Group("or", (NULL,))]),
+        ("a=eq.1&or=(a.eq.1)&b=is.null", [EQ, Group("or", (EQ,)), NULL]),
+        # Only the first = ends a name; + is a space, and & inside a value is percent-encoded.
+        ("a=eq.b=c", [Condition("a", "eq", ("b=c",))]),
+        ("a=eq.b+c", [Condition("a", "eq", ("b c",))]),
+        ("a=eq.b%2Bc", [Condition("a", "eq", ("b+c",))]),
+        ("a=eq.b%26c=eq.1", [Condition("a", "eq", ("b&c=eq.1",))]),
+        ("a=eq.100%", [Condition("a", "eq", ("100%",))]),
+        ("a=eq.%2525", [Condition("a", "eq", ("%25",))]),
+        ("a+b=eq.1", [Condition("a b", "eq", ("1",))]),
+        # Columns that are called as a parameter is.
+        ('"order"=eq.1', [Condition("order", "eq", ("1",))]),
+        ('"select"=in.(1)', [Condition("select", "in", ("1",))]),
+        ('"or"=eq.1', [Condition("or", "eq", ("1",))]),
+        ('"not.or"=eq.1', [Condition("not.or", "eq", ("1",))]),
+        ("not=eq.1", [Condition("not", "eq", ("1",))]),
+        # In the name of a parameter only a quote at the beginning means something.
+        ("a.b=eq.1", [Condition("a.b", "eq", ("1",))]),
+        ("a,b:c(d)=eq.1", [Condition("a,b:c(d)", "eq", ("1",))]),
+        ('a"b=eq.1', [Condition('a"b', "eq", ("1",))]),
+        (r'"a\"b"=eq.1', [Condition('a"b', "eq", ("1",))]),
+    ],
+)
+def test_what_is_no_parameter_filters_a_column(query: str, filters: list[Filter]) -> None:
+    assert parsed("users.csv", query) == ExportRequest(RelationName("users"), filters=tuple(filters))
+
+
+def test_all_parameters_go_together() -> None:
+    assert parsed(
+        "public.users.csv.gz",
+        "a=eq.1&select=x:a,b&or=(b.is.null)&order=a.desc&limit=5&offset=2&delimiter=;&timezone=UTC&filename=f&eol=crlf",
+    ) == ExportRequest(
+        RelationName("users", "public"),
+        "csv",
+        gzip=True,
+        select=(SelectedColumn("a", "x"), SelectedColumn("b")),
+        filters=(EQ, Group("or", (NULL,))),
+        order=(SortKey("a", descending=True),),
+        limit=5,
+        offset=2,
+        dialect=Dialect(delimiter=b";", eol=b"\r\n"),
+        timezone="UTC",
+        filename="f",
+    )
+
+
+def test_there_is_an_end_to_conditions() -> None:
+    """Counted over the whole query string, in brackets or not."""
+    half = ",".join(["a.eq.1"] * (MOST_CONDITIONS // 2))
+    assert len(conditions_of(parsed("users.csv", f"or=({half})&and=({half})").filters)) == MOST_CONDITIONS
+    assert len(parsed("users.csv", "&".join(["a=eq.1"] * MOST_CONDITIONS)).filters) == MOST_CONDITIONS
+    for query in (f"or=({half})&and=({half})&a=eq.1", "&".join(["a=eq.1"] * (MOST_CONDITIONS + 1))):
+        error = rejected("users.csv", query)
+        assert (error.status, error.code) == (400, "too_many_conditions")
+        assert error.detail == f"There are more than {MOST_CONDITIONS} conditions."
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "path"),
+    [
+        (None, "users", "/export/users.csv"),
+        ("public", "users", "/export/public.users.csv"),
+        (None, "my.table", "/export/%22my.table%22.csv"),
+        (None, "..", "/export/%22..%22.csv"),
+        (None, "a/b", "/export/a%2Fb.csv"),
+        (None, 'a"b', "/export/a%22b.csv"),
+        (None, '"', "/export/%22%5C%22%22.csv"),
+        ("größe", "100%", "/export/gr%C3%B6%C3%9Fe.100%25.csv"),
+    ],
+)
+def test_a_relation_has_a_path(schema: str | None, name: str, path: str) -> None:
+    assert export_path(schema, name, "csv") == path
+
+
+@given(schema=st.none() | NAMES | AWKWARD_NAMES, name=NAMES | AWKWARD_NAMES)
+@example(schema=None, name='a.b\\"c\\')
+@example(schema='"', name="\\")
+@example(schema=".", name="x.csv")
+@example(schema=None, name="x" * 8192)
+def test_every_relation_is_found_under_its_own_path(schema: str | None, name: str) -> None:
+    path = export_path(schema, name, "csv")
+    # Nothing that a browser, a proxy or a log would read otherwise: no slash, no dot segment, only ASCII.
+    assert re.fullmatch(r"/export/[A-Za-z0-9_.~%-]+\.csv", path)
+    assert parse_export_request(path.removeprefix("/export/"), "") == ExportRequest(RelationName(name, schema))
+
+
+@given(target=RAW, query=RAW | NEARLY_RIGHT | NEARLY_RIGHT.map(lambda text: "&" + text))
+@example(target="users.csv", query='select="')
+@example(target="%", query="%=%")
+@example(target="users.csv", query="a=in.(")
+@example(target="users.csv", query='or=(a.in.("")')
+@example(target="users.csv", query='or=(a.eq.{"\\')
+@example(target="users.csv", query="id=is.İ")
+def test_any_text_is_understood_or_an_invalid_request(target: str, query: str) -> None:
+    for path in (target, "users.csv", "users.ndjson"):
+        outcome: ExportRequest | InvalidRequest
+        try:
+            outcome = parse_export_request(path, query)
+        except InvalidRequest as error:
+            outcome = error
+        if isinstance(outcome, InvalidRequest):
+            assert outcome.status == 400
+            assert 0 < len(outcome.detail.encode()) < 1000
+            continue
+        names = [outcome.relation.name, outcome.relation.schema]
+        names += [name for item in outcome.select or () for name in (item.column, item.alias)]
+        names += [key.column for key in outcome.order]
+        names += [condition.column for condition in conditions_of(outcome.filters)]
+        assert all(name is None or (name and "\0" not in name) for name in names)
+        assert all("\0" not in value for condition in conditions_of(outcome.filters) for value in condition.values)
+        assert outcome.format in FORMATS
+        assert outcome.offset >= 0

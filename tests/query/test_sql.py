@@ -1,0 +1,207 @@
+"""The SQL of a plan: every name quoted, every value bound, nothing of a user's outside of both. No database."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.query.catalogue import Column, Relation, RelationName
+from server.query.filters import COMPARISONS, conditions_of
+from server.query.parameters import SelectedColumn
+from server.query.plan import ExportPlan, make_plan
+from server.query.request import ExportRequest, parse_export_request
+from server.query.sql import probes, quote_identifier, select_statement
+
+
+def described(schema: str, name: str, columns: dict[str, str]) -> Relation:
+    """A relation with these columns, each with its type."""
+    made = tuple(Column(column, type, nullable=True, readable=True, indexed=False) for column, type in columns.items())
+    return Relation(1, schema, name, "table", False, made, None, None, None)
+
+
+def plan(schema: str, name: str, *columns: tuple[str, str]) -> ExportPlan:
+    """A plan that selects these columns, each (name in the header, column)."""
+    select = tuple(SelectedColumn(column, header) for header, column in columns)
+    relation = described(schema, name, dict.fromkeys((column for _, column in columns), "text"))
+    return make_plan(ExportRequest(RelationName(name), select=select or None), relation)
+
+
+USERS = described("public", "users", {"id": "integer", "name": "text", "e,mail": "character varying(80)"})
+
+
+def plain(text: str) -> str:
+    """The SQL without the alias of the relation: where columns are qualified by it is no matter of these tests."""
+    return text.replace(" AS source", "").replace('source."', '"')
+
+
+def asked(query: str, target: str = "users.csv", relation: Relation = USERS) -> ExportPlan:
+    return make_plan(parse_export_request(target, query), relation)
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        ("users", '"users"'),
+        ("Users", '"Users"'),
+        ("order", '"order"'),
+        ("my table", '"my table"'),
+        ("my.table", '"my.table"'),
+        ('a"b', '"a""b"'),
+        ('"', '""""'),
+        ('"; DROP TABLE users; --', '"""; DROP TABLE users; --"'),
+        ("a'b", '"a\'b"'),
+        ("a\\b", '"a\\b"'),
+        ("a\nb", '"a\nb"'),
+        ("größe 🦥", '"größe 🦥"'),
+        # A % is doubled for the driver, which otherwise takes it for a placeholder.
+        ("100%", '"100%%"'),
+        ("%(name)s", '"%%(name)s"'),
+        ("%s%%", '"%%s%%%%"'),
+    ],
+)
+def test_a_name_is_quoted_as_the_manual_and_the_driver_say(name: str, quoted: str) -> None:
+    assert quote_identifier(name) == quoted
+
+
+@pytest.mark.parametrize("name", ["", "\0", "a\0b"])
+def test_what_is_no_name_never_becomes_one(name: str) -> None:
+    with pytest.raises(ValueError, match="an identifier is not empty and holds no NUL"):
+        quote_identifier(name)
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1) | st.text('"%s(v0)', min_size=1))
+def test_no_name_ends_its_own_quotes(name: str) -> None:
+    quoted = quote_identifier(name) % ()  # as the driver reads it: no placeholder is in it
+    inside = quoted[1:-1]
+    assert (quoted[0], quoted[-1]) == ('"', '"')
+    assert '"' not in inside.replace('""', "")
+    assert inside.replace('""', '"') == name
+
+
+@pytest.mark.parametrize(
+    ("made", "statement"),
+    [
+        (plan("public", "users", ("id", "id")), 'SELECT "id" FROM "public"."users"'),
+        (
+            plan("public", "users", ("id", "id"), ("name", "name")),
+            'SELECT "id", "name" FROM "public"."users"',
+        ),
+        (
+            plan("public", "users", ("a", "x"), ("b", "x")),
+            'SELECT "x", "x" FROM "public"."users"',
+        ),
+        # The alias is the header's business: nothing of it reaches the database.
+        (plan("public", "users", ('evil"; --', "id")), 'SELECT "id" FROM "public"."users"'),
+        (plan('s"s', 'r"r', ("c", 'c"c')), 'SELECT "c""c" FROM "s""s"."r""r"'),
+        (plan("s%s", "r%r", ("c", "%(v0)s")), 'SELECT "%%(v0)s" FROM "s%%s"."r%%r"'),
+        (plan("public", "source", ("c", "source")), 'SELECT "source" FROM "public"."source"'),
+        (plan("public", "nothing"), 'SELECT  FROM "public"."nothing"'),
+    ],
+)
+def test_a_plan_is_one_select(made: ExportPlan, statement: str) -> None:
+    assert plain(select_statement(made).text) == statement
+    assert select_statement(made).values == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "condition", "values"),
+    [
+        *((f"id={name}.7", f'"id" {operator} %(v0)s', ["7"]) for name, operator in COMPARISONS.items()),
+        *((f"id=not.{name}.7", f'NOT ("id" {operator} %(v0)s)', ["7"]) for name, operator in COMPARISONS.items()),
+        ("id=is.null", '"id" IS NULL', []),
+        ("id=is.True", '"id" IS TRUE', []),
+        ("id=is.false", '"id" IS FALSE', []),
+        ("id=is.unknown", '"id" IS UNKNOWN', []),
+        ("id=not.is.null", 'NOT ("id" IS NULL)', []),
+        ("id=in.(1)", '"id" IN (%(v0)s)', ["1"]),
+        ('id=in.(1,"2,3",4)', '"id" IN (%(v0)s, %(v1)s, %(v2)s)', ["1", "2,3", "4"]),
+        ("id=not.in.(1,2)", 'NOT ("id" IN (%(v0)s, %(v1)s))', ["1", "2"]),
+        ("id=in.()", "FALSE", []),
+        ("id=not.in.()", "NOT (FALSE)", []),
+        ("name=like.a*b%25", '"name" LIKE %(v0)s', ["a%b%"]),
+        ("name=eq.a*b%25", '"name" = %(v0)s', ["a*b%"]),
+        ("name=eq.", '"name" = %(v0)s', [""]),
+        ("id=gt.1&id=lt.9", '"id" > %(v0)s AND "id" < %(v1)s', ["1", "9"]),
+        ("or=(id.eq.1,name.eq.b)", '("id" = %(v0)s OR "name" = %(v1)s)', ["1", "b"]),
+        ("and=(id.eq.1,name.eq.b)", '("id" = %(v0)s AND "name" = %(v1)s)', ["1", "b"]),
+        ("not.or=(id.eq.1,name.eq.b)", 'NOT ("id" = %(v0)s OR "name" = %(v1)s)', ["1", "b"]),
+        (
+            "or=(id.in.(1,2),not.and(id.eq.3,name.not.eq.4))",
+            '("id" IN (%(v0)s, %(v1)s) OR NOT ("id" = %(v2)s AND NOT ("name" = %(v3)s)))',
+            ["1", "2", "3", "4"],
+        ),
+        ('"e,mail"=eq.x', '"e,mail" = %(v0)s', ["x"]),
+        ("name=eq.%25(v0)s", '"name" = %(v0)s', ["%(v0)s"]),
+        ("name=eq.'; DROP TABLE users; --", '"name" = %(v0)s', ["'; DROP TABLE users; --"]),
+    ],
+)
+def test_a_filter_is_a_condition_with_bound_values(query: str, condition: str, values: list[str]) -> None:
+    statement = select_statement(asked(f"select=id&{query}"))
+    assert plain(statement.text) == f'SELECT "id" FROM "public"."users" WHERE {condition}'
+    assert statement.values == {f"v{number}": value for number, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("query", "tail"),
+    [
+        ("limit=0", " LIMIT 0"),
+        ("limit=9223372036854775807&offset=9223372036854775807", f" LIMIT {2**63 - 1} OFFSET {2**63 - 1}"),
+        ("offset=0", ""),
+        ("offset=7", " OFFSET 7"),
+        ("limit=007", " LIMIT 7"),
+    ],
+)
+def test_limit_and_offset_are_numbers(query: str, tail: str) -> None:
+    statement = select_statement(asked(f"select=id&{query}"))
+    assert plain(statement.text) == f'SELECT "id" FROM "public"."users"{tail}'
+
+
+@pytest.mark.parametrize(
+    ("order", "keys"),
+    [
+        ("id", '"id"'),
+        ("id.asc", '"id"'),
+        ("id.desc", '"id" DESC'),
+        ("id.asc.nullsfirst", '"id" NULLS FIRST'),
+        ("id.desc.nullslast,name", '"id" DESC NULLS LAST, "name"'),
+        ('"e,mail".nullslast', '"e,mail" NULLS LAST'),
+    ],
+)
+def test_the_order_is_by_columns_of_the_relation(order: str, keys: str) -> None:
+    statement = select_statement(asked(f"select=name:id&order={order}&limit=3&id=gt.1"))
+    assert plain(statement.text) == (f'SELECT "id" FROM "public"."users" WHERE "id" > %(v0)s ORDER BY {keys} LIMIT 3')
+
+
+def test_ndjson_is_made_of_the_same_rows_under_the_names_of_the_file() -> None:
+    statement = select_statement(asked("select=x%25:id,name&name=eq.b&order=id.desc", "users.ndjson"))
+    assert plain(statement.text) == (
+        'SELECT row_to_json(line.*) FROM (SELECT "id" AS "x%%", "name" AS "name" '
+        'FROM "public"."users" WHERE "name" = %(v0)s ORDER BY "id" DESC) AS line'
+    )
+    assert statement.values == {"v0": "b"}
+
+
+def test_the_format_changes_nothing_else() -> None:
+    query = "select=id&id=eq.1&order=id&limit=3"
+    assert select_statement(asked(query, "users.tsv.gz")) == select_statement(asked(query, "users.csv"))
+
+
+TYPED = described(
+    "public",
+    "typed",
+    {"id": "integer", "name": "text", "kind": '"odd "" type%s"', "data": "json"},
+)
+
+
+def test_every_condition_and_sort_key_is_tried_alone_in_its_order() -> None:
+    query = "id=eq.abc&or=(kind.in.(a,b),not.and(data.is.null,name.not.match.x))&order=data.desc,id"
+    made = asked(query, relation=TYPED)
+    found = probes(made)
+    subjects = [subject for subject, _ in itertools.groupby(found, key=lambda probe: probe[0])]
+    assert subjects == [*conditions_of(made.filters), "data", "id"]
+    for subject, statement in found:
+        values = () if isinstance(subject, str) or subject.operator == "is" else subject.values
+        assert tuple(statement.values.values()) == values

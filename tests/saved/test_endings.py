@@ -1,0 +1,145 @@
+"""What becomes of a saved export after each kind of error: tried again, forgiven, or failed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from server import errors
+from server.postgres.database import Database
+from server.saved.claim import Claim
+from server.saved.manifest import Manifest
+from server.saved.runner import MOST_SETBACKS, Exports
+from server.settings import Settings
+from tests.saved.test_queue import claimed, created, make_spool
+
+AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
+
+
+@pytest.fixture
+async def exports(tmp_path: Path) -> Exports:
+    """One that runs nothing by itself."""
+    spool = make_spool(tmp_path, export_max_attempts=3)
+    return Exports(spool, Database(Settings(database_url="postgresql://nowhere.invalid/")), native_encoder=False)
+
+
+CASES = [
+    (errors.ServerBusy("x"), UNTOUCHED, UNTOUCHED),
+    (errors.DatabaseUnavailable("x"), UNTOUCHED, FORGIVEN),
+    (errors.ConnectionLost("x"), UNTOUCHED, FORGIVEN),
+    (errors.SnapshotConflict("x"), FORGIVEN, FORGIVEN),
+    (errors.StorageUnavailable("x"), FORGIVEN, FORGIVEN),
+    (errors.QueryCancelled("x"), AGAIN, AGAIN),
+    (errors.RelationChanged("x"), AGAIN, AGAIN),
+    (errors.RelationGone("x"), AGAIN, AGAIN),
+    (ValueError("x"), AGAIN, AGAIN),
+    (OSError("x"), AGAIN, AGAIN),
+    (errors.RelationNotFound("x"), FAILED, FAILED),
+    (errors.InvalidRequest("x"), FAILED, FAILED),
+    (errors.Forbidden("x"), FAILED, FAILED),
+    (errors.QueryFailed("x"), FAILED, FAILED),
+    (errors.QueryTimeout("x"), FAILED, FAILED),
+    (errors.NoSpaceLeft("x"), FAILED, FAILED),
+]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(("error", "before", "after"), CASES, ids=lambda value: type(value).__name__)
+async def test_what_each_error_leads_to(
+    exports: Exports, tmp_path: Path, error: Exception, before: str, after: str, begun: bool
+) -> None:
+    id = created(exports.spool)
+    expected = after if begun else before
+    for number in range(1, MOST_SETBACKS + 2):
+        with exports.spool.shelf.root() as root:
+            claim = exports.spool._take(root, id)
+        assert claim is not None
+        if begun and expected != UNTOUCHED:
+            claim.begin(None)
+        await exports._end_after(claim, error)
+        claim.close()
+        manifest = exports.spool.shelf.get(id).manifest
+        assert not list((tmp_path / id).glob("data*"))
+        if expected == UNTOUCHED:
+            assert (manifest.status, manifest.attempts, manifest.setbacks) == ("pending", 0, 0)
+            assert exports._resume_at > 0
+        elif expected == FAILED or (expected == AGAIN and number == 3) or number > MOST_SETBACKS:
+            assert manifest.status == "failed"
+            assert manifest.error_code == getattr(error, "code", "internal")
+            break
+        else:
+            assert manifest.status == "pending"
+            assert manifest.not_before is not None
+            assert (manifest.attempts, manifest.setbacks) == ((number, 0) if expected == AGAIN else (0, number))
+    else:
+        assert expected == UNTOUCHED
+
+
+async def test_an_export_is_not_given_to_itself_again(exports: Exports) -> None:
+    id = created(exports.spool)
+    claim = claimed(exports.spool)
+    await exports._end_after(claim, errors.QueryCancelled("x"))
+    claim.close()
+    assert exports.spool.claim() is None  # it waits for its time
+    assert exports.spool.shelf.get(id).manifest.status == "pending"
+
+
+async def fail(claim: Claim) -> NoReturn:
+    raise errors.QueryFailed("x")
+
+
+async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow just then: the lock must not be let go of before the manifest is there."""
+    id = created(exports.spool)
+    writing, go_on = threading.Event(), threading.Event()
+    write = Claim._write
+
+    def slowly(claim: Claim, manifest: Manifest) -> None:
+        writing.set()
+        assert go_on.wait(60)
+        write(claim, manifest)
+
+    monkeypatch.setattr(Claim, "_write", slowly)
+    monkeypatch.setattr(exports, "_save", fail)
+    assert await exports._take_one()
+    await asyncio.to_thread(writing.wait, 60)
+    stopping = asyncio.create_task(exports.stop())
+    for _ in range(10):  # as often as it takes for the cancellation to arrive
+        await asyncio.sleep(0)
+    with exports.spool.shelf.root() as root:
+        assert exports.spool._take(root, id) is None
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    assert exports.spool.shelf.get(id).manifest.status == "failed"
+    with exports.spool.shelf.root() as root:
+        claim = exports.spool._take(root, id)
+    assert claim is not None
+    claim.close()
+
+
+async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged, good = created(exports.spool), created(exports.spool)
+    write = Claim._write
+
+    def refused(claim: Claim, manifest: Manifest) -> None:
+        if claim.manifest.id == damaged:
+            raise PermissionError("its folder belongs to somebody else")
+        write(claim, manifest)
+
+    monkeypatch.setattr(Claim, "_write", refused)
+    monkeypatch.setattr(exports, "_save", fail)
+    for id in (damaged, good):
+        assert await exports._take_one()
+        await exports._running[id]
+    assert not await exports._take_one()
+    assert exports.spool.shelf.get(damaged).manifest.status == "pending"
+    assert exports.spool.shelf.get(good).manifest.status == "failed"

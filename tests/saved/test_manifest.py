@@ -1,0 +1,203 @@
+"""Manifests and progress as values: round trips, and what is on a disk that somebody else has written."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.saved.manifest import STATUSES, Manifest, ManifestError, read_manifest, write_manifest
+from server.saved.status import MOST_UNFINISHED, Progress, read_progress, status_json, write_progress
+
+ID = "AbC-_0123456789abcdefg"
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+PENDING = Manifest(
+    id=ID,
+    target="users.csv",
+    query="id=gt.7",
+    relation="users",
+    format="csv",
+    status="pending",
+    created_at=NOW,
+    total_rows=1000,
+)
+COMPLETED = replace(
+    PENDING,
+    status="completed",
+    started_at=NOW,
+    completed_at=NOW,
+    rows=1,
+    bytes=10,
+    sha256="ab" * 32,
+    snapshot_at=NOW,
+    attempts=1,
+)
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+TIMES = st.datetimes(timezones=st.just(datetime.UTC))
+COUNTS = st.integers(0, 2**63 - 1)
+MANIFESTS = st.builds(
+    Manifest,
+    id=st.just(ID),
+    target=TEXT,
+    query=TEXT,
+    relation=TEXT,
+    format=st.sampled_from(["csv", "tsv", "ndjson", "csv.gz", "tsv.gz", "ndjson.gz"]),
+    status=st.sampled_from(STATUSES),
+    created_at=TIMES,
+    started_at=st.none() | TIMES,
+    completed_at=TIMES,
+    not_before=st.none() | TIMES,
+    attempts=COUNTS,
+    setbacks=COUNTS,
+    total_rows=st.none() | COUNTS,
+    error_code=st.none() | TEXT,
+    error_detail=st.none() | TEXT,
+    rows=COUNTS,
+    bytes=COUNTS,
+    sha256=st.just("0f" * 32),
+    snapshot_at=st.none() | TIMES,
+)
+
+
+@given(MANIFESTS)
+def test_a_manifest_is_read_as_it_was_written(manifest: Manifest) -> None:
+    assert read_manifest(ID, write_manifest(manifest)) == manifest
+    json.dumps(status_json(manifest, Progress(), 3600))
+
+
+def changed(**values: Any) -> bytes:
+    document = json.loads(write_manifest(COMPLETED))
+    for name, value in values.items():
+        document[name] = value
+        if value is ...:
+            del document[name]
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (write_manifest(COMPLETED)[:-20], "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"{}", "no version"),
+        (changed(version="1"), "no version"),
+        (changed(version=True), "no version"),
+        (changed(version=0), "no version"),
+        (changed(version=2), "version 2"),
+        (changed(more=1), "not known"),
+        (changed(id="B" * 22), "another export"),
+        (changed(id="../../etc"), '"id"'),
+        (changed(format="csv/../../x"), '"format"'),
+        (changed(format="csv\n"), '"format"'),
+        (changed(status="done"), '"status"'),
+        (changed(status=["completed"]), '"status"'),
+        (changed(target=...), '"target"'),
+        (changed(query=None), '"query"'),
+        (changed(query="\ud800"), '"query"'),
+        (changed(created_at="yesterday"), '"created_at"'),
+        (changed(created_at="2026-01-02T03:04:05"), '"created_at"'),
+        (changed(created_at=7), '"created_at"'),
+        (changed(attempts=-1), '"attempts"'),
+        (changed(attempts=1.5), '"attempts"'),
+        (changed(attempts=True), '"attempts"'),
+        (changed(bytes=2**63), '"bytes"'),
+        (changed(sha256="AB" * 32), '"sha256"'),
+        (changed(sha256="ab"), '"sha256"'),
+        (changed(sha256=None), "completed without"),
+        (changed(rows=None), "completed without"),
+        (changed(completed_at=None), "without a time"),
+        (changed(status="failed", completed_at=None), "without a time"),
+    ],
+)
+def test_what_is_no_manifest_is_not_guessed_at(text: bytes, reason: str) -> None:
+    with pytest.raises(ManifestError, match=reason):
+        read_manifest(ID, text)
+
+
+@given(
+    st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_nothing_on_the_disk_breaks_the_reading(text: bytes) -> None:
+    with pytest.raises(ManifestError):
+        read_manifest(ID, text)
+    assert read_progress(text) == Progress()
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 500), st.none() | st.floats(), st.booleans()),
+        max_size=30,
+    ),
+    st.none() | st.integers(0, 5000),
+)
+def test_a_percentage_never_falls_and_ends_below_a_hundred(
+    steps: list[tuple[int, float | None, bool]], total_rows: int | None
+) -> None:
+    progress, rows, shown = Progress(), 0, 0.0
+    for more, done, again in steps:
+        if again:
+            progress, rows = progress.begun_again(), 0
+        rows += more
+        progress = progress.advanced(rows=rows, bytes=rows, seconds=1.0, done=done, total_rows=total_rows)
+        progress = read_progress(write_progress(progress))
+        assert progress.rows == rows
+        percentage = status_json(replace(PENDING, status="processing"), progress, 0)["progress"]["percentage"]
+        assert shown <= percentage <= MOST_UNFINISHED
+        shown = percentage
+    assert status_json(COMPLETED, progress, 0)["progress"]["percentage"] == 100
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (Progress(500, 5000, 50.0, 10.0, 50.0), {"percentage": 50.0, "rate": 50, "etaSeconds": 10}),
+        (Progress(0, 0, None, 0.0), {"percentage": 0.0, "rate": None, "etaSeconds": None}),
+        (Progress(10, 100, 0.0, 5.0, 0.0), {"percentage": 0.0, "rate": 2, "etaSeconds": None}),
+        (Progress(10, 100, 99.0, 99.0, 99.0), {"percentage": 99.0, "rate": 0, "etaSeconds": 1}),
+        # Another attempt: the furthest ever is shown, and the time left is that of this one.
+        (Progress(10, 100, 90.0, 10.0, 10.0), {"percentage": 90.0, "rate": 1, "etaSeconds": 90}),
+        (Progress(0, 0, 90.0, 10.0), {"percentage": 90.0, "rate": 0, "etaSeconds": None}),
+    ],
+)
+def test_rate_and_eta(progress: Progress, shown: dict[str, Any]) -> None:
+    found = status_json(replace(PENDING, status="processing"), progress, 0)["progress"]
+    assert {name: found[name] for name in shown} == shown
+
+
+def test_the_share_of_the_relation_wins_over_the_estimate() -> None:
+    progress = Progress().advanced(rows=10, bytes=10, seconds=1, done=0.255, total_rows=20)
+    assert progress.percentage == 25.5
+
+
+@pytest.mark.parametrize(("retention", "expires"), [(0, None), (60, "2026-01-02T03:05:05.678Z"), (3.2e9 * 100, None)])
+def test_when_it_expires(retention: float, expires: str | None) -> None:
+    assert status_json(COMPLETED, Progress(), retention)["expiresAt"] == expires
+    assert status_json(PENDING, Progress(), retention)["expiresAt"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"rows": 1, "bytes": 1, "percentage": 100, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": NaN, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": 5, "seconds": Infinity, "share": null}',
+        b'{"rows": -1, "bytes": 1, "percentage": 5, "seconds": 1, "share": null}',
+        b'{"rows": 1.5, "bytes": 1, "percentage": 5, "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": "x", "seconds": 1, "share": null}',
+        b'{"rows": 1, "bytes": 1, "percentage": 5, "seconds": 1, "share": 100}',
+        b'{"rows": 1}',
+    ],
+)
+def test_progress_that_somebody_has_edited_counts_as_none(text: bytes) -> None:
+    assert read_progress(text) == Progress()

@@ -1,0 +1,153 @@
+"""HTTP by hand over a raw socket: what a client truly receives, with the framing and the way it ended.
+
+Client libraries hide what these tests are about: chunk boundaries, a missing terminating chunk, a reset.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from tests.support.live_server import LiveServer
+
+# What ended a body. terminator: the last chunk; length: Content-Length bytes; none: it has no body;
+# closed: an orderly end of the connection; reset: ECONNRESET.
+Ending = Literal["terminator", "length", "none", "closed", "reset"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. head: as received; headers: by name in lower case; body: decoded, as far as it came."""
+
+    status: int
+    head: bytes = field(repr=False)
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    ending: Ending
+
+    def problem(self) -> dict[str, Any]:
+        """The problem document (RFC 9457) that every error must carry."""
+        assert self.headers["content-type"].partition(";")[0] == "application/problem+json", self
+        document: dict[str, Any] = json.loads(self.body)
+        assert {"type", "title", "status", "detail", "code", "requestId"} <= set(document)
+        assert document["status"] == self.status
+        assert document["requestId"] == self.headers["x-request-id"]
+        return document
+
+
+class Client:
+    """One connection to a server, on which several requests may follow each other."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self._received = bytearray()
+        self._reset = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+    def send(
+        self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a request, the path and the headers just as they are."""
+        lines = [f"{method} {path} HTTP/{http}"]
+        lines += [f"{name}: {value}" for name, value in {"Host": "sluice.test", **(headers or {})}.items()]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def ask(
+        self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send a request and read its whole answer."""
+        self.send(path, method=method, http=http, headers=headers)
+        return self.read(method=method)
+
+    def read(self, *, method: str = "GET") -> Answer:
+        """The next answer, whole or as far as it comes. Raises ConnectionError if not even its head does."""
+        while (end := self._received.find(b"\r\n\r\n")) < 0:
+            if not self.receive():
+                raise ConnectionError(f"no answer but {bytes(self._received)!r}")
+        head = self._take(end + 4)
+        status_line, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(":") for line in lines):
+            assert name.lower() not in headers, f"{name} is there twice"
+            headers[name.lower()] = value.strip()
+        status = int(status_line.split(" ")[1])
+        body, ending = self._body(headers, empty=method == "HEAD" or status in (204, 304))
+        return Answer(status, head, headers, body, ending)
+
+    def receive(self) -> bool:
+        """Take what the connection has next; whether there was anything."""
+        try:
+            data = self.socket.recv(1 << 18)
+        except ConnectionResetError:
+            self._reset = True
+            return False
+        self._received += data
+        return bool(data)
+
+    def nothing_more(self) -> bool:
+        """Whether nothing has come that no answer has used up."""
+        return not self._received
+
+    def _body(self, headers: Mapping[str, str], *, empty: bool) -> tuple[bytes, Ending]:
+        if empty:
+            return b"", "none"
+        if headers.get("transfer-encoding") == "chunked":
+            return self._chunks()
+        if "content-length" in headers:
+            length = int(headers["content-length"])
+            body = self._take(length)
+            return body, "length" if len(body) == length else self._end()
+        while self.receive():
+            pass
+        return self._take(len(self._received)), self._end()
+
+    def _chunks(self) -> tuple[bytes, Ending]:
+        """The chunked coding (RFC 9112, 7.1) without extensions and trailers."""
+        body = bytearray()
+        while True:
+            while (end := self._received.find(b"\r\n")) < 0:
+                if not self.receive():
+                    return bytes(body), self._end()
+            size = int(self._take(end + 2), 16)
+            data = self._take(size)
+            body += data
+            after = self._take(2)
+            if len(data) < size or len(after) < 2:
+                return bytes(body), self._end()
+            assert after == b"\r\n", after
+            if size == 0:
+                return bytes(body), "terminator"
+
+    def _take(self, count: int) -> bytes:
+        while len(self._received) < count and self.receive():
+            pass
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def _end(self) -> Ending:
+        return "reset" if self._reset else "closed"
+
+
+def ask(
+    server: LiveServer,
+    path: str,
+    *,
+    method: str = "GET",
+    http: str = "1.1",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One request on a connection of its own."""
+    with Client(server.connect()) as client:
+        return client.ask(path, method=method, http=http, headers=headers)

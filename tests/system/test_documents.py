@@ -1,0 +1,89 @@
+"""The documents say what the code does: settings, commands and dependencies are all named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from server.query.filters import OPERATORS
+from server.query.request import FORMATS, PARAMETERS, parse_export_request
+from server.settings import describe_settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("variable", "default", "meaning"), describe_settings())
+def test_every_setting_is_in_the_readme(variable: str, default: str, meaning: str) -> None:
+    shown = f"`{default}`" if default else ""
+    assert f"| `{variable}` | {shown} | {meaning} |" in README
+
+
+def test_the_readme_names_no_setting_that_is_not_there() -> None:
+    named = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    assert named == {variable for variable, _, _ in describe_settings()}
+
+
+def query_table() -> list[tuple[list[str], list[str]]]:
+    """(parameters, examples) of each row of the README's table of the query string."""
+    table = README.partition("| parameter | example | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines()]
+    return [(re.findall(r"`([^`]+)`", names), re.findall(r"`([^`]+)`", examples)) for names, examples, *_ in rows]
+
+
+def test_every_parameter_is_in_the_readme_and_no_other() -> None:
+    named = [name for names, _ in query_table() for name in names]
+    assert sorted(named) == sorted(PARAMETERS)
+
+
+def test_every_example_of_a_query_in_the_readme_works() -> None:
+    rows = query_table()
+    assert all(examples for _, examples in rows)
+    for names, examples in rows:
+        for example in examples:
+            parse_export_request("users.csv", example)
+        assert not names or any(name + "=" in example for name in names for example in examples)
+
+
+def test_every_export_in_the_readme_is_one() -> None:
+    links = re.findall(r"/export/([^\s'\"`?]+)(?:\?([^\s'`]+))?", README)
+    assert len(links) > 3
+    for target, query in links:
+        parse_export_request(target, query)
+
+
+def test_every_operator_and_format_is_in_the_readme() -> None:
+    operators = re.search(r"^Operators: `([^`]+)`", README, re.MULTILINE)
+    assert operators is not None
+    assert sorted(operators[1].split()) == sorted(OPERATORS)
+    formats = re.search(r"^Formats: (.+)", README, re.MULTILINE)
+    assert formats is not None
+    assert re.findall(r"`\.(\w+)`", formats[1]) == [*FORMATS, "gz"]
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make (?:-s )?([a-z]+)", README)) <= targets
+
+
+def test_every_direct_dependency_has_its_reason() -> None:
+    reasons = (ROOT / "docs" / "dependencies.md").read_text().lower()
+    direct = (ROOT / "requirements.txt").read_text().partition("# What those bring along")[0]
+    development = (ROOT / "requirements-dev.txt").read_text()
+    for name in re.findall(r"^([A-Za-z0-9-]+)==", direct + development, re.MULTILINE):
+        reason = "types-" if name.startswith("types-") else name.lower()
+        assert reason in reasons, name
+
+
+def test_every_requirement_is_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            assert not line or re.match(r"(#|-r |[A-Za-z0-9-]+==\d)", line), line
+
+
+def test_the_changelog_knows_this_version() -> None:
+    from server import __version__
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
