@@ -16,7 +16,7 @@ from aiohttp import web
 from server.encode import encoders
 from server.errors import ExportError
 from server.http.csrf import origin_middleware
-from server.http.keys import DATABASE, DOWNLOADS, EXPORTS, NATIVE_ENCODER, SETTINGS
+from server.http.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, RUNNER, SETTINGS
 from server.http.problems import ProblemServer, add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
 from server.http.streaming import Downloads
@@ -24,8 +24,8 @@ from server.pages import listing, saved, site, table
 from server.postgres.database import Database
 from server.postgres.libpq import LIBPQ
 from server.query.parameters import timezones
-from server.saved.queue import Spool
-from server.saved.runner import Exports
+from server.saved.queue import Queue
+from server.saved.runner import Runner
 from server.settings import Settings
 
 log = structlog.stdlib.get_logger("sluice.app")
@@ -34,13 +34,13 @@ log = structlog.stdlib.get_logger("sluice.app")
 MAX_REQUEST_LINE = 128 << 10
 
 
-class Haste:
+class ShutdownRequest:
     """Whether a shutdown is in a hurry (Ctrl-C), so that running downloads are cut at once."""
 
     wanted = False
 
 
-def create_app(settings: Settings, haste: Haste | None = None) -> web.Application:
+def create_app(settings: Settings, request: ShutdownRequest | None = None) -> web.Application:
     """The application; it opens its connections when it starts, after the fork."""
     timezones()  # from the disk, before requests come
     app = web.Application(middlewares=[problem_middleware, origin_middleware])
@@ -48,24 +48,24 @@ def create_app(settings: Settings, haste: Haste | None = None) -> web.Applicatio
     app[DATABASE] = Database(settings)
     app[DOWNLOADS] = Downloads()
     app[NATIVE_ENCODER] = encoders.bind_libpq(LIBPQ) and not settings.pure_python
-    app[EXPORTS] = Exports(Spool(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
+    app[RUNNER] = Runner(Queue(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
     for routes in (export, save, exports, saved_file, health, relations, site, listing, table, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_database, _exports])
 
     async def drain(app: web.Application) -> None:
-        await app[EXPORTS].stop()  # at once: the next start goes on with them, so nobody needs to wait
-        await app[DOWNLOADS].drain(0 if haste and haste.wanted else settings.shutdown_timeout)
+        await app[RUNNER].stop()  # at once: the next start goes on with them, so nobody needs to wait
+        await app[DOWNLOADS].drain(0 if request and request.wanted else settings.shutdown_timeout)
 
     app.on_shutdown.append(drain)
     return app
 
 
-def create_runner(settings: Settings, haste: Haste | None = None) -> web.AppRunner:
+def create_runner(settings: Settings, request: ShutdownRequest | None = None) -> web.AppRunner:
     """A runner that cancels a handler whose client has left; gunicorn's worker would not without it."""
     return _Runner(
-        create_app(settings, haste),
+        create_app(settings, request),
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=75,
@@ -99,7 +99,7 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _exports(app: web.Application) -> AsyncIterator[None]:
-    async with app[EXPORTS]:
+    async with app[RUNNER]:
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from isal import isal_zlib
 
-from server.postgres.rows import Chunk
+from server.chunk import Chunk
 
 # ISA-L's levels are 0 to 3. Measured in docs/performance.md.
 LEVEL = 2

@@ -13,7 +13,7 @@ from server.query.plan import ExportPlan
 from server.query.sql import empty_statement, probes
 
 
-async def blame(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
+async def diagnose(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
     """The error, naming the condition or sort key that causes it where one does.
 
     One that nothing in the request causes (a view that fails by itself) is no operator's or value's fault.

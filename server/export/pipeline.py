@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from server.chunk import Chunk
 from server.encode.encoders import make_encoder
 from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.export.compress import gzipped
-from server.export.diagnose import blame
+from server.export.diagnose import diagnose
 from server.export.scan import scan
 from server.export.strategy import Strategy
 from server.postgres.database import Database
-from server.postgres.rows import Chunk
 from server.postgres.session import Session
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest
@@ -57,7 +57,7 @@ async def open_plan(
     except (InvalidRequest, QueryFailed) as error:
         if plan is None:
             raise
-        raise await blame(database, plan, error) from None
+        raise await diagnose(database, plan, error) from None
 
 
 def chunks_of(

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from server.postgres.rows import Chunk
+from server.chunk import Chunk
 
 # Bytes of a range that may wait until the file comes to them: one range of ordinary rows fits.
 AHEAD_BYTES = 2 << 20

@@ -14,12 +14,12 @@ from collections.abc import AsyncGenerator
 import structlog
 
 from server import errors
+from server.chunk import Chunk
 from server.encode.encoders import Encoder, NativeEncoder, file_start
 from server.export.ranges import Ranges
 from server.export.strategy import TABLES, Strategy, make_strategy, reads_in_order, tables_to_scan
 from server.postgres.database import Database
 from server.postgres.libpq import HAS_CHUNKS
-from server.postgres.rows import Chunk
 from server.postgres.session import Batch, Session
 from server.query.plan import ExportPlan
 from server.query.sql import lock_statement, select_statement

@@ -6,11 +6,11 @@ from aiohttp import web
 
 from server.http.streaming import Downloads
 from server.postgres.database import Database
-from server.saved.runner import Exports
+from server.saved.runner import Runner
 from server.settings import Settings
 
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
 DOWNLOADS = web.AppKey("downloads", Downloads)
-EXPORTS = web.AppKey("exports", Exports)
+RUNNER = web.AppKey("exports", Runner)
 NATIVE_ENCODER = web.AppKey("native_encoder", bool)

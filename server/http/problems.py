@@ -121,5 +121,5 @@ def _detail(error: web.HTTPException, request: web.Request) -> str:
     if isinstance(error, web.HTTPMethodNotAllowed):
         return f"{request.method[:20]} is not possible here; possible: {', '.join(sorted(error.allowed_methods))}."
     if error.status == 404:
-        return "There is nothing at this address. Exports are at /export/{relation}.csv."
+        return "There is nothing at this address. Runner are at /export/{relation}.csv."
     return f"{error.reason}."

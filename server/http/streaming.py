@@ -18,8 +18,8 @@ from urllib.parse import quote
 import structlog
 from aiohttp import HttpVersion11, web
 
+from server.chunk import Chunk
 from server.errors import ExportError
-from server.postgres.rows import Chunk
 from server.query.dialect import Dialect
 from server.query.plan import ExportPlan
 

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
-from server.http.keys import EXPORTS, SETTINGS
+from server.http.keys import RUNNER, SETTINGS
 from server.pages.form import FORMAT
 from server.pages.form_reader import readable_query
 from server.pages.site import render
@@ -34,10 +34,10 @@ class Card:
 
 async def saved(request: web.Request) -> web.Response:
     """The newest saved exports."""
-    shelf, retention = request.app[EXPORTS].spool.shelf, request.app[SETTINGS].export_retention
+    store, retention = request.app[RUNNER].queue.store, request.app[SETTINGS].export_retention
 
     def read() -> tuple[list[Card], int]:
-        entries = shelf.newest_first()
+        entries = store.newest_first()
         return [_card(entry, retention) for entry in entries[:MOST_SHOWN]], len(entries)
 
     reason = None
@@ -67,7 +67,7 @@ def _card(entry: Entry, retention: float) -> Card:
 async def delete(request: web.Request) -> web.Response:
     """A button of the page was pressed: cancel or remove, then show the page again."""
     with contextlib.suppress(ExportNotFound):  # somebody was quicker
-        await request.app[EXPORTS].delete(request.match_info["id"])
+        await request.app[RUNNER].delete(request.match_info["id"])
     raise web.HTTPSeeOther("/saved")
 
 

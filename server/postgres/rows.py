@@ -14,23 +14,16 @@ import contextlib
 import os
 import socket
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import aiopg
 
 from server import errors
+from server.chunk import Chunk
 from server.postgres import libpq
 
 # How a read ended; the same numbers in server/_encode.pyx.
 MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
-
-
-class Chunk(NamedTuple):
-    """Some bytes of the file, and how many rows they hold. done: the share of the relation read by then, if known."""
-
-    data: bytes
-    rows: int
-    done: float | None = None
 
 
 class RowReader(Protocol):

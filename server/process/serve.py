@@ -18,7 +18,7 @@ from typing import Any
 import gunicorn.app.base
 from aiohttp import web
 
-from server.app import Haste, create_runner
+from server.app import ShutdownRequest, create_runner
 from server.postgres.connections import check_dsn
 from server.process.embedded import EmbeddedPostgres, seed
 from server.process.logs import GunicornLogger, configure_logging
@@ -35,7 +35,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._haste = Haste()
+        self._haste = ShutdownRequest()
         super().__init__()
 
     def load_config(self) -> None:

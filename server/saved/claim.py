@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from server.chunk import Chunk
 from server.errors import ExportError
-from server.postgres.rows import Chunk
 from server.saved import durable_files
 from server.saved.manifest import Manifest, utc_now, write_manifest
-from server.saved.quota import Room
+from server.saved.quota import Quota
 from server.saved.status import write_progress
-from server.saved.store import CANCEL, MANIFEST, PROGRESS, progress_in, room_errors
+from server.saved.store import CANCEL, MANIFEST, PROGRESS, disk_full_errors, progress_in
 
 # Seconds between two looks at what all exports take, which reads every manifest.
 LIMIT_SECONDS = 0.25
@@ -37,11 +37,11 @@ class Claim:
     """
 
     def __init__(
-        self, held: ExitStack, root: int, folder: int, manifest: Manifest, *, room: Room, max_attempts: int
+        self, held: ExitStack, root: int, folder: int, manifest: Manifest, *, quota: Quota, max_attempts: int
     ) -> None:
         self.manifest = manifest
         self.folder = folder
-        self.room = room
+        self.quota = quota
         self._root = root
         self._held = held.pop_all()
         self.max_attempts = max_attempts
@@ -94,7 +94,7 @@ class Claim:
         """The file is whole: put it in place, then say so. Raises NoSpaceLeft where it is more than may be kept."""
         part.finish()
         part.note()
-        self.room.check_limit()  # of its final size, now: what is completed is promised, and must not be swept away
+        self.quota.check_limit()  # of its final size, now: what is completed is promised, and must not be swept away
         os.rename(self.manifest.part_name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
         self._write(
@@ -165,7 +165,7 @@ class Claim:
                 durable_files.remove_file(self.folder, name)
 
     def _write(self, manifest: Manifest) -> None:
-        with room_errors():
+        with disk_full_errors():
             durable_files.write_file(self.folder, MANIFEST, write_manifest(manifest))
         self.manifest = manifest
 
@@ -183,7 +183,7 @@ class Part:
         self._unsynced = 0
         self._descriptor = durable_files.create_file(claim.folder, claim.manifest.part_name)
         try:
-            with room_errors():
+            with disk_full_errors():
                 self.note()
         except BaseException:
             self.close()
@@ -196,10 +196,10 @@ class Part:
 
     def write(self, chunks: Sequence[Chunk]) -> None:
         """Append these. Raises NoSpaceLeft, OSError."""
-        self._claim.room.check_disk()
+        self._claim.quota.check_disk()
         rows = size = 0
         for chunk in chunks:
-            with room_errors():
+            with disk_full_errors():
                 durable_files.write_all(self._descriptor, chunk.data)
             self._hash.update(chunk.data)
             rows += chunk.rows
@@ -217,7 +217,7 @@ class Part:
         )
         if now - self._looked >= LIMIT_SECONDS:
             self._looked = now
-            self._claim.room.check_limit()
+            self._claim.quota.check_limit()
 
     def finish(self) -> None:
         """Everything written is on the disk."""
@@ -231,7 +231,7 @@ class Part:
             self._descriptor = -1
 
     def _sync(self) -> None:
-        with room_errors():
+        with disk_full_errors():
             os.fsync(self._descriptor)
         self._unsynced = 0
 

@@ -21,18 +21,18 @@ from server.errors import ExportError, ExportNotFound, ExportUnreadable, KeyReus
 from server.saved import durable_files
 from server.saved.claim import Claim
 from server.saved.manifest import Manifest, utc_now, write_manifest
-from server.saved.quota import NEW, Room
+from server.saved.quota import NEW, Quota
 from server.saved.status import Progress
-from server.saved.store import CANCEL, LOCK, MANIFEST, Entry, Shelf, room_errors
+from server.saved.store import CANCEL, LOCK, MANIFEST, Entry, Store, disk_full_errors
 from server.settings import Settings
 
-log = structlog.stdlib.get_logger("sluice.spool")
+log = structlog.stdlib.get_logger("sluice.queue")
 
 # Names of our own in the folder; no id begins with a dot.
 _SLOT, _SECRET = ".slot-", ".secret"
 _SECRET_BYTES = 32
 _ID_BYTES = 16
-# Exports that may wait: more are the mistake of some loop.
+# Runner that may wait: more are the mistake of some loop.
 MOST_WAITING = 1000
 # How often an export may vanish between "there is one of this key" and the look at it, before something else is wrong.
 _MOST_TRIES = 5
@@ -46,22 +46,22 @@ class ExportInterrupted(ExportError):
     code = "interrupted"
 
 
-class Spool:
+class Queue:
     """The saved exports in the folder of these settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self.shelf = Shelf(settings.export_storage_path)
-        self.room = Room(self.shelf, settings)
+        self.store = Store(settings.export_storage_path)
+        self.quota = Quota(self.store, settings)
         self._max_attempts = settings.export_max_attempts
         self._max_running = settings.max_running_exports
 
     def prepare(self) -> None:
         """Make the folder if there is none, and see whether it takes files. Raises StorageUnavailable, NoSpaceLeft."""
         try:
-            self.shelf.path.mkdir(mode=durable_files.FOLDER_MODE, parents=True, exist_ok=True)
+            self.store.path.mkdir(mode=durable_files.FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
-            raise self.shelf.unavailable(error) from error
-        with self.shelf.root() as root:
+            raise self.store.unavailable(error) from error
+        with self.store.root() as root:
             self._secret(root)
             trial = NEW + secrets.token_hex(8)
             os.mkdir(trial, durable_files.FOLDER_MODE, dir_fd=root)
@@ -71,11 +71,11 @@ class Spool:
 
     def find(self, key: str, target: str, query: str) -> Entry | None:
         """The export that this Idempotency-Key has made already. Raises KeyReused if for another request."""
-        with self.shelf.root() as root:
+        with self.store.root() as root:
             id = self._id_of(root, key)
             try:
-                with self.shelf.folder(root, id) as folder:
-                    entry = self.shelf.entry(folder, id)
+                with self.store.folder(root, id) as folder:
+                    entry = self.store.entry(folder, id)
             except ExportNotFound:
                 return None
             if (entry.manifest.target, entry.manifest.query) != (target, query):
@@ -93,9 +93,9 @@ class Spool:
 
         Raises NoSpaceLeft, ServerBusy, KeyReused, StorageUnavailable, ExportUnreadable.
         """
-        self.room.check_disk()
-        with self.shelf.root() as root:
-            if sum(not entry.manifest.finished for entry in self.shelf.entries(root)) >= MOST_WAITING:
+        self.quota.check_disk()
+        with self.store.root() as root:
+            if sum(not entry.manifest.finished for entry in self.store.entries(root)) >= MOST_WAITING:
                 raise ServerBusy("Too many exports are waiting.", hint="Try again when some of them are finished.")
             manifest = Manifest(
                 id=_random_id() if key is None else self._id_of(root, key),
@@ -113,7 +113,7 @@ class Spool:
                 existing = None if key is None else self.find(key, target, query)
                 if existing is not None:  # else it has been removed just now
                     return existing, False
-        self.shelf.report(manifest.id, "there is something without a manifest in its place")
+        self.store.report(manifest.id, "there is something without a manifest in its place")
         raise ExportUnreadable(
             "What is in the place of this export cannot be used.",
             hint="Take a new Idempotency-Key, or ask the operator to remove the folder; the log names it.",
@@ -156,10 +156,10 @@ class Spool:
     def claim(self, skipped: Container[str] = ()) -> Claim | None:
         """The export that is to be run next, now in the hands of this process; None where there is none to run."""
         now = utc_now()
-        with self.shelf.root() as root:
+        with self.store.root() as root:
             waiting = [
                 entry.manifest
-                for entry in self.shelf.entries(root)
+                for entry in self.store.entries(root)
                 if entry.manifest.status == "pending"
                 and entry.manifest.id not in skipped
                 and _is_due(entry.manifest, now)
@@ -198,12 +198,12 @@ class Spool:
                 if lock is None:
                     return None
                 stack.callback(os.close, lock)
-                manifest = self.shelf.entry(folder, id).manifest
+                manifest = self.store.entry(folder, id).manifest
                 kept = os.dup(root)
                 stack.callback(os.close, kept)
             except (FileNotFoundError, ExportNotFound):
                 return None
-            claim = Claim(stack, kept, folder, manifest, room=self.room, max_attempts=self._max_attempts)
+            claim = Claim(stack, kept, folder, manifest, quota=self.quota, max_attempts=self._max_attempts)
             if claim.in_place():
                 return claim
             claim.close()
@@ -216,9 +216,9 @@ class Spool:
 
         Raises ExportNotFound, ExportUnreadable.
         """
-        with self.shelf.root() as root:
-            with self.shelf.folder(root, id) as folder:
-                if self.shelf.entry(folder, id).manifest.finished:
+        with self.store.root() as root:
+            with self.store.folder(root, id) as folder:
+                if self.store.entry(folder, id).manifest.finished:
                     return True
                 with self._only(id):
                     durable_files.mark(folder, CANCEL)
@@ -236,22 +236,22 @@ class Spool:
         One that is not finished is another of the same key, begun since: it stays. Raises ExportNotFound,
         ExportUnreadable.
         """
-        with self.shelf.root() as root:
-            with self.shelf.folder(root, id) as folder:
-                manifest = self.shelf.entry(folder, id).manifest
+        with self.store.root() as root:
+            with self.store.folder(root, id) as folder:
+                manifest = self.store.entry(folder, id).manifest
             with self._only(id):
-                return not manifest.finished or self.room.remove(root, manifest)
+                return not manifest.finished or self.quota.remove(root, manifest)
 
     @contextlib.contextmanager
     def _only(self, id: str) -> Iterator[None]:
         """What the disk refuses inside the block is this export's trouble, not that of all, unless the disk is full."""
         try:
-            with room_errors():
+            with disk_full_errors():
                 yield
         except FileNotFoundError:
             raise
         except OSError as error:
-            self.shelf.report(id, error.strerror or "it cannot be changed")
+            self.store.report(id, error.strerror or "it cannot be changed")
             raise ExportUnreadable(
                 "The folder of this export cannot be used as it is.",
                 hint="The operator may remove it; the log says what is wrong with it.",
@@ -259,16 +259,16 @@ class Spool:
 
     def sweep(self) -> None:
         """Put right what killed processes have left, end what is to be cancelled, remove what has expired."""
-        with self.shelf.root() as root:
-            for entry in self.shelf.entries(root):
+        with self.store.root() as root:
+            for entry in self.store.entries(root):
                 if not entry.manifest.finished:
                     try:
                         self._recover(root, entry.manifest)
                     except (OSError, ExportError) as error:
-                        self.shelf.report(entry.manifest.id, str(error))
-        self.room.remove_expired()
+                        self.store.report(entry.manifest.id, str(error))
+        self.quota.remove_expired()
         with contextlib.suppress(ExportError):
-            self.room.check_limit()
+            self.quota.check_limit()
 
     def _recover(self, root: int, manifest: Manifest) -> None:
         """An export that nobody works on though its manifest says so, or that is to be cancelled."""

@@ -17,10 +17,10 @@ from server.errors import ExportError, ExportNotFound
 from server.saved import durable_files
 from server.saved.manifest import Manifest, utc_now
 from server.saved.status import expires_at
-from server.saved.store import LOCK, Entry, Shelf, no_space_left
+from server.saved.store import LOCK, Entry, Store, no_space_left
 from server.settings import Settings
 
-log = structlog.stdlib.get_logger("sluice.spool")
+log = structlog.stdlib.get_logger("sluice.queue")
 
 # Folders that have not got the name of an export yet, and that have lost it: of our own, since no id has a dot.
 NEW, GONE = ".new-", ".gone-"
@@ -28,18 +28,18 @@ NEW, GONE = ".new-", ".gone-"
 _ABANDONED = 600.0
 
 
-class Room:
-    """The room for saved exports on this shelf."""
+class Quota:
+    """The room for saved exports on this store."""
 
-    def __init__(self, shelf: Shelf, settings: Settings) -> None:
-        self._shelf = shelf
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
         self._retention = settings.export_retention
         self._limit = settings.export_storage_limit
         self._min_free = settings.export_min_free_space
 
     def check_disk(self) -> None:
         """Raises NoSpaceLeft where the disk has less than EXPORT_MIN_FREE_SPACE. Cheap."""
-        with self._shelf.root() as root:
+        with self._store.root() as root:
             if durable_files.free_bytes(root) < self._min_free:
                 raise no_space_left()
 
@@ -50,8 +50,8 @@ class Room:
         """
         if not self._limit:
             return
-        with self._shelf.root() as root:
-            entries = self._shelf.entries(root)
+        with self._store.root() as root:
+            entries = self._store.entries(root)
             if sum(_bytes(entry) for entry in entries if not entry.manifest.finished) > self._limit:
                 raise no_space_left()
             used = sum(_bytes(entry) for entry in entries)
@@ -67,8 +67,8 @@ class Room:
     def remove_expired(self) -> None:
         """Remove finished exports after EXPORT_RETENTION, and what killed processes have left of folders."""
         now = utc_now()
-        with self._shelf.root() as root:
-            for entry in self._shelf.entries(root):
+        with self._store.root() as root:
+            for entry in self._store.entries(root):
                 expiry = expires_at(entry.manifest, self._retention)
                 if expiry is not None and expiry <= now:
                     self._remove_or_report(root, entry.manifest, "export expired")
@@ -87,12 +87,12 @@ class Room:
         """
         with ExitStack() as held:
             try:
-                folder = held.enter_context(self._shelf.folder(root, seen.id))
+                folder = held.enter_context(self._store.folder(root, seen.id))
                 lock = durable_files.try_lock(folder, LOCK)
                 if lock is None:
                     return False
                 held.callback(os.close, lock)
-                manifest = self._shelf.entry(folder, seen.id).manifest
+                manifest = self._store.entry(folder, seen.id).manifest
             except (ExportNotFound, FileNotFoundError):
                 return True
             if manifest.finished and manifest == seen and durable_files.in_place(root, seen.id, folder):
@@ -108,7 +108,7 @@ class Room:
             if self.remove(root, seen):
                 log.info(event, exportId=seen.id, **values)
         except (OSError, ExportError) as error:
-            self._shelf.report(seen.id, str(error))
+            self._store.report(seen.id, str(error))
             return False
         return True
 

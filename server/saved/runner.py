@@ -1,4 +1,4 @@
-"""Runs saved exports: takes the next one from the spool, scans it into its file, and does right by whatever ends it.
+"""Runs saved exports: takes the next one from the queue, scans it into its file, and does right by whatever ends it.
 
 One of these in every worker process; they share nothing but the folder. Knows no HTTP. A row takes the very way of a
 download: `open_plan`, `chunks_of`.
@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
+from server.chunk import Chunk
 from server.errors import (
     DatabaseUnavailable,
     ExportError,
@@ -26,10 +27,9 @@ from server.errors import (
 from server.export.pipeline import chunks_of, open_plan
 from server.export.scan import choose
 from server.postgres.database import Database
-from server.postgres.rows import Chunk
 from server.query.request import parse_export_request
 from server.saved.claim import Claim, Part
-from server.saved.queue import Spool
+from server.saved.queue import Queue
 
 log = structlog.stdlib.get_logger("sluice.exports")
 
@@ -54,26 +54,26 @@ SET_ASIDE_SECONDS = 6.0
 MOST_SETBACKS = 20
 
 
-class Exports:
+class Runner:
     """The saved exports that this process makes. Open it after the fork, on the loop that uses it."""
 
-    def __init__(self, spool: Spool, database: Database, *, native_encoder: bool) -> None:
-        self.spool = spool
+    def __init__(self, queue: Queue, database: Database, *, native_encoder: bool) -> None:
+        self.queue = queue
         self.stopping = asyncio.Event()
         self._database = database
         self._native = native_encoder
-        self._poked = asyncio.Event()
+        self._woken = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         # Seconds that the database has been given so far to come back, and when it is next asked.
         self._pause = 0.0
         self._resume_at = 0.0
-        # Exports that could not even be ended, and when each is next looked at: the others do not wait for them.
+        # Runner that could not even be ended, and when each is next looked at: the others do not wait for them.
         self._set_aside: dict[str, float] = {}
 
-    async def __aenter__(self) -> Exports:
+    async def __aenter__(self) -> Runner:
         with contextlib.suppress(ExportError):  # said in the log; downloads work all the same
-            await asyncio.to_thread(self.spool.prepare)
+            await asyncio.to_thread(self.queue.prepare)
         self._watcher = asyncio.create_task(self._watch())
         return self
 
@@ -85,7 +85,7 @@ class Exports:
     async def stop(self) -> None:
         """Give back what is running, at once, for the next process that sees it."""
         self.stopping.set()
-        self._poked.set()
+        self._woken.set()
         if self._watcher is not None:
             await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
         for task in self._running.values():
@@ -93,32 +93,32 @@ class Exports:
         if self._running:
             await asyncio.wait(set(self._running.values()))
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """There may be something to do."""
-        self._poked.set()
+        self._woken.set()
 
     async def delete(self, id: str) -> None:
         """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable, ServerBusy."""
         deadline = asyncio.get_running_loop().time() + END_SECONDS
-        entry = await asyncio.to_thread(self.spool.shelf.get, id)
+        entry = await asyncio.to_thread(self.queue.store.get, id)
         if not entry.manifest.finished:
-            while not await asyncio.to_thread(self.spool.cancel, id):
+            while not await asyncio.to_thread(self.queue.cancel, id):
                 if asyncio.get_running_loop().time() > deadline:
                     return
                 await asyncio.sleep(0.05)
-            entry = await asyncio.to_thread(self.spool.shelf.get, id)
+            entry = await asyncio.to_thread(self.queue.store.get, id)
             if entry.manifest.status == "cancelled":
                 return
-        while not await asyncio.to_thread(self.spool.remove, id):
+        while not await asyncio.to_thread(self.queue.remove, id):
             if asyncio.get_running_loop().time() > deadline:
                 raise ServerBusy("The export is in use.", hint="Try again in a moment.")
             await asyncio.sleep(0.05)
 
     async def _watch(self) -> None:
         while not self.stopping.is_set():
-            self._poked.clear()
+            self._woken.clear()
             try:
-                await asyncio.to_thread(self.spool.sweep)
+                await asyncio.to_thread(self.queue.sweep)
                 while not self.stopping.is_set() and await self._take_one():
                     pass
             except (StorageUnavailable, NoSpaceLeft):
@@ -126,14 +126,14 @@ class Exports:
             except Exception:
                 log.exception("looking after saved exports failed")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
 
     async def _take_one(self) -> bool:
         now = asyncio.get_running_loop().time()
         if now < self._resume_at:
             return False
         self._set_aside = {id: until for id, until in self._set_aside.items() if until > now}
-        claim = await asyncio.to_thread(self.spool.claim, {*self._running, *self._set_aside})
+        claim = await asyncio.to_thread(self.queue.claim, {*self._running, *self._set_aside})
         if claim is None:
             return False
         task = asyncio.create_task(self._run(claim))
@@ -163,7 +163,7 @@ class Exports:
         finally:
             await asyncio.to_thread(claim.close)
             del self._running[claim.manifest.id]
-            self.poke()
+            self.wake()
 
     async def _save(self, claim: Claim) -> None:
         """The whole way: request → plan → chunks → file."""

@@ -20,7 +20,7 @@ from server.saved import durable_files
 from server.saved.manifest import EXPORT_ID, Manifest, ManifestError, read_manifest
 from server.saved.status import Progress, read_progress
 
-log = structlog.stdlib.get_logger("sluice.spool")
+log = structlog.stdlib.get_logger("sluice.queue")
 
 # What is in the folder of an export, beside its file.
 MANIFEST: Final = "manifest.json"
@@ -47,7 +47,7 @@ class Entry:
     progress: Progress
 
 
-class Shelf:
+class Store:
     """The folder at this path."""
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class Shelf:
             with durable_files.open_folder(self.path) as root:
                 yield root
         except OSError as error:
-            if durable_files.no_room(error):
+            if durable_files.is_disk_full(error):
                 raise no_space_left() from error
             raise self.unavailable(error) from error
         self._reported.pop("", None)
@@ -212,12 +212,12 @@ def no_space_left() -> NoSpaceLeft:
 
 
 @contextlib.contextmanager
-def room_errors() -> Iterator[None]:
+def disk_full_errors() -> Iterator[None]:
     """An OSError that means a full disk as NoSpaceLeft."""
     try:
         yield
     except OSError as error:
-        if durable_files.no_room(error):
+        if durable_files.is_disk_full(error):
             raise no_space_left() from error
         raise
 

@@ -20,8 +20,8 @@ import psycopg2
 import pytest
 
 from server.postgres.libpq import HAS_CHUNKS
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, Client, ask
 
 pytestmark = pytest.mark.skipif(not HAS_CHUNKS, reason="the driver's libpq is older than 17: one reader reads")

@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestClient
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from tests.conftest import Postgres
+from tests.support.postgres import Postgres
 
 BOM = b"\xef\xbb\xbf"
 Values = list[list[str | None]]

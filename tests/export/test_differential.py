@@ -36,7 +36,7 @@ from server.query.parameters import SelectedColumn
 from server.query.plan import make_plan
 from server.query.request import ExportRequest, export_path
 from server.settings import Settings
-from tests.conftest import Postgres
+from tests.support.postgres import Postgres
 
 # Whether the native encoder can be used: not on a user's machine without a compiler, which CI is not.
 NATIVE = bind_libpq(LIBPQ)

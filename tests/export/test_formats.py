@@ -25,12 +25,12 @@ from isal import isal_zlib
 from yarl import URL
 
 from server.app import create_app
+from server.chunk import Chunk
 from server.export.compress import accepts_gzip, gzipped
 from server.export.strategy import CHUNK_ROWS_LARGE
-from server.postgres.rows import Chunk
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
 
 # zlib's number for a gzip header and trailer.
 GZIP = 31

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 
 MEGABYTE = 1_000_000

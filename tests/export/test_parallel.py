@@ -32,8 +32,8 @@ from server.query.catalogue import RelationName
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import parse_export_request
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 pytestmark = pytest.mark.skipif(not HAS_CHUNKS, reason="the driver's libpq is older than 17: one reader reads")

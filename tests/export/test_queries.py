@@ -23,7 +23,7 @@ from server.query.plan import make_plan
 from server.query.request import parse_export_request
 from server.query.sql import select_statement
 from server.settings import Settings
-from tests.conftest import Postgres
+from tests.support.postgres import Postgres
 
 TABLE = '''
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');

@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from server.chunk import Chunk
 from server.errors import QueryFailed
 from server.export import ranges as module
 from server.export.ranges import Ranges
-from server.postgres.rows import Chunk
 
 # Turns of the event loop after which nothing moves any more that is not waiting for somebody else.
 SETTLED = 200

@@ -1,4 +1,4 @@
-"""Exports from a hot standby: the primary's bytes, and an honest end when its recovery needs the rows away."""
+"""Runner from a hot standby: the primary's bytes, and an honest end when its recovery needs the rows away."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from server.process.embedded import EmbeddedPostgres
-from tests.conftest import Postgres
 from tests.export.test_parallel import come_to_rest
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 FOR_REPLICATION = {"wal_level": "replica", "max_wal_senders": "4", "fsync": "off", "autovacuum": "off"}

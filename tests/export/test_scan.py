@@ -18,20 +18,20 @@ from typing import Any
 import pytest
 
 from server import errors
+from server.chunk import Chunk
 from server.encode.encoders import LIBPQ_FUNCTIONS, bind_libpq, make_encoder
 from server.export.ranges import AHEAD_BYTES
 from server.export.scan import CHUNK_BYTES, GROWTH, choose, scan
 from server.export.strategy import CHUNK_ROWS, CHUNK_ROWS_LARGE, FEWEST_BLOCKS
 from server.postgres.database import Database
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ, result_memory
-from server.postgres.rows import Chunk
 from server.postgres.session import Batch, Session
 from server.query.catalogue import RelationName
 from server.query.plan import LARGE_TOAST_FETCH_ROWS, make_plan
 from server.query.request import ExportRequest
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import eventually, wait_until
+from tests.support.postgres import Postgres
 
 # The "never more than a few MB", as libpq holds them.
 FEW_MEGABYTES = 8 << 20

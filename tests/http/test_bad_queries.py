@@ -25,8 +25,8 @@ from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES
 from server.query.filters import DEEPEST_NEST, MOST_CONDITIONS, OPERATORS
 from server.query.request import FORMATS, PARAMETERS
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import eventually
+from tests.support.postgres import Postgres
 
 Document = dict[str, Any]
 

@@ -20,8 +20,8 @@ from aiohttp import web
 
 from server.app import create_runner
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 # A row is made when it is fetched, so that these cost only what is read. About 12 MB, and about 250 MB.

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 HEADER_LINE = re.compile(r"[A-Za-z-]+: [\x20-\x7e]*")

@@ -17,8 +17,8 @@ import psycopg2.errors
 import pytest
 
 from server.export.strategy import CHUNK_ROWS_LARGE
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, Client, ask
 
 ROWS = 5000

@@ -31,7 +31,7 @@ from server.query.plan import ExportPlan, make_plan
 from server.query.request import FORMATS, ExportRequest, export_path, parse_export_request
 from server.query.sql import Statement, probes, select_statement
 from server.settings import Settings
-from tests.conftest import Postgres
+from tests.support.postgres import Postgres
 
 PAYLOADS = [
     "'",

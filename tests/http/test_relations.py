@@ -20,8 +20,8 @@ from server.app import create_app
 from server.export.strategy import FEWEST_BLOCKS
 from server.query.plan import PREVIEW_ROWS
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, eventually
+from tests.support.postgres import Postgres
 
 # Seconds: far more than an answer that waits for nothing takes, far less than any timeout.
 AT_ONCE = 3.0

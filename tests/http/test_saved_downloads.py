@@ -21,12 +21,12 @@ import pytest
 from server.http.routes.saved_file import open_file
 from server.http.sendfile import _in_thread
 from server.saved.manifest import Manifest
-from server.saved.store import Shelf
-from tests.conftest import Postgres
+from server.saved.store import Store
 from tests.http.test_byte_ranges import RANGES
 from tests.http.test_proxy import NGINX, free_port
-from tests.saved.test_queue import completed, make_spool
+from tests.saved.test_queue import completed, make_queue
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
 
@@ -287,11 +287,11 @@ def test_a_request_that_somebody_has_edited_is_not_the_clients_fault(users: Save
 
 
 async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path) -> None:
-    id = completed(make_spool(tmp_path))
+    id = completed(make_queue(tmp_path))
     opened: list[int] = []
     opening, go_on = threading.Event(), threading.Event()
 
-    class Slow(Shelf):
+    class Slow(Store):
         def open_data(self, id: str) -> tuple[Manifest, int]:
             opening.set()
             assert go_on.wait(60)

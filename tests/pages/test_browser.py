@@ -16,9 +16,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.conftest import Postgres
 from tests.support.browser import PATIENCE, keep_picture, launch, open_page
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 
 expect.set_options(timeout=PATIENCE)

@@ -21,7 +21,7 @@ from server.pages import listing, table
 from server.pages.snippets import snippets
 from server.query.request import parse_export_request
 from server.settings import Settings
-from tests.conftest import Postgres
+from tests.support.postgres import Postgres
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 SCRIPT = "<script>alert(1)</script>"

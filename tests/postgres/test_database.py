@@ -26,8 +26,8 @@ from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, eventually, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 SLEEP = "SELECT pg_sleep(60)"

@@ -28,8 +28,8 @@ from server.postgres.rows import Rows
 from server.postgres.session import Session
 from server.query.dialect import Dialect
 from server.settings import Settings
-from tests.conftest import Postgres
 from tests.support.live_server import eventually
+from tests.support.postgres import Postgres
 
 MOST = 256 << 10
 # More than the sockets and a chunk hold.

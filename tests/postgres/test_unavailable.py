@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from server.process.embedded import EmbeddedPostgres
-from tests.conftest import made_folder
+from tests.support.folders import made_folder
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.raw_http import Answer, Client, ask
 

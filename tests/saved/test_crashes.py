@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 from tests.support.saved_exports import Gate, answer_json, assert_whole, eventually, post, save, status, wait_for
 

@@ -13,18 +13,18 @@ from server import errors
 from server.postgres.database import Database
 from server.saved.claim import Claim
 from server.saved.manifest import Manifest
-from server.saved.runner import MOST_SETBACKS, Exports
+from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
-from tests.saved.test_queue import claimed, created, make_spool
+from tests.saved.test_queue import claimed, created, make_queue
 
 AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
 
 @pytest.fixture
-async def exports(tmp_path: Path) -> Exports:
+async def exports(tmp_path: Path) -> Runner:
     """One that runs nothing by itself."""
-    spool = make_spool(tmp_path, export_max_attempts=3)
-    return Exports(spool, Database(Settings(database_url="postgresql://nowhere.invalid/")), native_encoder=False)
+    queue = make_queue(tmp_path, export_max_attempts=3)
+    return Runner(queue, Database(Settings(database_url="postgresql://nowhere.invalid/")), native_encoder=False)
 
 
 CASES = [
@@ -50,19 +50,19 @@ CASES = [
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(("error", "before", "after"), CASES, ids=lambda value: type(value).__name__)
 async def test_what_each_error_leads_to(
-    exports: Exports, tmp_path: Path, error: Exception, before: str, after: str, begun: bool
+    exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, begun: bool
 ) -> None:
-    id = created(exports.spool)
+    id = created(exports.queue)
     expected = after if begun else before
     for number in range(1, MOST_SETBACKS + 2):
-        with exports.spool.shelf.root() as root:
-            claim = exports.spool._take(root, id)
+        with exports.queue.store.root() as root:
+            claim = exports.queue._take(root, id)
         assert claim is not None
         if begun and expected != UNTOUCHED:
             claim.begin(None)
         await exports._end_after(claim, error)
         claim.close()
-        manifest = exports.spool.shelf.get(id).manifest
+        manifest = exports.queue.store.get(id).manifest
         assert not list((tmp_path / id).glob("data*"))
         if expected == UNTOUCHED:
             assert (manifest.status, manifest.attempts, manifest.setbacks) == ("pending", 0, 0)
@@ -79,13 +79,13 @@ async def test_what_each_error_leads_to(
         assert expected == UNTOUCHED
 
 
-async def test_an_export_is_not_given_to_itself_again(exports: Exports) -> None:
-    id = created(exports.spool)
-    claim = claimed(exports.spool)
+async def test_an_export_is_not_given_to_itself_again(exports: Runner) -> None:
+    id = created(exports.queue)
+    claim = claimed(exports.queue)
     await exports._end_after(claim, errors.QueryCancelled("x"))
     claim.close()
-    assert exports.spool.claim() is None  # it waits for its time
-    assert exports.spool.shelf.get(id).manifest.status == "pending"
+    assert exports.queue.claim() is None  # it waits for its time
+    assert exports.queue.store.get(id).manifest.status == "pending"
 
 
 async def fail(claim: Claim) -> NoReturn:
@@ -93,10 +93,10 @@ async def fail(claim: Claim) -> NoReturn:
 
 
 async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
-    exports: Exports, monkeypatch: pytest.MonkeyPatch
+    exports: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is slow just then: the lock must not be let go of before the manifest is there."""
-    id = created(exports.spool)
+    id = created(exports.queue)
     writing, go_on = threading.Event(), threading.Event()
     write = Claim._write
 
@@ -112,22 +112,22 @@ async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
     stopping = asyncio.create_task(exports.stop())
     for _ in range(10):  # as often as it takes for the cancellation to arrive
         await asyncio.sleep(0)
-    with exports.spool.shelf.root() as root:
-        assert exports.spool._take(root, id) is None
+    with exports.queue.store.root() as root:
+        assert exports.queue._take(root, id) is None
     assert not stopping.done()
     go_on.set()
     await stopping
-    assert exports.spool.shelf.get(id).manifest.status == "failed"
-    with exports.spool.shelf.root() as root:
-        claim = exports.spool._take(root, id)
+    assert exports.queue.store.get(id).manifest.status == "failed"
+    with exports.queue.store.root() as root:
+        claim = exports.queue._take(root, id)
     assert claim is not None
     claim.close()
 
 
 async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
-    exports: Exports, monkeypatch: pytest.MonkeyPatch
+    exports: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damaged, good = created(exports.spool), created(exports.spool)
+    damaged, good = created(exports.queue), created(exports.queue)
     write = Claim._write
 
     def refused(claim: Claim, manifest: Manifest) -> None:
@@ -141,5 +141,5 @@ async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
         assert await exports._take_one()
         await exports._running[id]
     assert not await exports._take_one()
-    assert exports.spool.shelf.get(damaged).manifest.status == "pending"
-    assert exports.spool.shelf.get(good).manifest.status == "failed"
+    assert exports.queue.store.get(damaged).manifest.status == "pending"
+    assert exports.queue.store.get(good).manifest.status == "failed"

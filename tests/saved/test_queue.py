@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from server.chunk import Chunk
 from server.errors import (
     ExportFailed,
     ExportNotFound,
@@ -30,10 +31,9 @@ from server.errors import (
     ServerBusy,
     StorageUnavailable,
 )
-from server.postgres.rows import Chunk
 from server.saved import durable_files
 from server.saved.claim import Claim
-from server.saved.queue import MOST_WAITING, Spool
+from server.saved.queue import MOST_WAITING, Queue
 from server.saved.store import Entry
 from server.settings import Settings
 
@@ -46,12 +46,12 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def make_spool(path: Path, **values: Any) -> Spool:
-    """A spool as a process has it; several on one folder are several processes."""
+def make_queue(path: Path, **values: Any) -> Queue:
+    """A queue as a process has it; several on one folder are several processes."""
     values = {"export_min_free_space": 0, **values}
-    spool = Spool(Settings(export_storage_path=path, **values))
-    spool.prepare()
-    return spool
+    queue = Queue(Settings(export_storage_path=path, **values))
+    queue.prepare()
+    return queue
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "storage"
 
 
-def created(spool: Spool, **values: Any) -> str:
-    entry, new = spool.create(**{**REQUEST, **values})
+def created(queue: Queue, **values: Any) -> str:
+    entry, new = queue.create(**{**REQUEST, **values})
     assert new
     return entry.manifest.id
 
 
-def claimed(spool: Spool) -> Claim:
-    claim = spool.claim()
+def claimed(queue: Queue) -> Claim:
+    claim = queue.claim()
     assert claim is not None
     return claim
 
@@ -78,14 +78,14 @@ def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
     claim.close()
 
 
-def completed(spool: Spool, data: bytes = b"id\n1\n") -> str:
-    id = created(spool)
-    finish(claimed(spool), data)
+def completed(queue: Queue, data: bytes = b"id\n1\n") -> str:
+    id = created(queue)
+    finish(claimed(queue), data)
     return id
 
 
-def statuses(spool: Spool) -> dict[str, str]:
-    return {entry.manifest.id: entry.manifest.status for entry in spool.shelf.newest_first()}
+def statuses(queue: Queue) -> dict[str, str]:
+    return {entry.manifest.id: entry.manifest.status for entry in queue.store.newest_first()}
 
 
 def drop(claim: Claim) -> None:
@@ -97,9 +97,9 @@ def drop(claim: Claim) -> None:
 
 
 def test_the_first_comes_first_and_nobody_gets_one_twice(path: Path) -> None:
-    one, other = make_spool(path, max_running_exports=3), make_spool(path, max_running_exports=3)
+    one, other = make_queue(path, max_running_exports=3), make_queue(path, max_running_exports=3)
     ids = [created(one) for _ in range(4)]
-    assert [entry.manifest.id for entry in other.shelf.newest_first()] == ids[::-1]
+    assert [entry.manifest.id for entry in other.store.newest_first()] == ids[::-1]
     claims = [claimed(one), claimed(other), claimed(one)]
     assert [claim.manifest.id for claim in claims] == ids[:3]
     assert other.claim() is None  # three run
@@ -110,13 +110,13 @@ def test_the_first_comes_first_and_nobody_gets_one_twice(path: Path) -> None:
 
 
 def test_a_place_is_free_again_when_its_process_has_died(path: Path) -> None:
-    spool = make_spool(path, max_running_exports=1)
-    ids = [created(spool) for _ in range(2)]
-    claim = claimed(spool)
+    queue = make_queue(path, max_running_exports=1)
+    ids = [created(queue) for _ in range(2)]
+    claim = claimed(queue)
     claim.begin(None)
-    assert make_spool(path, max_running_exports=1).claim() is None
+    assert make_queue(path, max_running_exports=1).claim() is None
     drop(claim)
-    other = make_spool(path, max_running_exports=1)
+    other = make_queue(path, max_running_exports=1)
     other.sweep()
     again = claimed(other)
     assert again.manifest.id == ids[0]  # it keeps its place in the line
@@ -125,16 +125,16 @@ def test_a_place_is_free_again_when_its_process_has_died(path: Path) -> None:
 
 
 def test_many_processes_at_once_run_each_export_once(path: Path) -> None:
-    first = make_spool(path, max_running_exports=8)
+    first = make_queue(path, max_running_exports=8)
     ids = [created(first) for _ in range(40)]
     done: list[str] = []
     lock = threading.Lock()
 
     def work(_: int) -> None:
-        spool = make_spool(path, max_running_exports=8)
-        while "pending" in statuses(spool).values():
-            spool.sweep()
-            claim = spool.claim()
+        queue = make_queue(path, max_running_exports=8)
+        while "pending" in statuses(queue).values():
+            queue.sweep()
+            claim = queue.claim()
             if claim is not None:
                 with lock:
                     done.append(claim.manifest.id)
@@ -147,24 +147,24 @@ def test_many_processes_at_once_run_each_export_once(path: Path) -> None:
 
 
 def test_back_off_and_those_to_skip_are_passed_over(path: Path) -> None:
-    spool = make_spool(path)
-    ids = [created(spool) for _ in range(3)]
-    claim = claimed(spool)
+    queue = make_queue(path)
+    ids = [created(queue) for _ in range(3)]
+    claim = claimed(queue)
     claim.give_back(after=100)
     claim.close()
-    second = spool.claim({ids[1]})
+    second = queue.claim({ids[1]})
     assert second is not None
     assert second.manifest.id == ids[2]
     second.close()
 
 
 def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     claim.give_back(after=3e7)
     claim.close()
-    again = claimed(spool)
+    again = claimed(queue)
     assert again.manifest.id == id
     again.close()
 
@@ -173,73 +173,73 @@ def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
 
 
 def test_an_attempt_is_counted_before_anything_of_it(path: Path) -> None:
-    spool = make_spool(path, export_max_attempts=2)
-    id = created(spool)
+    queue = make_queue(path, export_max_attempts=2)
+    id = created(queue)
     for attempt in (1, 2):
-        claim = claimed(spool)
+        claim = claimed(queue)
         claim.begin(None)
         manifest = json.loads((path / id / "manifest.json").read_text())
         assert (manifest["attempts"], manifest["status"]) == (attempt, "processing")
         drop(claim)
-        assert make_spool(path).shelf.get(id).manifest.status == "processing"
-        spool.sweep()
-    entry = spool.shelf.get(id)
+        assert make_queue(path).store.get(id).manifest.status == "processing"
+        queue.sweep()
+    entry = queue.store.get(id)
     assert (entry.manifest.status, entry.manifest.error_code) == ("failed", "interrupted")
-    assert spool.claim() is None
+    assert queue.claim() is None
 
 
 def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
-    spool = make_spool(path, export_max_attempts=1)
-    id = created(spool)
+    queue = make_queue(path, export_max_attempts=1)
+    id = created(queue)
     for _ in range(5):
-        claim = claimed(spool)
+        claim = claimed(queue)
         claim.begin(None).write([Chunk(b"id\n", 0)])
         claim.give_back()
         claim.close()
         assert not list((path / id).glob("data*"))
-    finish(claimed(spool))
-    assert spool.shelf.get(id).manifest.attempts == 1
+    finish(claimed(queue))
+    assert queue.store.get(id).manifest.attempts == 1
 
 
 def test_a_crash_between_the_file_and_the_manifest_runs_it_again(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     part.write([Chunk(b"old", 1)])
     part.finish()
     (path / id / "data.csv.part").rename(path / id / "data.csv")
     (path / id / "manifest.json.0.tmp").write_text("cut sho")
     drop(claim)
-    spool.sweep()
+    queue.sweep()
     assert sorted(each.name for each in (path / id).iterdir()) == ["lock", "manifest.json", "progress.json"]
-    finish(claimed(spool), b"new")
+    finish(claimed(queue), b"new")
     assert (path / id / "data.csv").read_bytes() == b"new"
 
 
 def test_a_percentage_survives_another_attempt(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     part.write([Chunk(b"x", 60)])
     part.note()
-    assert spool.shelf.get(id).progress.percentage == 60
+    assert queue.store.get(id).progress.percentage == 60
     drop(claim)
-    spool.sweep()
-    claimed(spool).begin(None)
-    assert spool.shelf.get(id).progress.percentage == 60
-    assert spool.shelf.get(id).progress.rows == 0
+    queue.sweep()
+    claimed(queue).begin(None)
+    assert queue.store.get(id).progress.percentage == 60
+    assert queue.store.get(id).progress.rows == 0
 
 
 def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     claim.begin(None).write([Chunk(b"x", 1)])
     claim.fail(QueryFailed("It failed.", hint="Ask for less."))
     claim.close()
-    manifest = make_spool(path).shelf.get(id).manifest
+    manifest = make_queue(path).store.get(id).manifest
     assert (manifest.status, manifest.error_code, manifest.error_detail) == (
         "failed",
         "query_failed",
@@ -252,18 +252,18 @@ def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
 
 
 def test_a_cancellation_holds_though_everybody_is_killed(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     claim.begin(None)
     assert not claim.cancel_wanted()
-    assert not make_spool(path).cancel(id)
+    assert not make_queue(path).cancel(id)
     assert claim.cancel_wanted()
     drop(claim)
-    later = make_spool(path)
+    later = make_queue(path)
     assert later.claim() is None
     later.sweep()
-    assert later.shelf.get(id).manifest.status == "cancelled"
+    assert later.store.get(id).manifest.status == "cancelled"
     assert sorted(each.name for each in (path / id).iterdir()) == ["lock", "manifest.json", "progress.json"]
     assert later.cancel(id)
     later.remove(id)
@@ -271,22 +271,22 @@ def test_a_cancellation_holds_though_everybody_is_killed(path: Path) -> None:
 
 
 def test_a_waiting_one_that_was_marked_and_left_is_ended_by_the_sweep(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
+    queue = make_queue(path)
+    id = created(queue)
     (path / id / "cancel").touch()
-    assert spool.claim() is None
-    spool.sweep()
-    assert spool.shelf.get(id).manifest.status == "cancelled"
+    assert queue.claim() is None
+    queue.sweep()
+    assert queue.store.get(id).manifest.status == "cancelled"
 
 
 def test_simultaneous_cancellations_all_count(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     barrier = threading.Barrier(4)
 
     def cancel(_: int) -> set[bool]:
-        each = make_spool(path)
+        each = make_queue(path)
         barrier.wait(30)
         return {each.cancel(id) for _ in range(200)}
 
@@ -300,7 +300,7 @@ def test_simultaneous_cancellations_all_count(path: Path) -> None:
 
 
 def test_keys_work_across_processes_and_restarts(path: Path) -> None:
-    first, again = make_spool(path), make_spool(path)
+    first, again = make_queue(path), make_queue(path)
     assert first.find("k", "users.csv", "") is None
     id = created(first, key="k")
     entry, new = again.create(**REQUEST, key="k")
@@ -313,7 +313,7 @@ def test_keys_work_across_processes_and_restarts(path: Path) -> None:
             again.find("k", target, query)
     assert created(first, key="other") != id
     # Nobody can tell the id from the key without the folder's secret.
-    elsewhere = make_spool(path.parent / "elsewhere")
+    elsewhere = make_queue(path.parent / "elsewhere")
     assert created(elsewhere, key="k") != id
 
 
@@ -322,58 +322,58 @@ def test_simultaneous_makers_of_the_first_secret_agree(path: Path) -> None:
 
     def make(_: int) -> str:
         barrier.wait(30)
-        return make_spool(path).create(**REQUEST, key="k")[0].manifest.id
+        return make_queue(path).create(**REQUEST, key="k")[0].manifest.id
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
-    assert len(statuses(make_spool(path))) == 1
+    assert len(statuses(make_queue(path))) == 1
 
 
 @pytest.mark.parametrize("secret", [b"short", b"x" * 33])
 def test_a_secret_that_was_changed_is_reported(path: Path, secret: bytes) -> None:
-    make_spool(path)
+    make_queue(path)
     (path / ".secret").write_bytes(secret)
-    spool = Spool(Settings(export_storage_path=path))
+    queue = Queue(Settings(export_storage_path=path))
     with pytest.raises(StorageUnavailable):
-        spool.prepare()
+        queue.prepare()
 
 
 def test_something_else_in_the_place_of_a_key_is_said_and_stays(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool, key="k")
+    queue = make_queue(path)
+    id = created(queue, key="k")
     (path / id / "manifest.json").unlink()
     there = snapshot(path)
     with pytest.raises(ExportUnreadable):
-        spool.create(**REQUEST, key="k")
+        queue.create(**REQUEST, key="k")
     assert snapshot(path) == there
-    assert created(spool, key="other") != id
+    assert created(queue, key="other") != id
 
 
 def test_whoever_saw_an_export_does_not_remove_the_next_one_of_its_key(path: Path) -> None:
-    spool, other = make_spool(path), make_spool(path)
-    id = created(spool, key="k")
-    finish(claimed(spool))
-    seen = spool.shelf.get(id).manifest
+    queue, other = make_queue(path), make_queue(path)
+    id = created(queue, key="k")
+    finish(claimed(queue))
+    seen = queue.store.get(id).manifest
     assert other.remove(id)
     for ended in (False, True):  # the next one is waiting, then completed too
         if ended:
             finish(claimed(other))
         else:
             assert created(other, key="k") == id
-        with spool.shelf.root() as root:
-            assert spool.room.remove(root, seen)
+        with queue.store.root() as root:
+            assert queue.quota.remove(root, seen)
         assert statuses(other) == {id: "completed" if ended else "pending"}
-        assert spool.remove(id)
+        assert queue.remove(id)
     assert statuses(other) == {}
 
 
 def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     claim.complete(part)
-    other = make_spool(path, export_retention=0.000001)
+    other = make_queue(path, export_retention=0.000001)
     assert not other.remove(id)
     other.sweep()
     assert statuses(other) == {id: "completed"}
@@ -386,56 +386,56 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
 
 
 def test_the_oldest_finished_goes_first(path: Path) -> None:
-    spool = make_spool(path, export_storage_limit=250)
-    ids = [completed(spool, b"x" * 100) for _ in range(4)]
-    waiting = created(spool)
-    spool.sweep()
-    assert set(statuses(spool)) == {ids[2], ids[3], waiting}
+    queue = make_queue(path, export_storage_limit=250)
+    ids = [completed(queue, b"x" * 100) for _ in range(4)]
+    waiting = created(queue)
+    queue.sweep()
+    assert set(statuses(queue)) == {ids[2], ids[3], waiting}
 
 
 def test_what_runs_counts_and_is_not_removed(path: Path) -> None:
-    spool = make_spool(path, export_storage_limit=250)
-    old = completed(spool, b"x" * 100)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path, export_storage_limit=250)
+    old = completed(queue, b"x" * 100)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     part.write([Chunk(b"x" * 200, 1)])
     part.note()
-    spool.room.check_limit()
-    assert set(statuses(spool)) == {id}
-    assert old not in statuses(spool)
+    queue.quota.check_limit()
+    assert set(statuses(queue)) == {id}
+    assert old not in statuses(queue)
     part.write([Chunk(b"x" * 100, 1)])
     part.note()
     with pytest.raises(NoSpaceLeft):
-        spool.room.check_limit()
-    assert statuses(spool) == {id: "processing"}
+        queue.quota.check_limit()
+    assert statuses(queue) == {id: "processing"}
     claim.close()
 
 
 def test_a_quick_one_over_the_limit_fails_and_is_not_promised_first(path: Path) -> None:
-    spool = make_spool(path, export_storage_limit=250)
-    old = completed(spool, b"x" * 200)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(path, export_storage_limit=250)
+    old = completed(queue, b"x" * 200)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     part.write([Chunk(b"x" * 300, 1)])  # too soon after the beginning for a look at the limit
     with pytest.raises(NoSpaceLeft) as raised:
         claim.complete(part)
     claim.fail(raised.value)
     claim.close()
-    spool.sweep()
-    assert statuses(spool) == {old: "completed", id: "failed"}  # the old one is not removed for what cannot fit
-    assert spool.shelf.get(id).manifest.error_code == "no_space_left"
-    assert completed(spool, b"x" * 100) in statuses(spool)
-    assert old not in statuses(spool)
+    queue.sweep()
+    assert statuses(queue) == {old: "completed", id: "failed"}  # the old one is not removed for what cannot fit
+    assert queue.store.get(id).manifest.error_code == "no_space_left"
+    assert completed(queue, b"x" * 100) in statuses(queue)
+    assert old not in statuses(queue)
 
 
 def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
     with pytest.raises(NoSpaceLeft):
-        make_spool(path, export_min_free_space=2**62).create(**REQUEST)
-    spool = make_spool(path)
-    created(spool)
-    full = make_spool(path, export_min_free_space=2**62)
+        make_queue(path, export_min_free_space=2**62).create(**REQUEST)
+    queue = make_queue(path)
+    created(queue)
+    full = make_queue(path, export_min_free_space=2**62)
     claim = claimed(full)
     part = claim.begin(None)
     with pytest.raises(NoSpaceLeft):
@@ -446,23 +446,23 @@ def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
 def test_no_endless_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.saved.queue.MOST_WAITING", 3)
     assert MOST_WAITING >= 1000
-    spool = make_spool(path)
+    queue = make_queue(path)
     for _ in range(3):
-        created(spool)
+        created(queue)
     with pytest.raises(ServerBusy):
-        spool.create(**REQUEST)
+        queue.create(**REQUEST)
 
 
 def test_what_expires_goes_whole(path: Path) -> None:
-    spool = make_spool(path, export_retention=3600)
-    old, young = completed(spool), completed(spool)
+    queue = make_queue(path, export_retention=3600)
+    old, young = completed(queue), completed(queue)
     manifest = json.loads((path / old / "manifest.json").read_text())
     manifest["completed_at"] = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2)).isoformat()
     (path / old / "manifest.json").write_text(json.dumps(manifest))
-    spool.sweep()
-    assert set(statuses(spool)) == {young}
+    queue.sweep()
+    assert set(statuses(queue)) == {young}
     assert not (path / old).exists()
-    for_ever = make_spool(path, export_retention=0)
+    for_ever = make_queue(path, export_retention=0)
     for_ever.sweep()
     assert set(statuses(for_ever)) == {young}
 
@@ -538,68 +538,68 @@ ALL = [
 def test_what_is_not_understood_is_left_alone(
     path: Path, tmp_path: Path, change: Callable[[Path, str, Path], None], finished: bool
 ) -> None:
-    spool = make_spool(path, export_retention=0.000001, export_storage_limit=1)
+    queue = make_queue(path, export_retention=0.000001, export_storage_limit=1)
     outside = tmp_path / "outside"
-    elsewhere = make_spool(outside)
+    elsewhere = make_queue(outside)
     shutil.copytree(outside / created(elsewhere), outside, dirs_exist_ok=True)
     (outside / "precious").write_text("precious")
-    id = created(spool)
+    id = created(queue)
     if finished:
-        finish(claimed(make_spool(path)))
-    statuses(spool)  # so that it is known before it is changed
+        finish(claimed(make_queue(path)))
+    statuses(queue)  # so that it is known before it is changed
     change(path, id, outside)
     before, there = snapshot(outside), snapshot(path)
-    good = created(spool)
-    for each in (spool, make_spool(path, export_retention=0.000001)):
+    good = created(queue)
+    for each in (queue, make_queue(path, export_retention=0.000001)):
         each.sweep()
         assert id not in statuses(each)
         with pytest.raises((ExportUnreadable, ExportNotFound)):
-            each.shelf.get(id)
+            each.store.get(id)
         with pytest.raises((ExportUnreadable, ExportNotFound)):
             each.remove(id)
         with pytest.raises((ExportUnreadable, ExportNotFound)):
             each.cancel(id)
-    claim = claimed(spool)
+    claim = claimed(queue)
     assert claim.manifest.id == good
     claim.close()
-    assert spool.claim({good}) is None
+    assert queue.claim({good}) is None
     assert snapshot(outside) == before
     now = snapshot(path)
     assert {name: now.get(name) for name in there} == there
 
 
 def test_a_link_for_a_lock_is_not_followed(path: Path, tmp_path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
+    queue = make_queue(path)
+    id = created(queue)
     (tmp_path / "precious").write_text("precious")
     put_link_for_a_lock(path, id, tmp_path)
-    assert spool.claim() is None
-    spool.sweep()
-    assert statuses(spool) == {id: "pending"}
+    assert queue.claim() is None
+    queue.sweep()
+    assert statuses(queue) == {id: "pending"}
     assert (tmp_path / "precious").read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "cancel"])
 def test_a_folder_in_the_place_of_a_file_can_be_ended(path: Path, name: str) -> None:
-    spool = make_spool(path)
-    id = created(spool)
+    queue = make_queue(path)
+    id = created(queue)
     (path / id / name / "inner").mkdir(parents=True)
-    assert spool.cancel(id)
-    assert spool.shelf.get(id).manifest.status == "cancelled"
-    assert spool.remove(id)
-    assert statuses(spool) == {}
+    assert queue.cancel(id)
+    assert queue.store.get(id).manifest.status == "cancelled"
+    assert queue.remove(id)
+    assert statuses(queue) == {}
 
 
 def test_a_lock_that_cannot_be_taken_is_said_to_who_cancels_and_stops_no_other(path: Path) -> None:
-    spool = make_spool(path)
-    damaged, good = created(spool), created(spool)
+    queue = make_queue(path)
+    damaged, good = created(queue), created(queue)
     (path / damaged / "lock").unlink()
     (path / damaged / "lock").mkdir()
     with pytest.raises(ExportUnreadable):
-        spool.cancel(damaged)
-    spool.sweep()
-    finish(claim_of(spool, good))
-    assert statuses(spool) == {damaged: "pending", good: "completed"}
+        queue.cancel(damaged)
+    queue.sweep()
+    finish(claim_of(queue, good))
+    assert statuses(queue) == {damaged: "pending", good: "completed"}
 
 
 def open_below(path: Path) -> list[str]:
@@ -612,10 +612,10 @@ def open_below(path: Path) -> list[str]:
 
 
 def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> None:
-    spool = make_spool(path)
-    id = created(spool)
+    queue = make_queue(path)
+    id = created(queue)
     (path / id / "progress.json").mkdir()
-    claim = claimed(spool)
+    claim = claimed(queue)
     before = open_below(path)
     assert before
     for _ in range(3):
@@ -627,66 +627,66 @@ def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> 
 
 @pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "progress.json"])
 def test_links_in_a_folder_are_replaced_and_not_followed(path: Path, tmp_path: Path, name: str) -> None:
-    spool = make_spool(path)
-    id = created(spool)
+    queue = make_queue(path)
+    id = created(queue)
     (tmp_path / "precious").write_text("precious")
     (path / id / name).symlink_to(tmp_path / "precious")
-    finish(claimed(spool), b"mine")
+    finish(claimed(queue), b"mine")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (path / id / "data.csv").read_bytes() == b"mine"
     assert not [each for each in (path / id).iterdir() if each.is_symlink()]
 
 
 def test_what_is_not_ours_stays(path: Path) -> None:
-    spool = make_spool(path, export_retention=0.000001, export_storage_limit=1)
+    queue = make_queue(path, export_retention=0.000001, export_storage_limit=1)
     (path / "notes.txt").write_text("mine")
     (path / "folder").mkdir()
     (path / "folder" / "manifest.json").write_text("{}")
     (path / ("B" * 22)).write_text("a file with the name of an export")
     (path / ("C" * 22)).mkdir()
     before = snapshot(path)
-    id = completed(make_spool(path))
-    spool.sweep()
-    assert id not in statuses(spool)
+    id = completed(make_queue(path))
+    queue.sweep()
+    assert id not in statuses(queue)
     after = snapshot(path)
     assert {name: after.get(name) for name in before} == before
 
 
 def test_a_folder_with_something_else_in_it_loses_only_what_is_ours(path: Path) -> None:
-    spool = make_spool(path)
-    id = completed(spool)
+    queue = make_queue(path)
+    id = completed(queue)
     (path / id / "mine").mkdir()
     (path / id / "mine" / "note").write_text("mine")
-    spool.remove(id)
-    assert statuses(spool) == {}
+    queue.remove(id)
+    assert statuses(queue) == {}
     assert [each.read_text() for each in path.rglob("note")] == ["mine"]
-    spool.sweep()
+    queue.sweep()
 
 
 @pytest.mark.parametrize(
     "id", ["", ".", "..", "../x", "/etc", ".secret", "A" * 21, "A" * 23, "A" * 21 + "\n", "é" * 22]
 )
 def test_what_is_no_id_reaches_nothing(path: Path, id: str) -> None:
-    spool = make_spool(path)
-    calls: list[Callable[[str], object]] = [spool.shelf.get, spool.shelf.open_data, spool.cancel, spool.remove]
+    queue = make_queue(path)
+    calls: list[Callable[[str], object]] = [queue.store.get, queue.store.open_data, queue.cancel, queue.remove]
     for call in calls:
         with pytest.raises(ExportNotFound):
             call(id)
 
 
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(path: Path) -> None:
-    spool = make_spool(path)
+    queue = make_queue(path)
     for name in (".gone-1", ".new-young", ".new-old"):
         (path / name).mkdir()
         (path / name / "manifest.json").write_text("{}")
     os.utime(path / ".new-old", (1, 1))
-    spool.sweep()
+    queue.sweep()
     assert {each.name for each in path.iterdir() if each.is_dir()} == {".new-young"}
 
 
 def test_ids_cannot_be_guessed_and_nothing_is_for_others(path: Path) -> None:
-    spool = make_spool(path)
-    ids = {created(spool) for _ in range(50)}
+    queue = make_queue(path)
+    ids = {created(queue) for _ in range(50)}
     assert len(ids) == 50
     assert all(len(id) == 22 for id in ids)
     for each in (path, *path.rglob("*")):
@@ -698,60 +698,60 @@ def test_ids_cannot_be_guessed_and_nothing_is_for_others(path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_ends_the_export_and_nothing_else(tiny: Path) -> None:
-    spool = make_spool(tiny)
-    kept = completed(spool, b"x" * 1000)
-    id = created(spool)
-    claim = claimed(spool)
+    queue = make_queue(tiny)
+    kept = completed(queue, b"x" * 1000)
+    id = created(queue)
+    claim = claimed(queue)
     part = claim.begin(None)
     with pytest.raises(NoSpaceLeft) as raised:
         part.write([Chunk(b"x" * (2 << 20), 1)])
     claim.fail(raised.value)
     claim.close()
-    manifest = spool.shelf.get(id).manifest
+    manifest = queue.store.get(id).manifest
     assert (manifest.status, manifest.error_code) == ("failed", "no_space_left")
     assert not list((tiny / id).glob("data*"))
-    assert spool.shelf.get(kept).manifest.status == "completed"
-    finish(claim_of(spool, created(spool)), b"x" * 1000)
+    assert queue.store.get(kept).manifest.status == "completed"
+    finish(claim_of(queue, created(queue)), b"x" * 1000)
 
 
-def claim_of(spool: Spool, id: str) -> Claim:
-    claim = claimed(spool)
+def claim_of(queue: Queue, id: str) -> Claim:
+    claim = claimed(queue)
     assert claim.manifest.id == id
     return claim
 
 
 def test_a_full_disk_accepts_nothing_and_loses_nothing(tiny: Path) -> None:
-    spool = make_spool(tiny)
-    waiting = created(spool)
+    queue = make_queue(tiny)
+    waiting = created(queue)
     with pytest.raises(OSError, match="No space left"):
         (tiny / "ballast").write_bytes(b"x" * (2 << 20))
     assert os.statvfs(tiny).f_bavail == 0
     with pytest.raises(NoSpaceLeft):
-        spool.create(**REQUEST)
-    claim = claimed(spool)
+        queue.create(**REQUEST)
+    claim = claimed(queue)
     with pytest.raises(NoSpaceLeft):
         claim.begin(None)
     claim.close()
-    spool.sweep()
-    assert statuses(spool) == {waiting: "pending"}
+    queue.sweep()
+    assert statuses(queue) == {waiting: "pending"}
     assert not [each for each in tiny.iterdir() if each.name.startswith(".new-")]
     (tiny / "ballast").unlink()
-    finish(claimed(spool))
-    assert statuses(spool) == {waiting: "completed"}
+    finish(claimed(queue))
+    assert statuses(queue) == {waiting: "completed"}
 
 
 def test_a_limit_on_the_size_of_files_is_no_space_either(path: Path) -> None:
     """In a process of its own, since the limit would hold for this one too."""
-    make_spool(path)
+    make_queue(path)
     program = f"""
 import resource
 from pathlib import Path
 from server.errors import NoSpaceLeft
-from server.postgres.rows import Chunk
-from tests.saved.test_queue import claimed, created, make_spool
-spool = make_spool(Path({str(path)!r}))
-id = created(spool)
-claim = claimed(spool)
+from server.chunk import Chunk
+from tests.saved.test_queue import claimed, created, make_queue
+queue = make_queue(Path({str(path)!r}))
+id = created(queue)
+claim = claimed(queue)
 part = claim.begin(None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))
 try:
@@ -764,7 +764,7 @@ except NoSpaceLeft as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    manifest = make_spool(path).shelf.get(done.stdout.strip()).manifest
+    manifest = make_queue(path).store.get(done.stdout.strip()).manifest
     assert (manifest.status, manifest.error_code) == ("failed", "no_space_left")
 
 
@@ -774,9 +774,9 @@ def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    spool = make_spool(path)
-    created(spool)
-    with contextlib.closing(claimed(spool)) as claim:
+    queue = make_queue(path)
+    created(queue)
+    with contextlib.closing(claimed(queue)) as claim:
         part = claim.begin(None)
         monkeypatch.setattr("server.saved.claim.SYNC_BYTES", 10)
         monkeypatch.setattr("server.saved.claim.os.fsync", full)
@@ -787,8 +787,8 @@ def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    spool = Spool(Settings(export_storage_path=tmp_path / "file"))
-    for call in (spool.prepare, spool.sweep, spool.claim, spool.shelf.newest_first):
+    queue = Queue(Settings(export_storage_path=tmp_path / "file"))
+    for call in (queue.prepare, queue.sweep, queue.claim, queue.store.newest_first):
         with pytest.raises(StorageUnavailable) as raised:
             call()
         assert str(tmp_path) not in raised.value.detail
@@ -815,25 +815,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_file_that_is_not_there_or_changed_is_not_handed_out(path: Path) -> None:
-    spool = make_spool(path)
-    id = completed(spool, b"right")
-    manifest, descriptor = spool.shelf.open_data(id)
+    queue = make_queue(path)
+    id = completed(queue, b"right")
+    manifest, descriptor = queue.store.open_data(id)
     assert (manifest.bytes, os.read(descriptor, 100)) == (5, b"right")
     os.close(descriptor)
     (path / id / "data.csv").write_bytes(b"wrong size")
     with pytest.raises(ExportFailed):
-        spool.shelf.open_data(id)
+        queue.store.open_data(id)
 
 
 def test_a_list_costs_no_reading_of_what_is_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = make_spool(path)
-    ids = {completed(spool) for _ in range(5)}
-    first = spool.shelf.newest_first()
+    queue = make_queue(path)
+    ids = {completed(queue) for _ in range(5)}
+    first = queue.store.newest_first()
 
     def reads(descriptor: int, count: int) -> bytes:
         raise AssertionError("a finished export was read again")
 
     monkeypatch.setattr("server.saved.store.os.read", reads)
-    assert spool.shelf.newest_first() == first
+    assert queue.store.newest_first() == first
     assert {entry.manifest.id for entry in first} == ids
     assert all(isinstance(entry, Entry) for entry in first)

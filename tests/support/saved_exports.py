@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Postgres
 from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, ask
 
 FINISHED = ("completed", "failed", "cancelled")

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound, InvalidRequest
-from server.http.keys import EXPORTS, SETTINGS
+from server.http.keys import RUNNER, SETTINGS
 from server.saved.status import status_json
 from server.saved.store import Entry
 
@@ -25,10 +25,10 @@ QUIET_LOOKS = 10
 async def list_exports(request: web.Request) -> web.Response:
     """All saved exports, newest first."""
     _no_parameters(request)
-    spool, retention = request.app[EXPORTS].spool, request.app[SETTINGS].export_retention
+    queue, retention = request.app[RUNNER].queue, request.app[SETTINGS].export_retention
 
     def body() -> str:
-        entries = spool.shelf.newest_first()
+        entries = queue.store.newest_first()
         return json.dumps({"exports": [status_json(each.manifest, each.progress, retention) for each in entries]})
 
     text = await asyncio.to_thread(body)
@@ -38,7 +38,7 @@ async def list_exports(request: web.Request) -> web.Response:
 async def one_export(request: web.Request) -> web.Response:
     """The status of one."""
     _no_parameters(request)
-    entry = await asyncio.to_thread(request.app[EXPORTS].spool.shelf.get, request.match_info["id"])
+    entry = await asyncio.to_thread(request.app[RUNNER].queue.store.get, request.match_info["id"])
     return answer_status(request, entry)
 
 
@@ -53,9 +53,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     When it is removed meanwhile, the last event is called `removed`.
     """
     _no_parameters(request)
-    exports, id = request.app[EXPORTS], request.match_info["id"]
+    exports, id = request.app[RUNNER], request.match_info["id"]
     stall_timeout = request.app[SETTINGS].stall_timeout or None
-    entry = await asyncio.to_thread(exports.spool.shelf.get, id)
+    entry = await asyncio.to_thread(exports.queue.store.get, id)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **NO_STORE})
     await response.prepare(request)
     shown, looks = None, 0
@@ -74,7 +74,7 @@ async def events(request: web.Request) -> web.StreamResponse:
                 await asyncio.wait_for(exports.stopping.wait(), EVENT_SECONDS)
                 break  # the browser comes again, and finds the next process
             try:
-                entry = await asyncio.to_thread(exports.spool.shelf.get, id)
+                entry = await asyncio.to_thread(exports.queue.store.get, id)
             except ExportNotFound:
                 await _send(response, f"event: removed\ndata: {json.dumps({'exportId': id})}\n\n", stall_timeout)
                 break
@@ -92,7 +92,7 @@ async def _send(response: web.StreamResponse, text: str, stall_timeout: float | 
 async def delete(request: web.Request) -> web.Response:
     """Cancel it, or remove it if it has ended."""
     _no_parameters(request)
-    await request.app[EXPORTS].delete(request.match_info["id"])
+    await request.app[RUNNER].delete(request.match_info["id"])
     return web.Response(status=204, headers=NO_STORE)
 
 

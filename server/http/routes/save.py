@@ -9,7 +9,7 @@ from aiohttp import web
 
 from server.errors import InvalidRequest
 from server.export.pipeline import open_plan, with_retries
-from server.http.keys import DATABASE, EXPORTS
+from server.http.keys import DATABASE, RUNNER
 from server.http.routes.export import PREFIX
 from server.http.routes.exports import answer_status
 from server.query.request import ExportRequest, parse_export_request
@@ -28,8 +28,8 @@ async def save(request: web.Request) -> web.Response:
     key = _key(request)
     if request.body_exists:
         raise InvalidRequest("This takes no body: the address says what to export.", code="unexpected_body")
-    exports = request.app[EXPORTS]
-    entry = None if key is None else await asyncio.to_thread(exports.spool.find, key, target, query)
+    exports = request.app[RUNNER]
+    entry = None if key is None else await asyncio.to_thread(exports.queue.find, key, target, query)
     if entry is None:
         entry = await _accepted(request, wanted, target, query, key)
     response = answer_status(request, entry, status=200 if entry.manifest.finished else 202)
@@ -39,9 +39,9 @@ async def save(request: web.Request) -> web.Response:
 
 async def _accepted(request: web.Request, wanted: ExportRequest, target: str, query: str, key: str | None) -> Entry:
     total_rows = await with_retries(lambda: _estimated_rows(request, wanted))
-    exports = request.app[EXPORTS]
+    exports = request.app[RUNNER]
     entry, _ = await asyncio.to_thread(
-        exports.spool.create,
+        exports.queue.create,
         target=target,
         query=query,
         relation=str(wanted.relation),
@@ -49,7 +49,7 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
         total_rows=total_rows,
         key=key,
     )
-    exports.poke()
+    exports.wake()
     return entry
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
 from server.http.byte_ranges import Selection, select
-from server.http.keys import DOWNLOADS, EXPORTS, SETTINGS
+from server.http.keys import DOWNLOADS, RUNNER, SETTINGS
 from server.http.problems import problem
 from server.http.sendfile import FileTooShort, send_file
 from server.http.streaming import Tally, file_headers, honest_end, reset_on_close
@@ -21,7 +21,7 @@ from server.query.plan import file_stem
 from server.query.request import parse_export_request
 from server.saved.manifest import Manifest
 from server.saved.status import status_json
-from server.saved.store import Entry, Shelf
+from server.saved.store import Entry, Store
 
 log = structlog.stdlib.get_logger("sluice.saved_file")
 
@@ -33,20 +33,20 @@ async def download(request: web.Request) -> web.StreamResponse:
     """The file, or the part of it that is asked for."""
     if request.query_string:
         raise InvalidRequest("Saved exports take no parameters.", code="unknown_parameter")
-    shelf = request.app[EXPORTS].spool.shelf
-    entry = await asyncio.to_thread(shelf.get, request.match_info["id"])
+    store = request.app[RUNNER].queue.store
+    entry = await asyncio.to_thread(store.get, request.match_info["id"])
     if entry.manifest.status != "completed":
         raise _no_file(request, entry)
-    manifest, file = await open_file(shelf, entry.manifest.id)
+    manifest, file = await open_file(store, entry.manifest.id)
     try:
         return await _answer(request, manifest, file)
     finally:
         os.close(file)
 
 
-async def open_file(shelf: Shelf, id: str) -> tuple[Manifest, int]:
-    """`Shelf.open_data` in a thread; where the client leaves meanwhile, the descriptor is closed."""
-    opening = asyncio.create_task(asyncio.to_thread(shelf.open_data, id))
+async def open_file(store: Store, id: str) -> tuple[Manifest, int]:
+    """`Store.open_data` in a thread; where the client leaves meanwhile, the descriptor is closed."""
+    opening = asyncio.create_task(asyncio.to_thread(store.open_data, id))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
