@@ -29,9 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from server.process.serve import serve  # the driver and gunicorn: half a second that `dsn` need not wait for
+    # The driver and gunicorn take half a second to import, which `dsn` need not wait for.
+    from server.app import create_runner
+    from server.process.serve import serve
 
-    serve(settings)
+    serve(settings, create_runner)
     return 0
 
 

@@ -10,62 +10,64 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import structlog
 from aiohttp import web
 
-from server.encode import encoders
+from server.encode.encoders import choose_encoders
 from server.errors import ExportError
+from server.events import emit
+from server.export.engine import Engine
+from server.export.events import PureEncoderInUse
 from server.http.csrf import origin_middleware
-from server.http.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, RUNNER, SETTINGS
+from server.http.keys import DATABASE, DOWNLOADS, ENGINE, RUNNER, SETTINGS, THREADS
 from server.http.problems import ProblemServer, add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
 from server.http.streaming import Downloads
 from server.pages import listing, saved, site, table
-from server.postgres.database import Database
-from server.postgres.libpq import LIBPQ
+from server.postgres.database import Database, reading_connections
+from server.postgres.events import DatabaseNotReady
+from server.postgres.libpq import HAS_CHUNKS, LIBPQ
+from server.process.shutdown import Shutdown
 from server.query.parameters import timezones
 from server.saved.queue import Queue
 from server.saved.runner import Runner
 from server.settings import Settings
-
-log = structlog.stdlib.get_logger("sluice.app")
+from server.threads import Threads
 
 # Longest request line, in bytes: long enough for a list of thousands of values.
 MAX_REQUEST_LINE = 128 << 10
 
 
-class ShutdownRequest:
-    """Whether a shutdown is in a hurry (Ctrl-C), so that running downloads are cut at once."""
-
-    wanted = False
-
-
-def create_app(settings: Settings, request: ShutdownRequest | None = None) -> web.Application:
+def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Application:
     """The application; it opens its connections when it starts, after the fork."""
     timezones()  # from the disk, before requests come
     app = web.Application(middlewares=[problem_middleware, origin_middleware])
     app[SETTINGS] = settings
-    app[DATABASE] = Database(settings)
+    app[THREADS] = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
+    app[DATABASE] = Database(settings, app[THREADS])
+    app[ENGINE] = Engine(
+        app[DATABASE],
+        choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=settings.pure_python),
+        app[THREADS],
+    )
     app[DOWNLOADS] = Downloads()
-    app[NATIVE_ENCODER] = encoders.bind_libpq(LIBPQ) and not settings.pure_python
-    app[RUNNER] = Runner(Queue(settings), app[DATABASE], native_encoder=app[NATIVE_ENCODER])
+    app[RUNNER] = Runner(Queue(settings), app[ENGINE])
     for routes in (export, save, exports, saved_file, health, relations, site, listing, table, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
-    app.cleanup_ctx.extend([_database, _exports])
+    app.cleanup_ctx.extend([_threads, _database, _exports])
 
     async def drain(app: web.Application) -> None:
         await app[RUNNER].stop()  # at once: the next start goes on with them, so nobody needs to wait
-        await app[DOWNLOADS].drain(0 if request and request.wanted else settings.shutdown_timeout)
+        await app[DOWNLOADS].drain(0 if shutdown and shutdown.immediate else settings.shutdown_timeout)
 
     app.on_shutdown.append(drain)
     return app
 
 
-def create_runner(settings: Settings, request: ShutdownRequest | None = None) -> web.AppRunner:
+def create_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
     """A runner that cancels a handler whose client has left; gunicorn's worker would not without it."""
     return _Runner(
-        create_app(settings, request),
+        create_app(settings, shutdown),
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=75,
@@ -86,15 +88,20 @@ class _Runner(web.AppRunner):
         )
 
 
+async def _threads(app: web.Application) -> AsyncIterator[None]:
+    yield
+    app[THREADS].close()
+
+
 async def _database(app: web.Application) -> AsyncIterator[None]:
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     async with app[DATABASE] as database:
-        if not app[NATIVE_ENCODER]:
-            log.warning("the pure-Python encoder is in use: the same bytes, more slowly")
+        if not app[ENGINE].encoders.native:
+            emit(PureEncoderInUse())
         try:
             await database.ping()
         except ExportError:
-            log.warning("the database cannot be reached yet; exports begin as soon as it is there")
+            emit(DatabaseNotReady())
         yield
 
 

@@ -7,13 +7,14 @@ table is checked against them. Nothing else in the project reads the environment
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from server.cpus import available_cpus
 
 
 class SettingsError(ValueError):
@@ -183,7 +184,7 @@ class Settings:
     @property
     def most_readers(self) -> int:
         """How many connections may read one relation together."""
-        return self.parallel_readers or min(os.cpu_count() or 1, 4)
+        return self.parallel_readers or min(available_cpus(), 4)
 
     @property
     def dsn(self) -> str:

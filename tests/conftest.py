@@ -20,6 +20,7 @@ from server.app import MAX_REQUEST_LINE, create_app
 from server.postgres.database import Database
 from server.process.embedded import EmbeddedPostgres, seed
 from server.settings import Settings
+from tests.support.engines import open_database
 from tests.support.folders import made_folder
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
@@ -97,7 +98,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
     """Sluice's own connections, without HTTP."""
-    async with Database(settings) as opened:
+    async with open_database(settings) as opened:
         yield opened
 
 

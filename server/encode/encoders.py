@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.query.dialect import FORMULA_STARTS, Dialect
@@ -88,6 +89,32 @@ def bind_libpq(library: ctypes.CDLL) -> bool:
         return False
     _encode.bind(addresses)
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """Which encoder serves this process, and so how rows are read; decided once, by `choose_encoders`.
+
+    native: the native encoder, else the pure-Python one. streams: it reads rows as they arrive; otherwise rows come
+    in the batches of a cursor.
+    """
+
+    native: bool
+    streams: bool
+
+    def for_batches(self, dialect: Dialect, format: str) -> Encoder:
+        """Return an encoder of a cursor's batches, for one export."""
+        return make_encoder(dialect, format, native=self.native)
+
+    def for_streams(self, dialect: Dialect, format: str) -> NativeEncoder:
+        """Return an encoder that reads rows itself, for one export. Only where this process `streams`."""
+        return NativeEncoder(dialect, kinds_for(dialect, format))
+
+
+def choose_encoders(library: ctypes.CDLL, *, chunked: bool, pure_python: bool) -> Encoders:
+    """Decide for this process. library: the driver's libpq. chunked: it hands rows over in chunks (libpq 17)."""
+    native = bind_libpq(library) and not pure_python
+    return Encoders(native, native and chunked)
 
 
 def make_encoder(dialect: Dialect, format: str, *, native: bool) -> Encoder:

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
 from typing import Protocol
 
 from isal import isal_zlib
 
 from server.chunk import Chunk
+from server.threads import cancel_and_wait, in_thread
 
 # ISA-L's levels are 0 to 3. Measured in docs/performance.md.
 LEVEL = 2
@@ -48,34 +50,31 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return gzip > 0 and gzip >= weights.get("identity", weights.get("*", 0.0))
 
 
-async def gzipped(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+async def gzipped(chunks: AsyncGenerator[Chunk, None], threads: Executor) -> AsyncGenerator[Chunk, None]:
     """The same file as one gzip stream. The first chunk is flushed, so that the first row arrives at once.
 
     A chunk is compressed in a thread while the next one is being fetched and encoded.
     """
     compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
     async with contextlib.aclosing(chunks):
-        first = await anext(chunks)
-        compressing: asyncio.Task[Chunk] | None
-        compressing = asyncio.create_task(_compress(compressor, first, flush=True))
+        yield await _compress(threads, compressor, await anext(chunks), flush=True)
+        compressing: asyncio.Task[Chunk] | None = None
         try:
-            yield await asyncio.shield(compressing)
-            compressing = None
             async for chunk in chunks:
                 if compressing is not None:
-                    yield await asyncio.shield(compressing)
-                compressing = asyncio.create_task(_compress(compressor, chunk))
+                    yield await compressing
+                compressing = asyncio.create_task(_compress(threads, compressor, chunk))
             if compressing is not None:
-                yield await asyncio.shield(compressing)
+                yield await compressing
         finally:
             if compressing is not None:
-                await asyncio.wait([compressing])  # a thread cannot be cancelled, and is not to be left behind
+                await cancel_and_wait(compressing)
         yield Chunk(compressor.flush(), 0)
 
 
-async def _compress(compressor: Compressor, chunk: Chunk, *, flush: bool = False) -> Chunk:
+async def _compress(threads: Executor, compressor: Compressor, chunk: Chunk, *, flush: bool = False) -> Chunk:
     def work() -> bytes:
         data = compressor.compress(chunk.data)
         return data + compressor.flush(isal_zlib.Z_SYNC_FLUSH) if flush else data
 
-    return Chunk(await asyncio.to_thread(work), chunk.rows, chunk.done)
+    return Chunk(await in_thread(threads, work), chunk.rows, chunk.done)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from server.chunk import Chunk
-from server.encode.encoders import make_encoder
 from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.export.compress import gzipped
 from server.export.diagnose import diagnose
-from server.export.scan import scan
-from server.export.strategy import Strategy
-from server.postgres.database import Database
+from server.export.engine import Engine
+from server.export.scan import choose_strategy, scan
+from server.export.strategy import Strategy, reads_in_order
+from server.postgres.explained import Explained
 from server.postgres.session import Session
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest
+from server.query.sql import select_statement
 
 # Seconds before a transient error (a connection that died in the pool, a conflict on a replica) is tried
 # again, as long as nothing has been sent.
@@ -41,34 +43,60 @@ async def with_retries(attempt: Callable[[], Awaitable[Result]]) -> Result:
     return await attempt()
 
 
-@contextlib.asynccontextmanager
-async def open_plan(
-    database: Database, wanted: ExportRequest, *, control: bool = False
-) -> AsyncIterator[tuple[Session, ExportPlan]]:
-    """A session with the plan of this request. control: beside the exports' slots, for what is short.
+class OpenExport:
+    """An export whose transaction is open: its plan, how it is read, and its chunks. Made by `open_export`."""
 
-    An error about a value that leaves the block names the column whose filter caused it. Raises ExportError.
+    def __init__(self, engine: Engine, session: Session, plan: ExportPlan) -> None:
+        self.session = session
+        self.plan = plan
+        self._engine = engine
+        self._explained: Explained | None = None
+        self._strategy: Strategy | None = None
+
+    @property
+    def snapshot_at(self) -> datetime.datetime | None:
+        """When the snapshot was taken that the rows come from."""
+        return self.session.snapshot_at
+
+    async def explained(self) -> Explained:
+        """Return PostgreSQL's plan of the query. Lock what the query reads; raise what the query itself would."""
+        if self._explained is None:
+            plan, statement = self.plan, select_statement(self.plan)
+            self._explained = await self.session.explain(
+                statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
+            )
+        return self._explained
+
+    async def strategy(self) -> Strategy:
+        """Return how the rows are read: by one reader, or by several over ranges of blocks."""
+        if self._strategy is None:
+            self._strategy = await choose_strategy(self._engine, self.session, self.plan, await self.explained())
+        return self._strategy
+
+    async def chunks(self, *, encoded: bool = False) -> AsyncGenerator[Chunk, None]:
+        """Yield the file in chunks. encoded: compress them for the transfer, if the file itself is not compressed."""
+        chunks = scan(self._engine, self.session, self.plan, await self.strategy())
+        if self.plan.gzip or encoded:
+            chunks = gzipped(chunks, self._engine.threads.compression)
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+
+@contextlib.asynccontextmanager
+async def open_export(engine: Engine, request: ExportRequest, *, control: bool = False) -> AsyncIterator[OpenExport]:
+    """Open a transaction for this request and resolve its names.
+
+    control: take a control connection instead of an export slot, for work that is short. Raise ExportError; an error
+    about a value that leaves the block names the column whose filter caused it.
     """
+    database = engine.database
     plan = None
     try:
         async with database.control_session() if control else database.session() as session:
-            plan = make_plan(wanted, await session.relation(wanted.relation, exact=not control))
-            yield session, plan
+            plan = make_plan(request, await session.relation(request.relation, exact=not control))
+            yield OpenExport(engine, session, plan)
     except (InvalidRequest, QueryFailed) as error:
         if plan is None:
             raise
         raise await diagnose(database, plan, error) from None
-
-
-def chunks_of(
-    database: Database,
-    session: Session,
-    plan: ExportPlan,
-    strategy: Strategy,
-    *,
-    native: bool,
-    encoded: bool = False,
-) -> AsyncGenerator[Chunk, None]:
-    """The file of this plan, compressed if the plan says so or the way to the client is to be `encoded`."""
-    chunks = scan(database, session, plan, strategy, make_encoder(plan.dialect, plan.format, native=native))
-    return gzipped(chunks) if plan.gzip or encoded else chunks

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from server.errors import QueryTimeout
-from server.export.pipeline import open_plan
-from server.postgres.database import Database
+from server.export.engine import Engine
+from server.export.pipeline import open_export
 from server.postgres.session import Session
 from server.query.plan import PREVIEW_ROWS, OutputColumn, preview_of
 from server.query.request import ExportRequest
@@ -37,21 +37,18 @@ class Preview:
 
 
 async def first_rows(
-    database: Database, wanted: ExportRequest, *, estimate: bool = False, seconds: float | None = None
+    engine: Engine, wanted: ExportRequest, *, estimate: bool = False, seconds: float | None = None
 ) -> Preview:
     """The preview of this request, within so many seconds (PREVIEW_TIMEOUT). Raises ExportError."""
     lengths: list[int] = []
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
-        async with asyncio.timeout(seconds), open_plan(database, wanted) as (session, whole):
-            estimated = None
-            if estimate:
-                everything = select_statement(whole)
-                estimated = int((await session.explain(everything.text, everything.values))["Plan Rows"])
-            plan = preview_of(whole)
+        async with asyncio.timeout(seconds), open_export(engine, wanted) as export:
+            estimated = (await export.explained()).rows if estimate else None
+            plan = preview_of(export.plan)
             statement = select_statement(plan)
-            await session.declare(statement.text, statement.values, timezone=plan.timezone)
-            rows = [row async for row in _rows(session, lengths)]
+            await export.session.declare(statement.text, statement.values, timezone=plan.timezone)
+            rows = [row async for row in _rows(export.session, lengths)]
     except TimeoutError:
         raise QueryTimeout(
             f"There was no preview within {seconds:g} seconds.",

@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import structlog
 
 from server import errors
 from server.chunk import Chunk
 from server.encode.encoders import Encoder, NativeEncoder, file_start
+from server.export.engine import Engine
 from server.export.ranges import Ranges
-from server.export.strategy import TABLES, Strategy, make_strategy, reads_in_order, tables_to_scan
+from server.export.strategy import TABLES, Candidates, Limits, Strategy, candidate_tables, make_strategy
 from server.postgres.database import Database
-from server.postgres.libpq import HAS_CHUNKS
+from server.postgres.explained import Explained
 from server.postgres.session import Batch, Session
 from server.query.plan import ExportPlan
 from server.query.sql import lock_statement, select_statement
@@ -38,35 +40,29 @@ GROWTH = 8
 BATCH_BYTES = 512 << 10
 
 
-async def choose(database: Database, session: Session, plan: ExportPlan, *, native: bool) -> Strategy:
-    """How to read this plan with this encoder. Locks what it reads. Raises what the query itself would."""
-    statement = select_statement(plan)
-    explained = await session.explain(
-        statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
-    )
-    streams = native and HAS_CHUNKS
-    tables = tables_to_scan(plan, explained, session.server_version) if streams else "fetched from a cursor"
-    if isinstance(tables, list):
-        schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
-        found = await session.query(TABLES, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
-    return make_strategy(
-        plan,
-        explained,
-        tables if isinstance(tables, str) else found,
-        most_readers=database.most_readers,
-        statement_length=len(session.bound(statement.text, statement.values)),
-    )
-
-
-async def scan(
-    database: Database, session: Session, plan: ExportPlan, strategy: Strategy, encoder: Encoder
-) -> AsyncGenerator[Chunk, None]:
-    """The file, header first. At least one chunk; the first holds the header and the first row."""
-    start = file_start([column.name for column in plan.columns], plan.dialect, plan.format)
-    if isinstance(encoder, NativeEncoder) and HAS_CHUNKS:
-        chunks = _streamed(database, session, plan, strategy, encoder)
+async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, explained: Explained) -> Strategy:
+    """Return how to read the plan. explained: of its whole query, whose relations are locked by then."""
+    if engine.encoders.streams:
+        candidates = candidate_tables(plan, explained, session.server_version)
     else:
-        chunks = _fetched(session, plan, encoder)
+        candidates = Candidates(refusal="fetched from a cursor")
+    facts: list[dict[str, Any]] = []
+    if candidates.tables:
+        schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
+        facts = await session.query(TABLES, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
+    statement = select_statement(plan)
+    length = len(session.bound(statement.text, statement.values))
+    return make_strategy(plan, explained, candidates, facts, Limits(engine.database.most_readers, length))
+
+
+async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
+    """Yield the file in chunks, header first. There is at least one; the first holds the header and the first row."""
+    start = file_start([column.name for column in plan.columns], plan.dialect, plan.format)
+    if engine.encoders.streams:
+        encoder = engine.encoders.for_streams(plan.dialect, plan.format)
+        chunks = _streamed(engine.database, session, plan, strategy, encoder)
+    else:
+        chunks = _fetched(session, plan, engine.encoders.for_batches(plan.dialect, plan.format))
     begun = False
     async with contextlib.aclosing(chunks):
         async for chunk in chunks:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from server.postgres.explained import Explained
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
@@ -118,13 +119,45 @@ class Strategy:
         return "block ranges" if self.ranges else "single"
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Tables, by schema and name, that may be read by ranges of blocks. refusal: why there are none, else ""."""
+
+    tables: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a strategy. readers: the most of one export. statement_length: bytes of the plain query."""
+
+    readers: int
+    statement_length: int
+
+
 def reads_in_order(plan: ExportPlan) -> bool:
     """Whether the rows of the plain query come as they lie in the table, as long as one process reads them."""
     return plan.relation.kind in ("table", "partitioned table", "materialized view") and not plan.order
 
 
-def tables_to_scan(plan: ExportPlan, explained: Mapping[str, Any], server_version: int) -> list[tuple[str, str]] | str:
-    """Schema and name of the tables that make up the whole of the rows, in order; or why ranges cannot be read."""
+def candidate_tables(plan: ExportPlan, explained: Explained, server_version: int) -> Candidates:
+    """Return the tables whose blocks hold all rows of the plan, or why its rows cannot be read by ranges of blocks.
+
+    server_version: as libpq gives it, 140005 for 14.5.
+    """
+    refusal = _refusal_by_plan(plan, server_version)
+    if refusal:
+        return Candidates(refusal=refusal)
+    scans = explained.scans()
+    others = {scan["Node Type"] for scan in scans} - {"Seq Scan"}
+    if others:
+        return Candidates(refusal=f"PostgreSQL plans {min(others)}")
+    if len(scans) > MOST_TABLES:
+        return Candidates(refusal=f"more than {MOST_TABLES} tables")
+    return Candidates(tuple((scan["Schema"], scan["Relation Name"]) for scan in scans))
+
+
+def _refusal_by_plan(plan: ExportPlan, server_version: int) -> str:
     if plan.parallel == 1:
         return "one reader was asked for"
     if not reads_in_order(plan):
@@ -135,37 +168,27 @@ def tables_to_scan(plan: ExportPlan, explained: Mapping[str, Any], server_versio
         return "a value that may depend on the time"
     if server_version < TID_RANGES_SINCE:
         return "the server is older than PostgreSQL 14"
-    node = explained
-    while node["Node Type"] == "Subquery Scan":
-        node = node["Plans"][0]
-    scans = node.get("Plans", []) if node["Node Type"] == "Append" else [node]
-    others = {scan["Node Type"] for scan in scans} - {"Seq Scan"}
-    if others:
-        return f"PostgreSQL plans {min(others)}"
-    if len(scans) > MOST_TABLES:
-        return f"more than {MOST_TABLES} tables"
-    return [(scan["Schema"], scan["Relation Name"]) for scan in scans]
+    return ""
 
 
 def make_strategy(
     plan: ExportPlan,
-    explained: Mapping[str, Any],
-    tables: Sequence[Mapping[str, Any]] | str,
-    *,
-    most_readers: int,
-    statement_length: int,
+    explained: Explained,
+    candidates: Candidates,
+    facts: Sequence[Mapping[str, Any]],
+    limits: Limits,
 ) -> Strategy:
-    """The strategy, from the answer to TABLES or a reason not to ask. statement_length: bytes of the plain query."""
-    reason = tables if isinstance(tables, str) else _objection(tables, statement_length, most_readers)
+    """Return the strategy for this plan. facts: the rows of TABLES for the candidates, none where they were refused."""
+    refusal = candidates.refusal or _refusal_by_facts(facts, limits)
     ranges = BlockRanges()
-    if not reason and not isinstance(tables, str):
-        ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in tables])
-    readers = min(most_readers, plan.parallel or most_readers, len(ranges)) if ranges else 1
-    return Strategy(ranges, readers, _chunk_rows(plan), int(explained["Plan Rows"]), reason)
+    if not refusal:
+        ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in facts])
+    readers = min(limits.readers, plan.parallel or limits.readers, len(ranges)) if ranges else 1
+    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, refusal)
 
 
-def _objection(tables: Sequence[Mapping[str, Any]], statement_length: int, most_readers: int) -> str:
-    if most_readers == 1:
+def _refusal_by_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
+    if limits.readers == 1:
         return "PARALLEL_READERS is 1"
     if any(not table["heap"] for table in tables):
         return "not a plain heap table"
@@ -181,7 +204,7 @@ def _objection(tables: Sequence[Mapping[str, Any]], statement_length: int, most_
         return "a partition or column that the role may not read by itself"
     if sum(table["blocks"] for table in tables) < FEWEST_BLOCKS:
         return "small"
-    if statement_length > LONGEST_STATEMENT:
+    if limits.statement_length > LONGEST_STATEMENT:
         return "a long query"
     return ""
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRequest, QueryTimeout
 from server.export.preview import Preview, first_rows
-from server.http.keys import DATABASE, SETTINGS
+from server.http.keys import DATABASE, ENGINE, SETTINGS
 from server.http.streaming import safe_filename
 from server.pages.controls import CHOICES, has_picker, kind_of
 from server.pages.form import Form, field_of
@@ -81,7 +81,7 @@ async def _answer(request: web.Request, form: Form, *, live: bool) -> web.Respon
         filename = safe_filename(plan.filename) + plan.suffix
         context = {"snippets": snippets(origin(request) + address, filename, wanted), "filename": filename}
         seconds = None if live else FIRST_PREVIEW_SECONDS
-        preview = await first_rows(request.app[DATABASE], wanted, estimate=True, seconds=seconds)
+        preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:
         raise
     except ExportError as error:

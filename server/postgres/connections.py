@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
+from concurrent.futures import Executor
 from typing import Any
 
 import aiopg
@@ -29,7 +31,8 @@ CONNECT_TIMEOUT = 5.0
 class Connections:
     """The connections of one process, for one event loop. dsn: a libpq URI; most_idle: kept while nobody uses them."""
 
-    def __init__(self, dsn: str, most_idle: int) -> None:
+    def __init__(self, dsn: str, most_idle: int, resolver: Executor) -> None:
+        self._resolver = resolver
         self._dsn = dsn
         self._most_idle = most_idle
         self._idle: list[aiopg.Connection] = []
@@ -114,7 +117,9 @@ class Connections:
                 addresses.append({"host": host, "port": port})
                 continue
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(host, port or None, type=socket.SOCK_STREAM)
+                found = await asyncio.get_running_loop().run_in_executor(
+                    self._resolver, functools.partial(socket.getaddrinfo, host, port or None, type=socket.SOCK_STREAM)
+                )
             except OSError:
                 if number == len(hosts) - 1 and not addresses:
                     raise

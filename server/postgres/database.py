@@ -7,7 +7,6 @@ but what cancels.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -21,6 +20,7 @@ from server.postgres.connections import Connections
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.query import catalogue
 from server.settings import Settings
+from server.threads import Threads
 
 log = structlog.stdlib.get_logger("sluice.database")
 
@@ -33,10 +33,20 @@ EXPORTS_WITH_READERS = 2
 CONTROL_WAIT = 3.0
 
 
+def reading_connections(settings: Settings) -> int:
+    """Return how many connections of one worker may read rows at once."""
+    return settings.max_concurrent_exports + _spare_readers(settings)
+
+
+def _spare_readers(settings: Settings) -> int:
+    # Beside the exports' own connections, so that no export's readers can keep another from beginning.
+    return (settings.most_readers - 1) * EXPORTS_WITH_READERS
+
+
 class Database:
     """The connections of one worker process. Open it after the fork, on the loop that uses it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, threads: Threads) -> None:
         self._schemas = settings.export_schemas
         self._statement_timeout = settings.statement_timeout
         # A client may pause for STALL_TIMEOUT between two FETCHes; past that Sluice itself has hung.
@@ -44,12 +54,10 @@ class Database:
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
-        # Beside the exports' own connections, so that no export's readers can keep another from beginning.
-        self._spare_readers = (self.most_readers - 1) * EXPORTS_WITH_READERS
-        most = settings.max_concurrent_exports + self._spare_readers
-        self._connections = Connections(settings.dsn, most + CONTROL_CONNECTIONS)
-        # One thread for each session that streams; made when needed, after the fork.
-        self._threads = concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="rows")
+        self._spare_readers = _spare_readers(settings)
+        most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
+        self._connections = Connections(settings.dsn, most_idle, threads.names)
+        self._threads = threads.rows
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Database:
@@ -61,7 +69,6 @@ class Database:
     ) -> None:
         while self._background:  # one may begin another
             await asyncio.wait(self._background, timeout=CONTROL_TIMEOUT)
-        self._threads.shutdown(wait=False, cancel_futures=True)
         self._connections.close()
 
     @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ import psycopg2.extras
 
 from server import errors
 from server.postgres.connections import cancelled_from_here
+from server.postgres.explained import Explained
 from server.postgres.libpq import result_memory, translate
 from server.postgres.rows import RowReader, Rows
 from server.query import catalogue
@@ -151,8 +152,8 @@ class Session:
         *,
         timezone: str | None = None,
         in_order: bool = False,
-    ) -> dict[str, Any]:
-        """PostgreSQL's plan of this SELECT (manual, "EXPLAIN", FORMAT JSON: the top node, with "Plan Rows").
+    ) -> Explained:
+        """PostgreSQL's plan of this SELECT.
 
         Locks what the SELECT reads, and fails as the SELECT itself would on a value that its column cannot take.
         in_order: rows as they lie in the table, so no parallel plan, in which they would come as they please.
@@ -165,8 +166,7 @@ class Session:
             bound["timezone"] = timezone
             statements.insert(0, _SET_TIMEZONE)
         row = (await self.query("; ".join(statements), bound))[0]
-        plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
-        return plan
+        return Explained(row["QUERY PLAN"][0]["Plan"])
 
     async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
         """Run what takes the locks of a reader beside the first, with the settings that came with its snapshot."""

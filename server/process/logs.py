@@ -14,6 +14,7 @@ import gunicorn.glogging
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
+from server import events
 from server.settings import Settings
 
 # Control characters and the line breaks that are none to ASCII.
@@ -53,6 +54,14 @@ def configure_logging(settings: Settings) -> None:
     logging.getLogger("aiohttp.server").addFilter(_quieten_bad_requests)
     # One line per connection lost or statement cancelled is the driver's; ours says the same with the request.
     logging.getLogger("aiopg").setLevel(logging.ERROR)
+    events.subscribe(log_event)
+
+
+def log_event(event: events.Event) -> None:
+    """Write the log line of an event: its name, its fields in camel case, and the traceback of its error."""
+    log = structlog.stdlib.get_logger("sluice")
+    error = {} if event.error is None else {"exc_info": event.error}
+    log.log(event.level, event.name, **event.fields(), **error)
 
 
 def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

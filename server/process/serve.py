@@ -1,6 +1,6 @@
 """The server process: gunicorn with aiohttp's worker on uvloop, and the embedded PostgreSQL where none is set.
 
-Knows how to start and stop; everything that a request needs is in `app.py`.
+Knows how to start and stop. The application that it serves is handed to it, by `server/__main__.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import gunicorn.app.base
 from aiohttp import web
 
-from server.app import ShutdownRequest, create_runner
 from server.postgres.connections import check_dsn
 from server.process.embedded import EmbeddedPostgres, seed
 from server.process.logs import GunicornLogger, configure_logging
+from server.process.shutdown import Shutdown
 from server.settings import Settings, SettingsError
 
 # Seconds beyond SHUTDOWN_TIMEOUT: to cut the downloads that are left and to close the connections.
@@ -29,13 +29,17 @@ STOP_MARGIN = 10
 # The signals that end a worker.
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
+# Makes the application in each worker, after the fork.
+RunnerFactory = Callable[[Settings, Shutdown], web.AppRunner]
+
 
 class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
     """Gunicorn configured by our settings alone."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make_runner: RunnerFactory) -> None:
         self._settings = settings
-        self._haste = ShutdownRequest()
+        self._make_runner = make_runner
+        self._shutdown = Shutdown()
         super().__init__()
 
     def load_config(self) -> None:
@@ -55,7 +59,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "when_ready": lambda arbiter: announce(settings, arbiter.LISTENERS[0].sock.getsockname()[1]),
             # Called in the worker on SIGINT and SIGQUIT, that is on Ctrl-C.
-            "worker_int": lambda worker: setattr(self._haste, "wanted", True),
+            "worker_int": lambda worker: setattr(self._shutdown, "immediate", True),
         }
         if Path("/dev/shm").is_dir():  # heartbeat files on a disk can block a worker
             options["worker_tmp_dir"] = "/dev/shm"
@@ -66,12 +70,12 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         """Called by each worker after the fork: aiohttp's worker awaits what this returns."""
 
         async def runner() -> web.AppRunner:
-            return create_runner(self._settings, self._haste)
+            return self._make_runner(self._settings, self._shutdown)
 
         return runner
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, make_runner: RunnerFactory) -> None:
     """Serve until a signal; Ctrl-C and SIGTERM stop the embedded PostgreSQL too, if nobody else uses it."""
     configure_logging(settings)
     check_address(settings)
@@ -88,7 +92,7 @@ def serve(settings: Settings) -> None:
             after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING),
             after_in_child=restore_default_signals,
         )
-        Gunicorn(settings).run()
+        Gunicorn(settings, make_runner).run()
 
 
 def restore_default_signals() -> None:

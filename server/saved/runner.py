@@ -1,7 +1,7 @@
 """Runs saved exports: takes the next one from the queue, scans it into its file, and does right by whatever ends it.
 
 One of these in every worker process; they share nothing but the folder. Knows no HTTP. A row takes the very way of a
-download: `open_plan`, `chunks_of`.
+download: `open_export`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from server.errors import (
     SnapshotConflict,
     StorageUnavailable,
 )
-from server.export.pipeline import chunks_of, open_plan
-from server.export.scan import choose
-from server.postgres.database import Database
+from server.export.engine import Engine
+from server.export.pipeline import open_export
 from server.query.request import parse_export_request
 from server.saved.claim import Claim, Part
 from server.saved.queue import Queue
@@ -57,11 +56,10 @@ MOST_SETBACKS = 20
 class Runner:
     """The saved exports that this process makes. Open it after the fork, on the loop that uses it."""
 
-    def __init__(self, queue: Queue, database: Database, *, native_encoder: bool) -> None:
+    def __init__(self, queue: Queue, engine: Engine) -> None:
         self.queue = queue
         self.stopping = asyncio.Event()
-        self._database = database
-        self._native = native_encoder
+        self._engine = engine
         self._woken = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -168,11 +166,10 @@ class Runner:
     async def _save(self, claim: Claim) -> None:
         """The whole way: request → plan → chunks → file."""
         wanted = parse_export_request(claim.manifest.target, claim.manifest.query)
-        async with open_plan(self._database, wanted) as (session, plan):
+        async with open_export(self._engine, wanted) as export:
             self._pause = 0.0
-            part = await _in_thread(claim.begin, session.snapshot_at)
-            strategy = await choose(self._database, session, plan, native=self._native)
-            await _write(part, chunks_of(self._database, session, plan, strategy, native=self._native))
+            part = await _in_thread(claim.begin, export.snapshot_at)
+            await _write(part, export.chunks())
         await _in_thread(claim.complete, part)
 
     async def _end(self, claim: Claim, saving: asyncio.Task[None]) -> None:

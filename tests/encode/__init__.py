@@ -1,0 +1,1 @@
+"""Both encoders against the rules of CSV, and the native one under AddressSanitizer."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "server" / "_encode.pyx"
+SOURCE = ROOT / "server" / "encode" / "_encode.pyx"
 FUZZ = ROOT / "tests" / "support" / "encode_fuzz.py"
 
 ROUNDS = 250

@@ -25,17 +25,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from server.encode.encoders import bind_libpq, make_encoder
+from server.encode.encoders import bind_libpq
 from server.errors import RelationNotFound
-from server.export.scan import choose, scan
+from server.export.pipeline import open_export
 from server.postgres.database import Database
 from server.postgres.libpq import LIBPQ
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.parameters import SelectedColumn
-from server.query.plan import make_plan
 from server.query.request import ExportRequest, export_path
 from server.settings import Settings
+from tests.support.engines import make_engine, open_database
 from tests.support.postgres import Postgres
 
 # Whether the native encoder can be used: not on a user's machine without a compiler, which CI is not.
@@ -215,16 +215,13 @@ class Exports:
 async def through(
     database: Database, name: str, *, native: bool, select: Sequence[str] | None = None, dialect: Dialect | None = None
 ) -> bytes:
-    """The file, by the stages of routes/export.py, with the encoder of one's choice."""
+    """The file, as every route opens it, with the encoder of one's choice."""
     wanted = RelationName(name)
     columns = None if select is None else tuple(SelectedColumn(column) for column in select)
-    async with database.session() as session:
-        relation = await session.relation(wanted)
-        plan = make_plan(ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect()), relation)
-        strategy = await choose(database, session, plan, native=native)
-        encoder = make_encoder(plan.dialect, plan.format, native=native)
-        async with contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
-            return b"".join([chunk.data async for chunk in chunks])
+    request = ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect())
+    engine = make_engine(database, native=native)
+    async with open_export(engine, request) as export, contextlib.aclosing(export.chunks()) as chunks:
+        return b"".join([chunk.data async for chunk in chunks])
 
 
 def assert_same(way: str, written: bytes, expected: bytes) -> None:
@@ -692,7 +689,7 @@ async def test_settings_of_the_role_change_no_byte(postgres: Postgres, other_rol
     for name, value in HOSTILE_SETTINGS.items():
         if changed in (name, "all of them"):
             postgres.run(f"ALTER ROLE sluice_hostile SET {name} = '{value}'")
-    async with Database(other_role) as database:
+    async with open_database(other_role) as database:
         for encoder, native in ENCODERS.items():
             assert_same(encoder, await through(database, "sensitive", native=native), expected)
 
@@ -702,7 +699,7 @@ async def test_options_in_the_dsn_change_no_byte(postgres: Postgres, settings: S
     options = "-c datestyle=German -c bytea_output=escape -c intervalstyle=iso_8601 -c extra_float_digits=-5"
     dsn = psycopg2.extensions.make_dsn(settings.dsn, options=options, client_encoding="LATIN1")
     expected = postgres.copy("SELECT * FROM sensitive")
-    async with Database(replace(settings, database_url=dsn)) as database:
+    async with open_database(replace(settings, database_url=dsn)) as database:
         for encoder, native in ENCODERS.items():
             assert_same(encoder, await through(database, "sensitive", native=native), expected)
 
@@ -727,7 +724,7 @@ async def test_a_scan_that_others_have_begun_is_not_joined(
             joined = postgres.run("SET synchronize_seqscans = on; SELECT n FROM synchronized LIMIT 1")
             assert joined != [(1,)], "this server's scans do not join each other: nothing is tested"
             postgres.run("ALTER ROLE sluice_hostile SET synchronize_seqscans = on")
-            async with Database(other_role) as database:
+            async with open_database(other_role) as database:
                 written = await through(database, "synchronized", native=NATIVE, select=["n"])
     finally:
         other.close()
@@ -748,7 +745,7 @@ async def test_a_database_in_another_encoding_is_exported_as_utf8(postgres: Post
         finally:
             latin1.connection.close()
         assert expected == 'Länge\n"é, ÿ"\n'.encode()
-        async with Database(replace(settings, database_url=dsn)) as database:
+        async with open_database(replace(settings, database_url=dsn)) as database:
             for encoder, native in ENCODERS.items():
                 assert_same(encoder, await through(database, "größe", native=native), expected)
     finally:

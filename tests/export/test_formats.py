@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -564,6 +565,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gate.set()
 
 
+THREADS = ThreadPoolExecutor(2)
+
+
 async def chunks_of(*data: bytes, error: Exception | None = None) -> AsyncGenerator[Chunk, None]:
     for piece in data:
         yield Chunk(piece, 1)
@@ -573,14 +577,14 @@ async def chunks_of(*data: bytes, error: Exception | None = None) -> AsyncGenera
 
 async def test_the_stage_keeps_bytes_and_rows() -> None:
     pieces = [b"header\n", b"", b"x" * 3_000_000, b"last"]
-    out = [chunk async for chunk in gzipped(chunks_of(*pieces))]
+    out = [chunk async for chunk in gzipped(chunks_of(*pieces), THREADS)]
     assert gzip.decompress(b"".join(chunk.data for chunk in out)) == b"".join(pieces)
     assert sum(chunk.rows for chunk in out) == len(pieces)
 
 
 async def test_an_error_of_the_scan_comes_through_and_ends_no_member() -> None:
     out = b""
-    stream = gzipped(chunks_of(b"a" * 1000, b"b" * 1000, error=ZeroDivisionError()))
+    stream = gzipped(chunks_of(b"a" * 1000, b"b" * 1000, error=ZeroDivisionError()), THREADS)
     with contextlib.suppress(ZeroDivisionError):
         async for chunk in stream:
             out += chunk.data
@@ -592,7 +596,7 @@ async def test_an_error_of_the_scan_comes_through_and_ends_no_member() -> None:
 
 async def test_an_error_before_the_first_chunk_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
-        await anext(gzipped(chunks_of(error=ZeroDivisionError())))
+        await anext(gzipped(chunks_of(error=ZeroDivisionError()), THREADS))
 
 
 @pytest.mark.usefixtures("watched")
@@ -600,7 +604,7 @@ async def test_an_error_before_the_first_chunk_is_raised_as_it_is() -> None:
 async def test_what_is_large_is_compressed_off_the_loop(place: str) -> None:
     large = bytes(range(256)) * 16_384  # 4 MB: some hundredths of a second
     pieces = [large, b"small"] if place == "first" else [b"small", large, b"small"]
-    out = [chunk.data async for chunk in gzipped(chunks_of(*pieces))]
+    out = [chunk.data async for chunk in gzipped(chunks_of(*pieces), THREADS)]
     assert gzip.decompress(b"".join(out)) == b"".join(pieces)
     assert [length for thread, length in calls if thread == threading.get_ident() and length > 1 << 20] == []
     assert sum(length for _, length in calls) == sum(map(len, pieces))
@@ -608,7 +612,7 @@ async def test_what_is_large_is_compressed_off_the_loop(place: str) -> None:
 
 @pytest.mark.usefixtures("watched")
 async def test_closing_the_stream_waits_for_the_thread() -> None:
-    stream = gzipped(chunks_of(b"first", b"second", b"wait", b"fourth", b"fifth"))
+    stream = gzipped(chunks_of(b"first", b"second", b"wait", b"fourth", b"fifth"), THREADS)
     for _ in range(2):
         await anext(stream)
     taking = asyncio.create_task(anext(stream))
@@ -622,7 +626,7 @@ async def test_closing_the_stream_waits_for_the_thread() -> None:
 @pytest.mark.usefixtures("watched")
 async def test_cancelling_while_a_chunk_is_compressed_waits_for_the_thread() -> None:
     """The client leaves at this moment: the slot must not be free while the thread is still at work."""
-    stream = gzipped(chunks_of(b"first", b"wait", b"third"))
+    stream = gzipped(chunks_of(b"first", b"wait", b"third"), THREADS)
     await anext(stream)
     taking = asyncio.create_task(anext(stream))
     await asyncio.to_thread(entered.wait, 10)

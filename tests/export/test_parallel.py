@@ -21,17 +21,19 @@ import psutil
 import pytest
 
 from server import errors
-from server.encode.encoders import NativeEncoder, bind_libpq, make_encoder
+from server.export.pipeline import OpenExport
 from server.export.ranges import Ranges
-from server.export.scan import _read_ranges, choose, scan
-from server.export.strategy import Strategy, make_strategy, tables_to_scan
+from server.export.scan import _read_ranges
+from server.export.strategy import Candidates, Limits, candidate_tables, make_strategy
 from server.postgres.database import Database
-from server.postgres.libpq import HAS_CHUNKS, LIBPQ
+from server.postgres.explained import Explained
+from server.postgres.libpq import HAS_CHUNKS
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import parse_export_request
 from server.settings import Settings
+from tests.support.engines import encoders, make_engine, open_database
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -464,10 +466,10 @@ async def test_one_reader_reads_on_servers_without_ranges_of_tuple_identifiers(
     async with database.session() as session:
         plan = plan_of(await session.relation(RelationName("heap")))
         node = {"Node Type": "Seq Scan", "Schema": "public", "Relation Name": "heap", "Plan Rows": 16000}
-        assert tables_to_scan(plan, node, 140000) == [("public", "heap")]
-        too_old = tables_to_scan(plan, node, 130023)
-        assert too_old == "the server is older than PostgreSQL 14"
-        strategy = make_strategy(plan, node, too_old, most_readers=4, statement_length=100)
+        assert candidate_tables(plan, Explained(node), 140000) == Candidates((("public", "heap"),))
+        too_old = candidate_tables(plan, Explained(node), 130023)
+        assert too_old == Candidates(refusal="the server is older than PostgreSQL 14")
+        strategy = make_strategy(plan, Explained(node), too_old, [], Limits(4, 100))
         assert (strategy.name, strategy.readers, len(strategy.ranges)) == ("single", 1, 0)
 
 
@@ -619,21 +621,20 @@ def test_all_readers_wait_for_a_client_that_does_not_read(
     leave_nothing(postgres)
 
 
-async def in_process(database: Database, relation: str, session: Session) -> tuple[ExportPlan, Strategy, NativeEncoder]:
-    assert bind_libpq(LIBPQ)
+async def in_process(database: Database, relation: str, session: Session) -> OpenExport:
     plan = plan_of(await session.relation(RelationName(relation)))
-    encoder = make_encoder(plan.dialect, plan.format, native=True)
-    assert isinstance(encoder, NativeEncoder)
-    return plan, await choose(database, session, plan, native=True), encoder
+    export = OpenExport(make_engine(database), session, plan)
+    await export.strategy()
+    return export
 
 
 async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Settings, postgres: Postgres) -> None:
     # ALTER TABLE waits for the first reader, the others would wait for ALTER TABLE, and the first for the others.
     right = postgres.copy("SELECT * FROM heap")
     other = postgres.connect()
-    async with Database(replace(settings, parallel_readers=3)) as database, database.session() as session:
-        plan, strategy, encoder = await in_process(database, "heap", session)
-        assert strategy.readers == 3
+    async with open_database(replace(settings, parallel_readers=3)) as database, database.session() as session:
+        export = await in_process(database, "heap", session)
+        assert (await export.strategy()).readers == 3
         altering = asyncio.create_task(
             asyncio.to_thread(other.cursor().execute, "BEGIN; ALTER TABLE heap ADD COLUMN more int; ROLLBACK")
         )
@@ -643,7 +644,7 @@ async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Se
             lambda: postgres.run("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"),
         )
         body = b""
-        async with asyncio.timeout(60), contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
+        async with asyncio.timeout(60), contextlib.aclosing(export.chunks()) as chunks:
             async for chunk in chunks:
                 body += chunk.data
         assert not altering.done()
@@ -653,14 +654,16 @@ async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Se
 
 
 async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Settings, postgres: Postgres) -> None:
-    async with Database(settings) as database, database.session() as session:
-        plan, strategy, encoder = await in_process(database, "heap", session)
+    async with open_database(settings) as database, database.session() as session:
+        export = await in_process(database, "heap", session)
+        encoder = encoders(native=True).for_streams(export.plan.dialect, export.plan.format)
+        strategy = await export.strategy()
         postgres.run(f"SELECT pg_terminate_backend({session.backend_pid})")
         async with asyncio.timeout(10):
             while not session.connection.closed:  # noqa: ASYNC110 the event loop notices by itself
                 await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
-        reading = asyncio.create_task(_read_ranges(session, plan, strategy, encoder, ranges))
+        reading = asyncio.create_task(_read_ranges(session, export.plan, strategy, encoder, ranges))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())

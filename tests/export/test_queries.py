@@ -17,12 +17,12 @@ from yarl import URL
 
 from server.app import create_app
 from server.http.keys import DATABASE
-from server.postgres.database import Database
 from server.query.catalogue import RelationName
 from server.query.plan import make_plan
 from server.query.request import parse_export_request
 from server.query.sql import select_statement
 from server.settings import Settings
+from tests.support.engines import open_database
 from tests.support.postgres import Postgres
 
 TABLE = '''
@@ -312,7 +312,7 @@ async def test_selected_and_renamed_columns(client: TestClient[Any, Any], things
 async def test_a_filter_on_an_indexed_column_uses_the_index(things: Postgres, query: str, sql: str) -> None:
 
     things.run("ANALYZE things")
-    async with Database(Settings(database_url=things.dsn)) as database, database.session() as session:
+    async with open_database(Settings(database_url=things.dsn)) as database, database.session() as session:
         relation = await session.relation(RelationName("things"))
         statement = select_statement(make_plan(parse_export_request("things.csv", query), relation))
         plan = await session.query(f"SET LOCAL enable_seqscan = off; EXPLAIN {statement.text}", statement.values)

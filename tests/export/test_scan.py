@@ -19,9 +19,10 @@ import pytest
 
 from server import errors
 from server.chunk import Chunk
-from server.encode.encoders import LIBPQ_FUNCTIONS, bind_libpq, make_encoder
+from server.encode.encoders import LIBPQ_FUNCTIONS
+from server.export.pipeline import OpenExport
 from server.export.ranges import AHEAD_BYTES
-from server.export.scan import CHUNK_BYTES, GROWTH, choose, scan
+from server.export.scan import CHUNK_BYTES, GROWTH
 from server.export.strategy import CHUNK_ROWS, CHUNK_ROWS_LARGE, FEWEST_BLOCKS
 from server.postgres.database import Database
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ, result_memory
@@ -30,6 +31,7 @@ from server.query.catalogue import RelationName
 from server.query.plan import LARGE_TOAST_FETCH_ROWS, make_plan
 from server.query.request import ExportRequest
 from server.settings import Settings
+from tests.support.engines import encoders, make_engine, open_database
 from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
 
@@ -65,15 +67,14 @@ async def scanning(database: Database, name: str, *, native: bool = True) -> Asy
         assert isinstance(session, WatchedSession)
         session.fetched = []
         plan = make_plan(ExportRequest(RelationName(name), "csv"), await session.relation(RelationName(name)))
-        strategy = await choose(database, session, plan, native=native)
-        encoder = make_encoder(plan.dialect, plan.format, native=native)
-        async with contextlib.aclosing(scan(database, session, plan, strategy, encoder)) as chunks:
+        export = OpenExport(make_engine(database, native=native), session, plan)
+        async with contextlib.aclosing(export.chunks()) as chunks:
             yield session, chunks
 
 
 @pytest.fixture(autouse=True)
 def _native_encoder() -> None:
-    assert bind_libpq(LIBPQ)
+    encoders(native=True)
     assert HAS_CHUNKS
 
 
@@ -471,7 +472,7 @@ async def test_a_cancelled_consumer_is_cancelled_wherever_it_is(
 @pytest.fixture
 async def parallel(settings: Settings) -> AsyncIterator[Database]:
     """A database whose exports may have three readers, whatever the machine."""
-    async with Database(replace(settings, parallel_readers=3)) as opened:
+    async with open_database(replace(settings, parallel_readers=3)) as opened:
         yield opened
 
 

@@ -18,11 +18,14 @@ from server.export.strategy import (
     LONGEST_STATEMENT,
     MOST_TABLES,
     RANGE_BLOCKS,
+    Candidates,
+    Limits,
     Strategy,
+    candidate_tables,
     make_strategy,
     reads_in_order,
-    tables_to_scan,
 )
+from server.postgres.explained import Explained
 from server.query.catalogue import Column, Relation
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import parse_export_request
@@ -82,8 +85,8 @@ def node(kind: str, *below: Document, **more: Any) -> Document:
 def test_sequential_scans_are_the_tables_in_their_order(
     explained: Document, tables: list[tuple[str, str]] | None, kind: str
 ) -> None:
-    found = tables_to_scan(plan(kind=kind), explained, NOW)
-    assert found == (tables or [("public", f"leaf_{n}") for n in range(MOST_TABLES)])
+    found = candidate_tables(plan(kind=kind), Explained(explained), NOW)
+    assert found == Candidates(tuple(tables or [("public", f"leaf_{n}") for n in range(MOST_TABLES)]))
 
 
 REASONS: dict[str, tuple[ExportPlan, Document, int, str]] = {
@@ -138,13 +141,14 @@ REASONS: dict[str, tuple[ExportPlan, Document, int, str]] = {
 def test_what_cannot_be_read_by_ranges_says_why(
     wanted: ExportPlan, explained: Document, version: int, reason: str
 ) -> None:
-    assert tables_to_scan(wanted, explained, version) == reason
-    strategy = make_strategy(wanted, explained, reason, most_readers=4, statement_length=100)
+    refused = candidate_tables(wanted, Explained(explained), version)
+    assert refused == Candidates(refusal=reason)
+    strategy = make_strategy(wanted, Explained(explained), refused, [], Limits(4, 100))
     assert (strategy.name, len(strategy.ranges), strategy.readers, strategy.reason) == ("single", 0, 1, reason)
 
 
 def test_the_first_server_with_ranges_of_tuple_identifiers() -> None:
-    assert tables_to_scan(plan(), seq_scan(), 140000) == [("public", "users")]
+    assert candidate_tables(plan(), Explained(seq_scan()), 140000) == Candidates((("public", "users"),))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,8 @@ def table(blocks: int, name: str = "users", **changes: Any) -> Document:
 
 
 def strategy_of(*tables: Document, query: str = "", most_readers: int = 4, length: int = 100) -> Strategy:
-    return make_strategy(plan(query), seq_scan(), tables, most_readers=most_readers, statement_length=length)
+    found = Candidates(tuple((table["schema"], table["name"]) for table in tables))
+    return make_strategy(plan(query), Explained(seq_scan()), found, tables, Limits(most_readers, length))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +278,7 @@ def test_a_server_of_one_reader_reads_no_ranges() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])
 def test_the_estimate_is_the_planner_s(rows: int) -> None:
-    strategy = make_strategy(plan(), seq_scan(rows=rows), "small", most_readers=4, statement_length=1)
+    strategy = make_strategy(plan(), Explained(seq_scan(rows=rows)), Candidates(refusal="small"), [], Limits(4, 1))
     assert strategy.estimated_rows == rows
 
 
@@ -306,5 +311,5 @@ def test_the_estimate_is_the_planner_s(rows: int) -> None:
 )
 def test_few_rows_at_a_time_where_they_may_be_large(facts: Document, rows: int) -> None:
     known = {"bytes": 8192, "estimated_rows": 1000, **facts}
-    strategy = make_strategy(plan(**known), seq_scan(), "small", most_readers=4, statement_length=1)
+    strategy = make_strategy(plan(**known), Explained(seq_scan()), Candidates(refusal="small"), [], Limits(4, 1))
     assert strategy.chunk_rows == rows

@@ -1,0 +1,1 @@
+"""The API over HTTP, most of it under real gunicorn."""

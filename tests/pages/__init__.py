@@ -1,0 +1,1 @@
+"""The web page: its form, its HTML, and a real browser."""

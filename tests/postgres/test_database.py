@@ -26,6 +26,7 @@ from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.settings import Settings
+from tests.support.engines import open_database
 from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -59,7 +60,7 @@ async def served(settings: Settings, **changes: Any) -> AsyncIterator[TestClient
 
 
 async def test_a_statement_timeout_is_a_query_timeout(settings: Settings) -> None:
-    async with Database(replace(settings, statement_timeout=0.1)) as database:
+    async with open_database(replace(settings, statement_timeout=0.1)) as database:
         with pytest.raises(errors.QueryTimeout):
             await run(database, SLEEP)
 
@@ -193,7 +194,7 @@ async def test_the_pool_is_whole_after_fifty_of_a_kind(
 ) -> None:
     connected = len(postgres.statements())
     few = replace(settings, max_concurrent_exports=3, parallel_readers=1, statement_timeout=timeout)
-    async with Database(few) as database:
+    async with open_database(few) as database:
         for _ in range(17):
             await asyncio.gather(*[end(database, postgres) for _ in range(3)])
         async with asyncio.timeout(2):
@@ -280,7 +281,7 @@ def test_connections_killed_in_the_pool_cost_no_cpu(start_live: Callable[..., Li
 
 
 async def test_a_full_house_is_busy_and_the_catalogue_still_works(settings: Settings) -> None:
-    async with Database(replace(settings, max_concurrent_exports=2)) as database:
+    async with open_database(replace(settings, max_concurrent_exports=2)) as database:
         async with database.session(), database.session():
             with pytest.raises(errors.ServerBusy):
                 await run(database, "SELECT 1")
@@ -375,7 +376,7 @@ async def test_a_database_that_is_away_is_unavailable_within_seconds(
     monkeypatch.setattr("server.postgres.connections.CONNECT_TIMEOUT", 0.3)
     values = {name: value.format(closed_port=closed_port, silent_port=silent_port) for name, value in changes.items()}
     dsn = psycopg2.extensions.make_dsn(settings.dsn, password="geheim", **values)
-    async with Database(replace(settings, database_url=dsn)) as database, loop_that_turns():
+    async with open_database(replace(settings, database_url=dsn)) as database, loop_that_turns():
         for _ in range(2):
             started = time.monotonic()
             with pytest.raises(errors.DatabaseUnavailable) as caught:

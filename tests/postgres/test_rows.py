@@ -28,6 +28,7 @@ from server.postgres.rows import Rows
 from server.postgres.session import Session
 from server.query.dialect import Dialect
 from server.settings import Settings
+from tests.support.engines import open_database
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
 
@@ -147,7 +148,7 @@ async def test_a_block_without_a_statement_leaves_the_connection_as_it_was(datab
 
 
 async def test_a_statement_larger_than_the_socket_takes(settings: Settings, postgres: Postgres) -> None:
-    async with Database(settings) as database, database.session() as session:
+    async with open_database(settings) as database, database.session() as session:
         # The server reads while it is told to go on, and no sooner: the statement goes out in pieces.
         with socket.socket(fileno=os.dup(session.connection.raw.fileno())) as shared:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -300,7 +301,7 @@ async def test_a_cancelled_task_takes_its_thread_and_its_statement_along(
 
 
 async def test_a_task_cancelled_at_any_moment_leaves_nothing_behind(settings: Settings, postgres: Postgres) -> None:
-    async with Database(replace(settings, max_concurrent_exports=1, parallel_readers=1)) as database:
+    async with open_database(replace(settings, max_concurrent_exports=1, parallel_readers=1)) as database:
 
         async def work() -> None:
             async with database.session() as session:
@@ -343,7 +344,7 @@ async def test_many_cancelled_at_once_give_their_descriptors_back(settings: Sett
 
     before = []
     connected = len(postgres.statements())  # those of a server that other tests share
-    async with Database(settings) as database:
+    async with open_database(settings) as database:
         for _ in range(4):
             await round_of_six(database)
             await asyncio.gather(*database._background)
@@ -353,7 +354,7 @@ async def test_many_cancelled_at_once_give_their_descriptors_back(settings: Sett
 
 
 async def test_when_nothing_comes_it_is_a_timeout(settings: Settings, postgres: Postgres) -> None:
-    async with Database(replace(settings, statement_timeout=0.2)) as database:
+    async with open_database(replace(settings, statement_timeout=0.2)) as database:
         sessions: list[Session] = []
 
         async def work() -> None:
@@ -371,7 +372,7 @@ async def test_when_nothing_comes_it_is_a_timeout(settings: Settings, postgres: 
 
 
 async def test_a_consumer_that_stalls_is_no_timeout(settings: Settings, postgres: Postgres) -> None:
-    async with Database(replace(settings, statement_timeout=0.3)) as database, database.session() as session:
+    async with open_database(replace(settings, statement_timeout=0.3)) as database, database.session() as session:
         await session.settle(streaming=True)
         with session.rows(encoder()) as rows:
             rows.start(b"SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) AS n", 200)
@@ -387,7 +388,7 @@ async def test_a_consumer_that_stalls_is_no_timeout(settings: Settings, postgres
 async def test_patience_begins_anew_with_every_row(settings: Settings) -> None:
     # Each row fills what PostgreSQL keeps back before it sends (8 kB), and comes well within the timeout; all
     # together take longer.
-    async with Database(replace(settings, statement_timeout=1)) as database, database.session() as session:
+    async with open_database(replace(settings, statement_timeout=1)) as database, database.session() as session:
         await session.settle(streaming=True)
         with session.rows(encoder()) as rows:
             started = time.monotonic()
@@ -432,7 +433,7 @@ async def test_the_loop_turns_while_rows_are_read(database: Database) -> None:
 async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postgres) -> None:
     # Each has a thread of its own: one that waits for rows keeps nobody else's from coming.
     async with (
-        Database(replace(settings, max_concurrent_exports=5, parallel_readers=1)) as database,
+        open_database(replace(settings, max_concurrent_exports=5, parallel_readers=1)) as database,
         contextlib.AsyncExitStack() as stack,
     ):
         every: list[tuple[Session, Rows]] = []
@@ -475,7 +476,7 @@ SCENARIOS: list[Scenario] = [
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_same_on_uvloop(settings: Settings, postgres: Postgres, scenario: Scenario) -> None:
     async def play() -> None:
-        async with Database(settings) as database:
+        async with open_database(settings) as database:
             given = {"database": database, "settings": settings, "postgres": postgres}
             await scenario(**{name: given[name] for name in inspect.signature(scenario).parameters})
 

@@ -1,0 +1,1 @@
+"""Pure stages by tables of cases, without a database: requests, plans, SQL."""

@@ -31,7 +31,7 @@ SEED = 5
 class DyingServer(LiveServer):
     """tests/dying_server.py."""
 
-    module = "tests.dying_server"
+    module = "tests.support.dying_server"
 
 
 def try_to_save(server: LiveServer, target: str, key: str) -> str | None:

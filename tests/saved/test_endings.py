@@ -16,6 +16,7 @@ from server.saved.manifest import Manifest
 from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
 from tests.saved.test_queue import claimed, created, make_queue
+from tests.support.engines import make_engine, make_threads
 
 AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
@@ -24,7 +25,8 @@ AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 async def exports(tmp_path: Path) -> Runner:
     """One that runs nothing by itself."""
     queue = make_queue(tmp_path, export_max_attempts=3)
-    return Runner(queue, Database(Settings(database_url="postgresql://nowhere.invalid/")), native_encoder=False)
+    settings = Settings(database_url="postgresql://nowhere.invalid/")
+    return Runner(queue, make_engine(Database(settings, make_threads(settings)), native=False))
 
 
 CASES = [

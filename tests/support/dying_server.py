@@ -1,4 +1,4 @@
-"""The server, whose worker is killed at given steps of its work on the disk: `python -m tests.dying_server serve`.
+"""The server, but its worker is killed at given steps on the disk: `python -m tests.support.dying_server serve`.
 
 A step is a call that changes the disk, made by the modules of saved exports. DYING_PLAN names a file with a number a
 line: each worker takes the first and dies just before that step of its own; with none left it lives.

@@ -483,7 +483,7 @@ def fuzz(native: Any, rounds: int, seed: int) -> int:
     return compared
 
 
-# How a read ends; the same numbers in server/_encode.pyx.
+# How a read ends; the same numbers in server/encode/_encode.pyx.
 MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
 
 

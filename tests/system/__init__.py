@@ -1,0 +1,1 @@
+"""The whole: architecture, documents, command line, containers, the embedded PostgreSQL."""

@@ -1,1 +1,4 @@
-"""One small file per resource. A route parses, calls the stages in order and answers; no logic of its own."""
+"""The resources of the API, one module for each. A route parses the request, calls the stages and answers.
+
+Nothing but `server/app.py` imports a route.
+"""

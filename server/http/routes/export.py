@@ -11,9 +11,8 @@ from aiohttp import web
 
 from server.errors import ExportError
 from server.export.compress import accepts_gzip
-from server.export.pipeline import chunks_of, open_plan, with_retries
-from server.export.scan import choose
-from server.http.keys import DATABASE, DOWNLOADS, NATIVE_ENCODER, SETTINGS
+from server.export.pipeline import open_export, with_retries
+from server.http.keys import DATABASE, DOWNLOADS, ENGINE, SETTINGS
 from server.http.streaming import Tally, make_response, send
 from server.query.plan import make_plan
 from server.query.request import ExportRequest, parse_export_request
@@ -53,13 +52,12 @@ async def _answer(request: web.Request, wanted: ExportRequest, tally: Tally) -> 
             relation = await session.relation(wanted.relation, exact=False)
         return make_response(make_plan(wanted, relation), encoded=encoded)
     async with contextlib.AsyncExitStack() as opened:
-        session, plan = await opened.enter_async_context(open_plan(app[DATABASE], wanted))
-        strategy = await choose(app[DATABASE], session, plan, native=app[NATIVE_ENCODER])
-        tally.scan = strategy.name
-        chunks = chunks_of(app[DATABASE], session, plan, strategy, native=app[NATIVE_ENCODER], encoded=encoded)
+        export = await opened.enter_async_context(open_export(app[ENGINE], wanted))
+        tally.scan = (await export.strategy()).name
+        chunks = export.chunks(encoded=encoded)
         return await send(
             request,
-            plan,
+            export.plan,
             await opened.enter_async_context(contextlib.aclosing(chunks)),
             encoded=encoded,
             give_back=opened.aclose,

@@ -7,10 +7,9 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import InvalidRequest
-from server.export.pipeline import open_plan
+from server.export.pipeline import open_export
 from server.export.preview import first_rows
-from server.export.scan import choose
-from server.http.keys import DATABASE, NATIVE_ENCODER, SETTINGS
+from server.http.keys import DATABASE, ENGINE, SETTINGS
 from server.query.catalogue import Relation
 from server.query.request import export_path, parse_relation_request
 
@@ -52,9 +51,8 @@ async def one_relation(request: web.Request) -> web.Response:
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
-    database = request.app[DATABASE]
-    async with open_plan(database, parse_relation_request(target, query), control=True) as (session, plan):
-        strategy = await choose(database, session, plan, native=request.app[NATIVE_ENCODER])
+    async with open_export(request.app[ENGINE], parse_relation_request(target, query), control=True) as export:
+        strategy = await export.strategy()
     document = {
         "scan": strategy.name,
         "readers": strategy.readers,
@@ -66,7 +64,7 @@ async def _explanation(request: web.Request, target: str, query: str) -> web.Res
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
-    preview = await first_rows(request.app[DATABASE], parse_relation_request(target, query))
+    preview = await first_rows(request.app[ENGINE], parse_relation_request(target, query))
     document = {
         "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
         "rows": preview.rows,

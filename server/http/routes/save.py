@@ -8,12 +8,11 @@ import re
 from aiohttp import web
 
 from server.errors import InvalidRequest
-from server.export.pipeline import open_plan, with_retries
-from server.http.keys import DATABASE, RUNNER
+from server.export.pipeline import open_export, with_retries
+from server.http.keys import ENGINE, RUNNER
 from server.http.routes.export import PREFIX
 from server.http.routes.exports import answer_status
 from server.query.request import ExportRequest, parse_export_request
-from server.query.sql import select_statement
 from server.saved.store import Entry
 
 # Draft "The Idempotency-Key HTTP Header Field": any text; ours without what no header needs, and not endless.
@@ -55,10 +54,8 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
 
 async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> int:
     """PostgreSQL's estimate; fails as the export itself would, before anything is promised."""
-    async with open_plan(request.app[DATABASE], wanted, control=True) as (session, plan):
-        statement = select_statement(plan)
-        top = await session.explain(statement.text, statement.values)
-        return round(float(top["Plan Rows"]))
+    async with open_export(request.app[ENGINE], wanted, control=True) as export:
+        return (await export.explained()).rows
 
 
 def _key(request: web.Request) -> str | None:

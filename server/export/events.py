@@ -1,0 +1,24 @@
+"""The events of reading a relation. What an event is: `server/events.py`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from server.events import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderFailed(Event):
+    """A reader beside the first one of an export failed."""
+
+    name = "a reader ended early"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PureEncoderInUse(Event):
+    """The worker encodes rows in Python."""
+
+    name = "the pure-Python encoder is in use: the same bytes, more slowly"
+    level = logging.WARNING

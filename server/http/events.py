@@ -1,0 +1,71 @@
+"""The events of requests and downloads. What an event is: `server/events.py`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from server.events import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportStreamed(Event):
+    """A streamed download has ended or was refused. scan: how the rows were read. code, reason: of its error."""
+
+    name = "export"
+    relation: str
+    format: str
+    outcome: str
+    rows: int
+    bytes: int
+    scan: str
+    seconds: float
+    code: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedExportSent(Event):
+    """A download of a saved export has ended. bytes: of the file, as many as were sent."""
+
+    name = "saved export sent"
+    export_id: str
+    outcome: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadCrashed(Event):
+    """A download ended with an error that nobody expected."""
+
+    name = "a download failed"
+    level = logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFileTooShort(Event):
+    """The file of a completed export has fewer bytes than its manifest says."""
+
+    name = "the file of a saved export is shorter than it was"
+    level = logging.ERROR
+    export_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainStarted(Event):
+    """The server stops and waits for downloads. running: how many; seconds: how long at most."""
+
+    name = "waiting for downloads"
+    running: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCrashed(Event):
+    """A request ended with an error that nobody expected."""
+
+    name = "a request failed"
+    level = logging.ERROR
+    method: str
+    path: str

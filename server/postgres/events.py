@@ -1,0 +1,35 @@
+"""The events of connections and statements. What an event is: `server/events.py`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from server.events import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseUnreachable(Event):
+    """No connection could be made."""
+
+    name = "database unreachable"
+    level = logging.WARNING
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseNotReady(Event):
+    """The database could not be reached when the worker started."""
+
+    name = "the database cannot be reached yet; exports begin as soon as it is there"
+    level = logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementNotCancelled(Event):
+    """A statement could not be cancelled and may still run. pid: of its backend."""
+
+    name = "a statement may still run in the database"
+    level = logging.WARNING
+    pid: int
+    reason: str

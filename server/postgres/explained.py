@@ -1,0 +1,27 @@
+"""What EXPLAIN says of a query, as a value. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """PostgreSQL's plan of one query. node: the top node (manual, "EXPLAIN", VERBOSE, FORMAT JSON)."""
+
+    node: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """How many rows the planner expects."""
+        return round(float(self.node["Plan Rows"]))
+
+    def scans(self) -> Sequence[Mapping[str, Any]]:
+        """Return the nodes that produce the rows, in the order of the rows: the parts of an Append, or the only one."""
+        node = self.node
+        while node["Node Type"] == "Subquery Scan":
+            node = node["Plans"][0]
+        parts: Sequence[Mapping[str, Any]] = node.get("Plans", []) if node["Node Type"] == "Append" else [node]
+        return parts

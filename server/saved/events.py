@@ -1,0 +1,151 @@
+"""The events of saved exports. What an event is: `server/events.py`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from server.events import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSaved(Event):
+    """A saved export is complete."""
+
+    name = "export saved"
+    rows: int | None
+    bytes: int | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFailed(Event):
+    """A saved export has failed and is not tried again."""
+
+    name = "export failed"
+    level = logging.WARNING
+    export_id: str | None = None
+    attempts: int | None = None
+    code: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCrashed(Event):
+    """An attempt at a saved export ended with an error that nobody expected."""
+
+    name = "an export failed"
+    level = logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPostponed(Event):
+    """An attempt at a saved export failed; the next one begins after so many seconds."""
+
+    name = "export will be tried again"
+    level = logging.WARNING
+    code: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportInterrupted(Event):
+    """The process that made a saved export was killed; the export waits for its next attempt."""
+
+    name = "export interrupted"
+    export_id: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCancelled(Event):
+    """A saved export was cancelled while it was being made."""
+
+    name = "export cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportStopped(Event):
+    """The server stops; another process, or the next start, makes the export."""
+
+    name = "export stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFolderRemoved(Event):
+    """Somebody removed the folder of an export while it was being made."""
+
+    name = "export removed by hand"
+    level = logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportLockLost(Event):
+    """The lock of an export went to another process, as a network file system may do: its file is not published."""
+
+    name = "export lost its lock"
+    level = logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportNotEnded(Event):
+    """The outcome of an attempt could not be written to the disk."""
+
+    name = "a saved export could not be ended"
+    level = logging.WARNING
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportExpired(Event):
+    """A saved export was removed after EXPORT_RETENTION."""
+
+    name = "export expired"
+    export_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportEvicted(Event):
+    """A saved export was removed because of EXPORT_STORAGE_LIMIT."""
+
+    name = "export removed to make room"
+    export_id: str
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportLeftAlone(Event):
+    """A folder of a saved export is not understood or cannot be used."""
+
+    name = "a saved export is left alone"
+    level = logging.WARNING
+    export_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageUnusable(Event):
+    """The folder of saved exports cannot be used."""
+
+    name = "the folder of saved exports cannot be used"
+    level = logging.ERROR
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTimedOut(Event):
+    """The server stops although saved exports are still being ended; the next start continues with them."""
+
+    name = "saved exports did not stop in time"
+    level = logging.WARNING
+    running: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCrashed(Event):
+    """A look at the folder of saved exports ended with an error that nobody expected."""
+
+    name = "looking after saved exports failed"
+    level = logging.ERROR

@@ -1,0 +1,41 @@
+"""Sluice's database and engine without HTTP, for tests in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+
+from server.encode.encoders import Encoders, choose_encoders
+from server.export.engine import Engine
+from server.postgres.database import Database, reading_connections
+from server.postgres.libpq import HAS_CHUNKS, LIBPQ
+from server.settings import Settings
+from server.threads import Threads
+
+
+def make_threads(settings: Settings) -> Threads:
+    """The thread pools of a worker with these settings."""
+    return Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
+
+
+@functools.cache  # a test may have put its own functions in the place of libpq's
+def encoders(*, native: bool) -> Encoders:
+    """The encoders of a worker. native: the native one, which has to be built."""
+    chosen = choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=not native)
+    assert chosen.native is native, "the native encoder is not built"
+    return chosen
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """A database with pools of its own."""
+    threads = make_threads(settings)
+    async with Database(settings, threads) as database:
+        yield database
+    threads.close()
+
+
+def make_engine(database: Database, *, native: bool = True, settings: Settings | None = None) -> Engine:
+    """An engine over this database."""
+    return Engine(database, encoders(native=native), make_threads(settings or Settings()))
