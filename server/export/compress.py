@@ -1,13 +1,12 @@
 """The gzip stage: chunks → chunks of one gzip stream, compressed off the event loop.
 
-Also decides from Accept-Encoding whether a client wants it. Knows nothing of what the bytes mean.
+Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from typing import Protocol
@@ -23,31 +22,12 @@ LEVEL = 2
 GZIP_WINDOW = 31
 
 
-# RFC 9110, 12.4.2.
-_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
-
-
 class Compressor(Protocol):
     """What isal_zlib.compressobj makes, as far as it is used from a thread."""
 
     def compress(self, data: bytes, /) -> bytes: ...
 
     def flush(self, mode: int, /) -> bytes: ...
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether gzip is welcome under this header (RFC 9110, 12.5.3): named or meant by *, with q above 0."""
-    weights: dict[str, float] = {}
-    for item in accept_encoding.lower().split(","):
-        coding, *parameters = (part.strip() for part in item.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q":
-                weight = float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
-        weights[coding] = weight
-    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
-    return gzip > 0 and gzip >= weights.get("identity", weights.get("*", 0.0))
 
 
 async def gzipped(chunks: AsyncGenerator[Chunk, None], threads: Executor) -> AsyncGenerator[Chunk, None]:

@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.errors import InvalidRequest
+from server.http.negotiation import accepts_html
 
 FOLDER = Path(__file__).parent
 STATIC_FILES = {path.name: path for path in (FOLDER / "static").iterdir()}
@@ -49,12 +50,8 @@ def origin(request: web.Request) -> str:
 
 
 def wants_page(request: web.Request) -> bool:
-    """Whether a person's browser opens this address; scripts and curl accept anything and get JSON."""
-    for item in ",".join(request.headers.getall("Accept", [])).lower().split(","):
-        kind, *parameters = (part.strip() for part in item.split(";"))
-        if kind == "text/html":
-            return not any(parameter in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
-    return False
+    """Return whether a browser opens this address; scripts and curl accept anything and get JSON."""
+    return accepts_html(request.headers)
 
 
 @web.middleware

@@ -27,7 +27,7 @@ from yarl import URL
 
 from server.app import create_app
 from server.chunk import Chunk
-from server.export.compress import accepts_gzip, gzipped
+from server.export.compress import gzipped
 from server.export.strategy import CHUNK_ROWS_LARGE
 from server.settings import Settings
 from tests.support.live_server import LiveServer
@@ -253,81 +253,6 @@ async def test_a_large_gz_file_is_whole(raw_client: TestClient[Any, Any], postgr
 
 
 # --- Negotiation. ---
-
-
-@pytest.mark.parametrize(
-    ("header", "welcome"),
-    [
-        # RFC 9110, 12.5.3: named, with a weight above 0 or none.
-        ("gzip", True),
-        ("gzip, deflate, br, zstd", True),
-        ("br, gzip", True),
-        ("deflate,gzip;q=0.5", True),
-        ("gzip;q=1", True),
-        ("gzip;q=0.001", True),
-        ("gzip ; q=0.5", True),
-        ("\tgzip;\tq=0.5 ,br", True),
-        # Codings are compared without regard to case, and x-gzip is gzip (RFC 9110, 8.4.1.3).
-        ("GZIP", True),
-        ("GZip;Q=0.5", True),
-        ("x-gzip", True),
-        ("X-GZIP;q=0.2", True),
-        # * is whatever is not named.
-        ("*", True),
-        ("*;q=0.1", True),
-        ("br, *", True),
-        ("identity;q=0.5, *", True),
-        ("identity;q=0, *;q=0.5", True),
-        ("identity;q=0, gzip;q=0.1", True),
-        ("*;q=0, gzip", True),
-        # Not named, or not wanted.
-        ("", False),
-        (" ", False),
-        (",", False),
-        (",, ,", False),
-        ("identity", False),
-        ("deflate, br", False),
-        ("deflate;q=0.5", False),
-        ("gzip;q=0", False),
-        ("gzip;q=0.0", False),
-        ("gzip;q=0.000", False),
-        ("gzip;Q=0", False),
-        ("gzip; q=0 , *", False),
-        ("gzip;q=0, *;q=1", False),
-        ("x-gzip;q=0", False),
-        ("*;q=0", False),
-        ("identity;q=0.5, *;q=0", False),
-        ("gzipped", False),
-        ("not-gzip", False),
-        ("gzip2, agzip", False),
-        ("deflate;gzip", False),
-        # As the client would rather have it: identity before gzip, and * is identity too where that is not named.
-        ("identity, gzip;q=0.5", False),
-        ("gzip;q=0.5, identity;q=0.8", False),
-        ("gzip;q=0.8, identity;q=0.5", True),
-        ("gzip, identity", True),
-        ("gzip;q=0.5, *;q=1", False),
-        # What is no weight asks for nothing.
-        ("gzip;q=", False),
-        ("gzip;q", False),
-        ("gzip;q=abc", False),
-        ("gzip;q=-1", False),
-        ("gzip;q=nan", False),
-        ("gzip;q=0,5", False),
-        ("gzip;q=inf", False),
-        (";", False),
-        ("=;=;,;q=1", False),
-        ("\xff\udcff;q=\xff", False),
-        # Other parameters are none of ours.
-        ("gzip;level=9", True),
-        ("gzip;level=9;q=0", False),
-        ("gzip;;q=1;", True),
-        (", ,gzip,", True),
-        ("gzip, " + "x, " * 5000, True),
-    ],
-)
-def test_gzip_is_used_where_it_is_welcome(header: str, welcome: bool) -> None:
-    assert accepts_gzip(header) is welcome
 
 
 @pytest.mark.parametrize(

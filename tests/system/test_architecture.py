@@ -28,6 +28,7 @@ PURE = [
     "saved.manifest",
     "saved.status",
     "http.byte_ranges",
+    "http.negotiation",
     "pages.controls",
     "pages.form",
     "pages.form_reader",
