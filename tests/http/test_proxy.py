@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
-
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.support.proxies import running_nginx
 
 
 @pytest.fixture(params=["1.0", "1.1"])
 def proxy(request: pytest.FixtureRequest, live: LiveServer) -> Iterator[str]:
-    """The address of an nginx in front of the server, speaking this HTTP version to it."""
-    if NGINX is None:
-        assert not os.environ.get("CI"), "nginx is missing; .ci/run installs it"
-        pytest.skip("nginx is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="sluice-nginx-"))
-    port = free_port()
-    (folder / "nginx.conf").write_text(
-        f"""
-        daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-        events {{}}
-        http {{
-            access_log off;
-            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-            server {{
-                listen 127.0.0.1:{port};
-                location / {{ proxy_pass {live.url}; proxy_http_version {request.param}; }}
-            }}
-        }}
-        """
-    )
-    process = subprocess.Popen(
-        [NGINX, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"], stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "error.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
+    """The address of an nginx in front of the server, which speaks this version of HTTP to it."""
+    with running_nginx(f"location / {{ proxy_pass {live.url}; proxy_http_version {request.param}; }}") as address:
+        yield address
 
 
 def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:

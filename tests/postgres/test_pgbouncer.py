@@ -17,9 +17,9 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from tests.http.test_proxy import free_port
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
+from tests.support.proxies import free_port
 from tests.support.raw_http import Client, ask
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
