@@ -17,11 +17,12 @@ from server.errors import ExportError
 from server.events import emit
 from server.export.engine import Engine
 from server.export.events import PureEncoderInUse
+from server.http.aiohttp_internals import ProblemRunner
 from server.http.csrf import origin_middleware
 from server.http.keys import DATABASE, DOWNLOADS, ENGINE, RUNNER, SETTINGS, THREADS
-from server.http.problems import ProblemServer, add_common_headers, problem_middleware
+from server.http.problems import add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
-from server.http.streaming import Downloads
+from server.http.transfer import Downloads
 from server.pages import listing, saved, site, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
@@ -66,7 +67,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
 
 def create_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
     """A runner that cancels a handler whose client has left; gunicorn's worker would not without it."""
-    return _Runner(
+    return ProblemRunner(
         create_app(settings, shutdown),
         handler_cancellation=True,
         access_log=None,
@@ -75,17 +76,6 @@ def create_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.A
         shutdown_timeout=2,
         max_line_size=MAX_REQUEST_LINE,
     )
-
-
-class _Runner(web.AppRunner):
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        return ProblemServer(
-            server.request_handler,
-            request_factory=server.request_factory,
-            handler_cancellation=server.handler_cancellation,
-            **server._kwargs,
-        )
 
 
 async def _threads(app: web.Application) -> AsyncIterator[None]:

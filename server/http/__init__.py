@@ -1,7 +1,8 @@
 """Requests and responses of the API.
 
-Holds the routes (`routes/`), streaming with an honest end (`streaming.py`), problem documents, byte ranges and the
-protection against requests of other sites. Runs no SQL of its own and touches no file but through `saved`.
+Holds the routes (`routes/`), the sending of a download and how it ends (`transfer.py`, `sendfile.py`), problem
+documents, byte ranges, content negotiation and the protection against cross-site requests. Runs no SQL of its own and
+opens no file except through `saved`.
 
 May import: query, postgres, encode, export, saved.
 """

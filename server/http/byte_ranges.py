@@ -1,7 +1,7 @@
-"""Which bytes of a file answer a request: its preconditions and its Range (RFC 9110, 13 and 14).
+"""Which bytes of a file answer a request, by its preconditions and its Range (RFC 9110, 13 and 14).
 
-Pure. The file has a strong ETag and never changes. One range is served; for several, which the RFC
-allows, the whole file is.
+Pure. The file has a strong ETag and never changes. One range is served. For several the whole file is sent, which
+RFC 9110, 14.2 allows.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from multidict import MultiMapping
 
 # RFC 9110, 8.8.3.
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-# RFC 9110, 14.1.2: one int-range or suffix-range; elements of a list may be empty.
+# RFC 9110, 14.1.2: one int-range or suffix-range. Elements of a list may be empty.
 _ONE_RANGE = re.compile(r"bytes[ \t]*=[ \t,]*(\d*)-(\d*)[ \t,]*", re.IGNORECASE | re.ASCII)
-# Digits past which a number is larger than any file.
+# Digits of a number. A number with more of them lies past the end of any file.
 _MOST_DIGITS = 19
-# Seconds for which a date may stand for two versions, being as coarse as that (RFC 9110, 8.8.2.2).
+# A date has a resolution of a second, so a younger date may belong to two versions (RFC 9110, 8.8.2.2).
 _DATE_IS_STRONG_AFTER = datetime.timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer's status (200, 206, 304, 412, 416), and for 200 and 206 which bytes."""
+    """The answer. status: 200, 206, 304, 412 or 416. first, length: the bytes of the file, for 200 and 206."""
 
     status: int
     first: int = 0
@@ -33,7 +33,10 @@ class Selection:
 
 
 def select(method: str, headers: MultiMapping[str], *, size: int, etag: str, modified: datetime.datetime) -> Selection:
-    """What answers a GET or HEAD with these headers. etag: with its quotes; modified: of Last-Modified."""
+    """Return the answer to a GET or HEAD with these headers, in the order of RFC 9110, 13.2.2.
+
+    size: of the file in bytes. etag: with its quotes. modified: the time of Last-Modified.
+    """
     modified = modified.replace(microsecond=0)
     if "If-Match" in headers:
         if not _matches(_joined(headers, "If-Match"), etag, weakly=False):
@@ -52,10 +55,13 @@ def select(method: str, headers: MultiMapping[str], *, size: int, etag: str, mod
 
 
 def _range(text: str, size: int) -> Selection | None:
-    """206 or 416 for one range; None for what is to be ignored: several, other units, what is no range."""
+    """Return 206 or 416 for one range. Return None for a header to ignore: several ranges, other units, no range.
+
+    The range of an empty file is ignored too: a client that sends a Range with every request would get an error.
+    """
     found = _ONE_RANGE.fullmatch(text.strip())
     if found is None or found[1] == found[2] == "" or not size:
-        return None  # whoever adds a Range to everything would see an empty file as an error
+        return None
     if not found[1]:
         length = min(_number(found[2]), size)
         return Selection(206, size - length, length) if length else Selection(416)
@@ -74,27 +80,27 @@ def _number(digits: str) -> int:
 
 
 def _joined(headers: MultiMapping[str], name: str) -> str:
-    """The lines of a list as one (RFC 9110, 5.3)."""
+    """Return the lines of a list as one line (RFC 9110, 5.3)."""
     return ", ".join(headers.getall(name))
 
 
 def _matches(text: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a list of ETags, or `*`, has this one. Ours is strong, so that a weak one matches only weakly."""
+    """Return whether a list of ETags, or `*`, includes this strong ETag (RFC 9110, 8.8.3.2)."""
     if text.strip() == "*":
         return True
     return any(given == etag or (weakly and given == f"W/{etag}") for given in _ETAG.findall(text))
 
 
 def _same(if_range: str | None, etag: str, modified: datetime.datetime) -> bool:
-    """Whether a part fits to what the client has: the very ETag, or the very date where that is precise enough."""
+    """Return whether If-Range names this version of the file: by its ETag, or by a date that is a strong validator."""
     if if_range is None or if_range.strip() == etag:
         return True
-    precise = datetime.datetime.now(datetime.UTC) - modified > _DATE_IS_STRONG_AFTER
-    return precise and _date(if_range) == modified
+    date_is_strong = datetime.datetime.now(datetime.UTC) - modified > _DATE_IS_STRONG_AFTER
+    return date_is_strong and _date(if_range) == modified
 
 
 def _date(text: str | None) -> datetime.datetime | None:
-    """The time of an HTTP-date; None for what is none, which counts as not sent."""
+    """Return the time of an HTTP-date, or None if there is no valid one: such a header is ignored."""
     if text is None:
         return None
     try:

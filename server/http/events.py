@@ -10,7 +10,10 @@ from server.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportStreamed(Event):
-    """A streamed download has ended or was refused. scan: how the rows were read. code, reason: of its error."""
+    """A streamed download has ended or was refused.
+
+    outcome: one of `transfer.Outcome`. scan: how the rows were read. code, reason: of the error that ended it.
+    """
 
     name = "export"
     relation: str
@@ -26,7 +29,7 @@ class ExportStreamed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedExportSent(Event):
-    """A download of a saved export has ended. bytes: of the file, as many as were sent."""
+    """A download of a saved export has ended. outcome: as of `ExportStreamed`. bytes: how many were sent."""
 
     name = "saved export sent"
     export_id: str
@@ -37,7 +40,7 @@ class SavedExportSent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadCrashed(Event):
-    """A download ended with an error that nobody expected."""
+    """An unexpected error ended a download. error: the exception."""
 
     name = "a download failed"
     level = logging.ERROR
@@ -45,7 +48,7 @@ class DownloadCrashed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedFileTooShort(Event):
-    """The file of a completed export has fewer bytes than its manifest says."""
+    """The file of a completed export has become shorter than its manifest says."""
 
     name = "the file of a saved export is shorter than it was"
     level = logging.ERROR
@@ -54,7 +57,7 @@ class SavedFileTooShort(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainStarted(Event):
-    """The server stops and waits for downloads. running: how many; seconds: how long at most."""
+    """The server stops and waits for downloads. running: how many. seconds: how long it waits at most."""
 
     name = "waiting for downloads"
     running: int
@@ -63,7 +66,7 @@ class DrainStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCrashed(Event):
-    """A request ended with an error that nobody expected."""
+    """An unexpected error ended a request. error: the exception."""
 
     name = "a request failed"
     level = logging.ERROR

@@ -1,11 +1,11 @@
-"""The objects that the application shares with its routes, each under a typed key."""
+"""The typed keys of the objects that the application shares with its routes."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
 from server.export.engine import Engine
-from server.http.streaming import Downloads
+from server.http.transfer import Downloads
 from server.postgres.database import Database
 from server.saved.runner import Runner
 from server.settings import Settings

@@ -1,55 +1,63 @@
-"""A part of a file → the client's socket: sendfile(2), so that no byte of it passes through Python.
+"""A part of a file → the client's socket, with sendfile(2): no byte of the file passes through Python.
 
-uvloop has no sendfile of its own. Headers, statuses and what a broken end looks like are the caller's business.
+uvloop has no sendfile of its own. This module sends bytes; headers and the end of the response are for the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
 
-from aiohttp import web
+from server.http.aiohttp_internals import write_buffer_empty
+from server.http.keys import THREADS
+from server.http.transfer import Transfer
+from server.threads import in_thread
 
-# Bytes of one call. The kernel takes what the socket has room for, some megabytes at most; a call in between lets a
-# cancelled download end.
+# Bytes of one call. The kernel takes what the socket has space for, some megabytes at most. A cancelled download ends
+# between two calls.
 CALL_BYTES = 16 << 20
 
 
 class FileTooShort(Exception):
-    """The file ended before its time: somebody has changed it."""
+    """The file has ended before the last byte that was to be sent: it was changed meanwhile."""
 
 
-async def send_file(
-    request: web.Request,
-    file: int,
-    first: int,
-    length: int,
-    *,
-    stall_timeout: float,
-    sent: Callable[[int], None],
-) -> None:
-    """Send these bytes of the file after the headers, which have been written already.
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes of an open file. descriptor: stays open for the caller. first: the offset. length: in bytes."""
 
-    sent: is told of each piece, also of one during which this is cancelled.
-    Raises ConnectionError, TimeoutError where the client takes nothing for that long,
-    FileTooShort.
+    descriptor: int
+    first: int
+    length: int
+
+
+async def send_file(transfer: Transfer, part: FilePart) -> None:
+    """Send these bytes after the headers, which have been written already. `transfer` counts them.
+
+    A piece that the socket takes while this is cancelled is counted too. Raise ConnectionError if the client has left,
+    TimeoutError if it stalls, FileTooShort.
     """
+    request = transfer.request
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
-    await _flush(request, transport, stall_timeout)
-    # A descriptor of our own: the event loop watches the socket's one, and must not be asked to watch it twice.
+    # Nothing may overtake the headers.
+    async with transfer.stall_limit():
+        await write_buffer_empty(request, transport)
+    # A descriptor of our own: the event loop watches the connection's one already, and cannot watch it twice.
     socket = os.dup(transport.get_extra_info("socket").fileno())
     try:
-        last = first + length
+        first, last = part.first, part.first + part.length
         while first < last:
             if transport.is_closing():
                 raise ConnectionResetError("the client has left")
-            count = await _in_thread(socket, file, first, min(last - first, CALL_BYTES), sent)
+            piece = FilePart(part.descriptor, first, min(last - first, CALL_BYTES))
+            count = await send_piece(request.app[THREADS].files, socket, piece, transfer.sent)
             if count is None:
-                async with asyncio.timeout(stall_timeout or None):
+                async with transfer.stall_limit():
                     await _writable(socket)
             elif count:
                 first += count
@@ -59,39 +67,29 @@ async def send_file(
         os.close(socket)
 
 
-async def _flush(request: web.Request, transport: asyncio.Transport, stall_timeout: float) -> None:
-    """Wait until the headers have left the event loop's own buffer: nothing may overtake them."""
-    transport.set_write_buffer_limits(high=0)
-    try:
-        async with asyncio.timeout(stall_timeout or None):
-            while transport.get_write_buffer_size():
-                await request.protocol._drain_helper()
-    finally:
-        transport.set_write_buffer_limits()
+async def send_piece(pool: Executor, socket: int, piece: FilePart, sent: Callable[[int], None]) -> int | None:
+    """Call sendfile once, in a thread of the pool: it may wait for the disk.
 
-
-async def _in_thread(socket: int, file: int, first: int, count: int, sent: Callable[[int], None]) -> int | None:
-    """Bytes that the socket has taken, None where it has no room. In a thread: the file may have to be read first."""
+    Return the number of bytes that the socket has taken: 0 at the end of the file, None if the socket is full.
+    sent: called with that number, also if this is cancelled meanwhile.
+    """
 
     def work() -> int | None:
         try:
-            return os.sendfile(socket, file, first, count)
+            return os.sendfile(socket, piece.descriptor, piece.first, piece.length)
         except BlockingIOError:
             return None
 
-    task = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        taken = await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])  # it uses the descriptors
-        with contextlib.suppress(OSError):
-            sent(task.result() or 0)
-        raise
-    sent(taken or 0)
+    def count_bytes(taken: int | None) -> None:
+        sent(taken or 0)
+
+    taken = await in_thread(pool, work, discard=count_bytes)
+    count_bytes(taken)
     return taken
 
 
 async def _writable(socket: int) -> None:
+    """Wait until the socket has space."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
 

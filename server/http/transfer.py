@@ -1,7 +1,8 @@
-"""Chunks → HTTP response: headers, back-pressure, and an honest end.
+"""The sending of one download: back-pressure, the count of what was sent, and how it ended.
 
-Before the first byte an error is raised, to become a status; after it the connection is cut without the
-terminating chunk, and reset. Knows nothing of PostgreSQL: chunks are bytes with a count of rows.
+Before the first byte an error is raised and becomes a status. After it the connection is reset without the terminating
+chunk, so that no client and no proxy takes the beginning of a file for the whole file. This module knows nothing of
+PostgreSQL or of files: chunks are bytes with a number of rows.
 """
 
 from __future__ import annotations
@@ -10,213 +11,176 @@ import asyncio
 import contextlib
 import socket
 import struct
-import unicodedata
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from urllib.parse import quote
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
-import structlog
 from aiohttp import HttpVersion11, web
 
 from server.chunk import Chunk
 from server.errors import ExportError
-from server.query.dialect import Dialect
-from server.query.plan import ExportPlan
+from server.events import emit
+from server.http.events import DownloadCrashed, DrainStarted
 
-log = structlog.stdlib.get_logger("sluice.download")
-
-# Bytes handed to the socket at once, so that the stall timeout measures progress even in a large chunk.
+# Bytes handed to the socket at once, so that the stall timeout measures progress even within a large chunk.
 WRITE_BYTES = 256 << 10
+# Seconds that cancelled downloads have to close their sessions when the server stops.
+_CANCEL_SECONDS = 5
 
-CONTENT_TYPES = {
-    "csv": "text/csv; charset=utf-8",
-    "tsv": "text/tab-separated-values; charset=utf-8",
-    "ndjson": "application/x-ndjson; charset=utf-8",
-}
-
-# Characters that some file system or shell takes amiss in a file name, beside control characters.
-_UNSAFE_IN_FILENAMES = set('<>:"/\\|?*')
-# RFC 8187, attr-char: what may stand unescaped in an extended parameter value, beside letters and digits.
-_ATTR_CHARS = "!#$&+-.^_`|~"
+Outcome = Literal["rejected", "complete", "client_left", "shutdown", "stalled", "failed"]
 
 
-@dataclass(slots=True)
-class Tally:
-    """What has been sent so far and how it ended, for the log."""
+class Transfer:
+    """One download: what has been sent of it and how it ended. Made by `Downloads.transfer`.
 
-    rows: int = 0
-    bytes: int = 0
-    outcome: str = "rejected"
-    scan: str = ""
-    error: ExportError | None = None
+    rows, bytes: how many have been sent. scan: how the rows are read, "" as long as that is open. outcome: "rejected"
+    until the download ends in another way. error: the ExportError that ended it.
+    """
+
+    def __init__(self, request: web.Request, stall_timeout: float) -> None:
+        """stall_timeout: seconds in which the client has to take something; 0 for no limit."""
+        self.request = request
+        self.rows = 0
+        self.bytes = 0
+        self.scan = ""
+        self.outcome: Outcome = "rejected"
+        self.error: ExportError | None = None
+        self._stall_timeout = stall_timeout
+        self._started = time.monotonic()
+        self._response: web.StreamResponse | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the download has taken so far."""
+        return round(time.monotonic() - self._started, 3)
+
+    def stall_limit(self) -> asyncio.Timeout:
+        """Return a context that raises TimeoutError if the client takes nothing for too long."""
+        return asyncio.timeout(self._stall_timeout or None)
+
+    @contextlib.asynccontextmanager
+    async def sending(self, response: web.StreamResponse) -> AsyncIterator[None]:
+        """Send the headers, then what the block writes.
+
+        No status can be sent any more, so an error of the block is not raised: it becomes the outcome, and the
+        connection is reset. Only cancellation is raised. The response can be returned afterwards in every case: either
+        it is complete, or its connection is closed.
+        """
+        outcome: Outcome = "failed"
+        try:
+            await self._start(response)
+            yield
+        except asyncio.CancelledError:
+            outcome = self.outcome  # `Downloads.transfer` decides on it
+            raise
+        except ConnectionError:
+            outcome = "client_left"
+        except TimeoutError:
+            outcome = "stalled"
+        except ExportError as error:
+            self.error = error
+        except Exception as error:
+            emit(DownloadCrashed(error=error))
+        finally:
+            if self.outcome != "complete":
+                self.outcome = outcome
+                self._abort()
+
+    async def write(self, chunk: Chunk) -> None:
+        """Send a chunk. Raise TimeoutError if the client stalls, ConnectionError if it has left."""
+        assert self._response is not None
+        data = memoryview(chunk.data)
+        for start in range(0, len(data), WRITE_BYTES):
+            async with self.stall_limit():
+                await self._response.write(data[start : start + WRITE_BYTES])
+        self.rows += chunk.rows
+        self.bytes += len(data)
+
+    async def finish(self) -> None:
+        """End a chunked response and wait until the kernel has all of it: a server that stops would drop the rest."""
+        assert self._response is not None
+        transport = self.request.transport
+        async with self.stall_limit():
+            if transport is not None:
+                transport.set_write_buffer_limits(high=0)
+            await self._response.write_eof()
+            if transport is not None:
+                transport.set_write_buffer_limits()
+            self._reset_on_close(False)
+        self.outcome = "complete"
+
+    def sent(self, count: int) -> None:
+        """Count bytes that the kernel has taken directly. With the last of them a response of known length is complete.
+
+        A client that has the last byte may close the connection at once, so this does not wait for anything.
+        """
+        assert self._response is not None
+        self.bytes += count
+        if self.bytes == self._response.content_length:
+            self.outcome = "complete"
+            self._reset_on_close(False)
+
+    async def _start(self, response: web.StreamResponse) -> None:
+        self._response = response
+        if self.request.version < HttpVersion11 and response.content_length is None:
+            response.force_close()  # without chunks and length only the end of the connection can end the file
+        await response.prepare(self.request)
+        # From here on any early end of the connection is a reset. aiohttp closes the connection by itself when a client
+        # closes its half, and HTTP/1.0 would take a clean end for the end of the file.
+        self._reset_on_close(True)
+
+    def _abort(self) -> None:
+        """Reset the connection at once."""
+        if self.request.transport is not None:
+            self._reset_on_close(True)
+            self.request.transport.abort()
+
+    def _reset_on_close(self, wanted: bool) -> None:
+        """Choose whether the connection is reset or closed cleanly when it is closed (SO_LINGER with 0 seconds)."""
+        transport = self.request.transport
+        connection = None if transport is None else transport.get_extra_info("socket")
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", wanted, 0))
 
 
 class Downloads:
-    """The downloads that this process is sending, so that a shutdown can wait for them and then cut them."""
+    """The downloads that this process is sending. A shutdown waits for them and then cancels them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
-        self.cutting = False
+        self._stopping = False
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Marks the current task as a download."""
+    def transfer(self, request: web.Request, stall_timeout: float) -> Iterator[Transfer]:
+        """Count the current task as a download until the block ends. After the block the outcome is final.
+
+        A task is cancelled for two reasons only: aiohttp does it when the client leaves, `drain` when the server stops.
+        """
         task = asyncio.current_task()
         assert task is not None
+        transfer = Transfer(request, stall_timeout)
         self._tasks.add(task)
         try:
-            yield
+            yield transfer
+        except asyncio.CancelledError:
+            if transfer.outcome == "rejected":
+                transfer.outcome = "shutdown" if self._stopping else "client_left"
+            raise
+        except ExportError as error:
+            transfer.error = error
+            raise
         finally:
             self._tasks.discard(task)
 
     async def drain(self, seconds: float) -> None:
-        """Give the running downloads so many seconds to end, then cut those that have not."""
+        """Wait at most this long for the running downloads to end, then cancel those that have not."""
         if self._tasks and seconds:
-            log.info("waiting for downloads", running=len(self._tasks), seconds=seconds)
+            emit(DrainStarted(running=len(self._tasks), seconds=seconds))
             await asyncio.wait(set(self._tasks), timeout=seconds)
-        self.cutting = True
+        self._stopping = True
         remaining = set(self._tasks)
         for task in remaining:
             task.cancel()
         if remaining:
-            await asyncio.wait(remaining, timeout=5)
-
-
-def safe_filename(name: str) -> str:
-    """A name that every common file system takes: no separators, controls or reserved characters, 200 bytes."""
-    kept = "".join(
-        "_" if character in _UNSAFE_IN_FILENAMES or unicodedata.category(character)[0] == "C" else character
-        for character in name
-    )
-    kept = kept.encode()[:200].decode(errors="ignore").strip(" .")
-    return kept or "export"
-
-
-def content_disposition(filename: str) -> str:
-    """The attachment header for a file of this name (RFC 6266; non-ASCII names by RFC 8187)."""
-    plain = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")
-    header = f'attachment; filename="{plain}"'
-    if plain != filename:
-        header += f"; filename*=UTF-8''{quote(filename, safe=_ATTR_CHARS)}"
-    return header
-
-
-def make_response(plan: ExportPlan, *, encoded: bool) -> web.StreamResponse:
-    """The response with all its headers, nothing sent yet. encoded: compressed for the way only."""
-    headers = file_headers(plan.format, plan.dialect, gzip=plan.gzip, filename=plan.filename)
-    headers |= {"Cache-Control": "no-store", "Accept-Ranges": "none"}
-    if not plan.gzip:
-        headers["Vary"] = "Accept-Encoding"
-        if encoded:
-            headers["Content-Encoding"] = "gzip"
-    return web.StreamResponse(headers=headers)
-
-
-def file_headers(format: str, dialect: Dialect, *, gzip: bool, filename: str) -> dict[str, str]:
-    """What is said of a file however it is sent. filename: without its suffix."""
-    suffix = f".{format}.gz" if gzip else f".{format}"
-    return {
-        "Content-Type": "application/gzip" if gzip else _content_type(format, dialect),
-        "Content-Disposition": content_disposition(safe_filename(filename) + suffix),
-        "X-Accel-Buffering": "no",
-    }
-
-
-def _content_type(format: str, dialect: Dialect) -> str:
-    if format != "csv":
-        return CONTENT_TYPES[format]
-    return f"{CONTENT_TYPES['csv']}; header={'present' if dialect.header else 'absent'}"  # RFC 4180, 3
-
-
-async def send(
-    request: web.Request,
-    plan: ExportPlan,
-    chunks: AsyncIterator[Chunk],
-    *,
-    encoded: bool,
-    give_back: Callable[[], Awaitable[None]],
-    tally: Tally,
-    downloads: Downloads,
-    stall_timeout: float,
-) -> web.StreamResponse:
-    """Stream the chunks. Raises ExportError only while nothing has been sent.
-
-    give_back: lets go of what the chunks came from. Called before the end is sent: whoever has that may at once ask
-    for the next file.
-    """
-    first = await anext(chunks)
-    response = make_response(plan, encoded=encoded)
-    if request.version < HttpVersion11:
-        response.force_close()  # without chunks only the end of the connection can end the file
-    with honest_end(request, tally, downloads):
-        await response.prepare(request)
-        # From here on a connection that closes before its time is a reset, whoever closes it: aiohttp does by
-        # itself when a client closes its half, and HTTP/1.0 would take a clean end for the end of the file.
-        reset_on_close(request, True)
-        await _write(response, first, tally, stall_timeout)
-        async for chunk in chunks:
-            await _write(response, chunk, tally, stall_timeout)
-        await give_back()
-        async with asyncio.timeout(stall_timeout or None):
-            await _finish(request, response)
-        tally.outcome = "complete"
-    # Cut or complete: the connection takes no more bytes, so returning the response cannot end it cleanly.
-    return response
-
-
-@contextlib.contextmanager
-def honest_end(request: web.Request, tally: Tally, downloads: Downloads) -> Iterator[None]:
-    """Around the sending of a file: unless that sets the outcome "complete", says why not, and cuts the connection."""
-    outcome = "failed"
-    try:
-        yield
-    except asyncio.CancelledError:
-        outcome = "shutdown" if downloads.cutting else "client_left"
-        raise
-    except ConnectionError:
-        outcome = "client_left"
-    except TimeoutError:
-        outcome = "stalled"
-    except ExportError as error:
-        tally.error = error
-    except Exception:
-        log.exception("a download failed")
-    finally:
-        if tally.outcome != "complete":
-            tally.outcome = outcome
-            cut(request)
-
-
-async def _write(response: web.StreamResponse, chunk: Chunk, tally: Tally, stall_timeout: float) -> None:
-    data = memoryview(chunk.data)
-    for start in range(0, len(data), WRITE_BYTES):
-        async with asyncio.timeout(stall_timeout or None):
-            await response.write(data[start : start + WRITE_BYTES])
-    tally.rows += chunk.rows
-    tally.bytes += len(data)
-
-
-async def _finish(request: web.Request, response: web.StreamResponse) -> None:
-    """End the file, and wait until the kernel has all of it: a server that stops would drop the rest."""
-    transport = request.transport
-    if transport is not None:
-        transport.set_write_buffer_limits(high=0)
-    await response.write_eof()
-    if transport is not None:
-        transport.set_write_buffer_limits()
-    reset_on_close(request, False)
-
-
-def cut(request: web.Request) -> None:
-    """Drop the connection at once with a reset, so that no proxy takes the end for a clean one."""
-    if request.transport is not None:
-        reset_on_close(request, True)
-        request.transport.abort()
-
-
-def reset_on_close(request: web.Request, wanted: bool) -> None:
-    """Whether the end of the connection, whoever brings it about, is to be a reset."""
-    connection = None if request.transport is None else request.transport.get_extra_info("socket")
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", wanted, 0))
+            await asyncio.wait(remaining, timeout=_CANCEL_SECONDS)

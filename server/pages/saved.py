@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
-from server.http.keys import RUNNER, SETTINGS
+from server.http.keys import RUNNER, SETTINGS, THREADS
 from server.pages.form import FORMAT
 from server.pages.form_reader import readable_query
 from server.pages.site import render
 from server.pages.table import TABLE
 from server.saved.status import status_json
 from server.saved.store import Entry
+from server.threads import in_thread
 
 # Newest first; who keeps more of them looks at /exports.
 MOST_SHOWN = 200
@@ -44,7 +44,7 @@ async def saved(request: web.Request) -> web.Response:
     cards: list[Card] = []
     every = 0
     try:
-        cards, every = await asyncio.to_thread(read)
+        cards, every = await in_thread(request.app[THREADS].files, read)
     except ExportError as error:
         reason = error.detail
     context = {"cards": cards, "every": every, "reason": reason, "retention": retention}

@@ -14,8 +14,9 @@ from aiohttp import web
 
 from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRequest, QueryTimeout
 from server.export.preview import Preview, first_rows
+from server.http.addresses import raw_target
+from server.http.file_headers import safe_filename
 from server.http.keys import DATABASE, ENGINE, SETTINGS
-from server.http.streaming import safe_filename
 from server.pages.controls import CHOICES, has_picker, kind_of
 from server.pages.form import Form, field_of
 from server.pages.form_reader import form_of_fields, form_of_query
@@ -64,9 +65,8 @@ async def shape(request: web.Request) -> web.Response:
 
 
 async def _relation(request: web.Request) -> Relation:
-    target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
     async with request.app[DATABASE].control_session() as session:
-        return await session.relation(parse_relation_request(target, "").relation, exact=False)
+        return await session.relation(parse_relation_request(raw_target(request), "").relation, exact=False)
 
 
 async def _answer(request: web.Request, form: Form, *, live: bool) -> web.Response:

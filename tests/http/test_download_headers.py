@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.http.streaming import content_disposition, make_response, safe_filename
+from server.http.file_headers import content_disposition, make_response, safe_filename
 from server.query.catalogue import Relation, RelationName
 from server.query.dialect import Dialect
 from server.query.plan import ExportPlan, make_plan

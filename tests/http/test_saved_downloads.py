@@ -12,21 +12,24 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from server.http.routes.saved_file import open_file
-from server.http.sendfile import _in_thread
-from server.saved.manifest import Manifest
-from server.saved.store import Store
-from tests.http.test_byte_ranges import RANGES
-from tests.http.test_proxy import NGINX, free_port
-from tests.saved.test_queue import completed, make_queue
-from tests.support.live_server import LiveServer, wait_until
+from server.http.keys import RUNNER, THREADS
+from server.http.routes import saved_file
+from server.http.sendfile import FilePart, send_piece
+from server.settings import Settings
+from tests.support.engines import make_threads
+from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
+from tests.support.proxies import running_nginx
+from tests.support.ranges import RANGES
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
 
@@ -87,7 +90,7 @@ def test_head_gives_the_same_headers_and_nothing_else(users: Saved) -> None:
 
 
 def expected_part(header: str, data: bytes) -> tuple[int, bytes | None]:
-    """Status and body for this Range, by the table of test_ranges.py, whose file has 1000 bytes."""
+    """Return status and body for this Range by the table of `ranges.py`, whose file has 1000 bytes."""
     selection = dict(RANGES)[header]
     if selection.status != 206:
         return selection.status, data if selection.status == 200 else None
@@ -122,41 +125,15 @@ def test_a_range_of_the_file(users: Saved, header: str) -> None:
 
 @pytest.fixture(scope="module")
 def reference(users: Saved) -> Iterator[str]:
-    """nginx with the same file."""
-    if NGINX is None:
-        assert not os.environ.get("CI"), "nginx is missing; .ci/run installs it"
-        pytest.skip("nginx is not installed")
+    """The URL of the same file on an nginx."""
     folder = users.storage.parent / "nginx"
     folder.mkdir()
     shutil.copy(users.storage / users.id / "data.csv", folder / "data.csv")
     for path in (*folder.parents[:3], folder):  # its worker runs as another user
         path.chmod(path.stat().st_mode | 0o055)
     (folder / "data.csv").chmod(0o644)
-    port = free_port()
-    temporary = " ".join(f"{name}_temp_path {folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; events {{}}\n"
-        f"http {{ access_log off; client_body_temp_path {folder}/body; {temporary}\n"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}"
-    )
-    process = subprocess.Popen(
-        [NGINX, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"], stderr=subprocess.DEVNULL
-    )
-    try:
-
-        def listens() -> bool:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-            except OSError:
-                assert process.poll() is None, (folder / "error.log").read_text()
-                return False
-            return True
-
-        wait_until("nginx listens", listens)
-        yield f"http://127.0.0.1:{port}/data.csv"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with running_nginx(f"root {folder};") as address:
+        yield f"{address}/data.csv"
 
 
 def curl(url: str, *options: str) -> tuple[int, str, bytes]:
@@ -286,56 +263,64 @@ def test_a_request_that_somebody_has_edited_is_not_the_clients_fault(users: Save
     assert answer.problem()["code"] == "export_unreadable"
 
 
-async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path) -> None:
-    id = completed(make_queue(tmp_path))
+async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path, settings: Settings) -> None:
+    file = tmp_path / "data.csv"
+    file.write_bytes(b"id\n1\n")
     opened: list[int] = []
-    opening, go_on = threading.Event(), threading.Event()
+    opening, proceed = threading.Event(), threading.Event()
+    manifest = SimpleNamespace(id="x", status="completed")
 
-    class Slow(Store):
-        def open_data(self, id: str) -> tuple[Manifest, int]:
-            opening.set()
-            assert go_on.wait(60)
-            found = super().open_data(id)
-            opened.append(found[1])
-            return found
+    def open_data(id: str) -> tuple[Any, int]:
+        opening.set()
+        assert proceed.wait(60)
+        opened.append(os.open(file, os.O_RDONLY))
+        return manifest, opened[0]
 
-    task = asyncio.create_task(open_file(Slow(tmp_path), id))
+    store = SimpleNamespace(get=lambda _: SimpleNamespace(manifest=manifest), open_data=open_data)
+    shared: Any = {RUNNER: SimpleNamespace(queue=SimpleNamespace(store=store)), THREADS: make_threads(settings)}
+    request = make_mocked_request("GET", "/exports/x/download", match_info={"id": "x"}, app=shared)
+    task = asyncio.create_task(saved_file.download(request))
     assert await asyncio.to_thread(opening.wait, 60)
     task.cancel()
+    await asyncio.sleep(0)
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    go_on.set()
-
-    def closed() -> bool:
-        return bool(opened) and not Path(f"/proc/self/fd/{opened[0]}").exists()
-
-    await asyncio.to_thread(wait_until, "it is closed", closed, seconds=60)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+    shared[THREADS].close()
 
 
-async def test_bytes_that_the_socket_took_while_the_client_left_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_bytes_that_the_socket_takes_are_counted_also_while_the_client_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
     (tmp_path / "file").write_bytes(b"x" * 1000)
-    taken, go_on, counts = threading.Event(), threading.Event(), list[int]()
+    taken, proceed, counts = threading.Event(), threading.Event(), list[int]()
     sendfile = os.sendfile
 
     def slowly(*arguments: int) -> int:
         count = sendfile(*arguments)
         taken.set()
-        assert go_on.wait(60)
+        assert proceed.wait(60)
         return count
 
     monkeypatch.setattr("server.http.sendfile.os.sendfile", slowly)
     ours, theirs = socket.socketpair()
-    with ours, theirs, (tmp_path / "file").open("rb") as file:
-        task = asyncio.create_task(_in_thread(ours.fileno(), file.fileno(), 0, 1000, counts.append))
+    with ours, theirs, (tmp_path / "file").open("rb") as file, ThreadPoolExecutor(1) as pool:
+        piece = FilePart(file.fileno(), 100, 700)
+        task = asyncio.create_task(send_piece(pool, ours.fileno(), piece, counts.append))
         assert await asyncio.to_thread(taken.wait, 60)
-        task.cancel()
-        await asyncio.sleep(0)
-        go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert counts == [1000]
+        if cancelled:
+            task.cancel()
+            await asyncio.sleep(0)
+        proceed.set()
+        if cancelled:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert await task == 700
+    assert counts == [700]
 
 
 # --- how it ends ----------------------------------------------------------------------------------------------------
@@ -383,6 +368,18 @@ def test_a_stopping_server_lets_a_download_end(large: tuple[LiveServer, str, int
         answer = client.read()
     assert (answer.ending, len(answer.body)) == ("length", size)
     assert server.stop() == 0
+
+
+def test_a_server_that_stops_at_once_resets_a_download(large: tuple[LiveServer, str, int]) -> None:
+    server, id, size = large
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send(f"/exports/{id}/download")
+        client.receive()
+        assert server.stop(signal.SIGINT) == 0
+        answer = client.read()
+    assert answer.ending == "reset"
+    assert len(answer.body) < size
+    server.wait_for_log("saved export sent.*outcome=shutdown")
 
 
 def test_a_file_cut_short_under_a_download_cuts_it(large: tuple[LiveServer, str, int], tmp_path: Path) -> None:

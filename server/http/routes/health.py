@@ -5,17 +5,18 @@ from __future__ import annotations
 from aiohttp import web
 
 from server.http.keys import DATABASE
+from server.http.responses import json_response
 
 
 async def live(request: web.Request) -> web.Response:
-    """200 as long as the event loop turns."""
-    return web.json_response({"status": "live"}, headers={"Cache-Control": "no-store"})
+    """Answer 200 as long as the event loop is responsive."""
+    return json_response({"status": "live"})
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 as soon as exports work; 503 while the database is away."""
+    """Answer 200 if exports work, and 503 while the database cannot be reached."""
     await request.app[DATABASE].ping()
-    return web.json_response({"status": "ready"}, headers={"Cache-Control": "no-store"})
+    return json_response({"status": "ready"})
 
 
 def setup(app: web.Application) -> None:

@@ -6,48 +6,46 @@ from typing import Any
 
 from aiohttp import web
 
-from server.errors import InvalidRequest
 from server.export.pipeline import open_export
 from server.export.preview import first_rows
+from server.http.addresses import raw_target, refuse_parameters
 from server.http.keys import DATABASE, ENGINE, SETTINGS
+from server.http.responses import json_response
 from server.query.catalogue import Relation
 from server.query.request import export_path, parse_relation_request
 
 PREFIX = "/relations"
 PREVIEW = "/preview"
 EXPLAIN = "explain"
-NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def list_relations(request: web.Request) -> web.Response:
-    """All relations that may be exported."""
-    if request.query_string:
-        raise InvalidRequest("The list of relations takes no parameters.", code="unknown_parameter")
+    """Return all relations that may be exported."""
+    refuse_parameters(request, "The list of relations takes no parameters.")
     relations = await request.app[DATABASE].relations()
-    return web.json_response({"relations": [_as_json(request, relation) for relation in relations]}, headers=NO_STORE)
+    return json_response({"relations": [_as_json(request, relation) for relation in relations]})
 
 
 async def one_relation(request: web.Request) -> web.Response:
-    """One relation; with /preview after it the first rows, with ?explain how an export would be read.
+    """Return one relation; with /preview after it the first rows, with ?explain how an export would be read.
 
-    Both of those take the query string of an export.
+    A preview and an explanation take the query string of an export.
     """
-    target = request.rel_url.raw_path.split("/", 2)[2]  # still percent-encoded, unlike match_info
+    target = raw_target(request)
     query = request.rel_url.raw_query_string
     if target.endswith(PREVIEW):
         return await _preview(request, target.removesuffix(PREVIEW), query)
     pairs = query.split("&")
     if EXPLAIN in pairs:
         return await _explanation(request, target, "&".join(pair for pair in pairs if pair != EXPLAIN))
-    if query:
-        raise InvalidRequest(
-            "A relation's description takes no parameters.",
-            code="unknown_parameter",
-            hint=f"With ?{EXPLAIN}& before the parameters of an export it says how that one would be read.",
-        )
+    refuse_parameters(
+        request,
+        "A relation's description takes no parameters.",
+        hint=f"Write ?{EXPLAIN}& before the parameters of an export to see how it would be read.",
+    )
     async with request.app[DATABASE].control_session() as session:
         relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
-    return web.json_response(_as_json(request, relation), headers=NO_STORE)
+    return json_response(_as_json(request, relation))
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
@@ -60,7 +58,7 @@ async def _explanation(request: web.Request, target: str, query: str) -> web.Res
         "ranges": len(strategy.ranges),
         "estimatedRows": strategy.estimated_rows,
     }
-    return web.json_response(document, headers=NO_STORE)
+    return json_response(document)
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
@@ -69,7 +67,7 @@ async def _preview(request: web.Request, target: str, query: str) -> web.Respons
         "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
         "rows": preview.rows,
     }
-    return web.json_response(document, headers=NO_STORE)
+    return json_response(document)
 
 
 def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The headers of a file that is downloaded: its media type, its name, and what caches and proxies may do with it."""
+
+from __future__ import annotations
+
+import unicodedata
+from urllib.parse import quote
+
+from aiohttp import web
+
+from server.query.dialect import Dialect
+from server.query.plan import ExportPlan
+
+CONTENT_TYPES = {
+    "csv": "text/csv; charset=utf-8",
+    "tsv": "text/tab-separated-values; charset=utf-8",
+    "ndjson": "application/x-ndjson; charset=utf-8",
+}
+# Bytes of a file name without its suffix. File systems take 255, and a browser may add a number to the name.
+_FILENAME_BYTES = 200
+
+# Characters that some file system or shell does not accept in a file name. Control characters are replaced too.
+_UNSAFE_IN_FILENAMES = set('<>:"/\\|?*')
+# RFC 8187, attr-char: the characters other than letters and digits that need no escape in an extended parameter value.
+_ATTR_CHARS = "!#$&+-.^_`|~"
+
+
+def safe_filename(name: str) -> str:
+    """Return a name that every common file system takes: no separators, controls or reserved characters, 200 bytes."""
+    kept = "".join(
+        "_" if character in _UNSAFE_IN_FILENAMES or unicodedata.category(character)[0] == "C" else character
+        for character in name
+    )
+    kept = kept.encode()[:_FILENAME_BYTES].decode(errors="ignore").strip(" .")
+    return kept or "export"
+
+
+def content_disposition(filename: str) -> str:
+    """Return the Content-Disposition of an attachment with this name (RFC 6266; RFC 8187 for names beyond ASCII)."""
+    plain = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")
+    header = f'attachment; filename="{plain}"'
+    if plain != filename:
+        header += f"; filename*=UTF-8''{quote(filename, safe=_ATTR_CHARS)}"
+    return header
+
+
+def file_headers(format: str, dialect: Dialect, *, gzip: bool, filename: str) -> dict[str, str]:
+    """Return the headers that a file has however it is sent. filename: without its suffix."""
+    suffix = f".{format}.gz" if gzip else f".{format}"
+    return {
+        "Content-Type": "application/gzip" if gzip else _content_type(format, dialect),
+        "Content-Disposition": content_disposition(safe_filename(filename) + suffix),
+        "X-Accel-Buffering": "no",
+    }
+
+
+def make_response(plan: ExportPlan, *, encoded: bool) -> web.StreamResponse:
+    """Return the response of an export with all its headers, not started. encoded: compressed for the transfer only."""
+    headers = file_headers(plan.format, plan.dialect, gzip=plan.gzip, filename=plan.filename)
+    headers |= {"Cache-Control": "no-store", "Accept-Ranges": "none"}
+    if not plan.gzip:
+        headers["Vary"] = "Accept-Encoding"
+        if encoded:
+            headers["Content-Encoding"] = "gzip"
+    return web.StreamResponse(headers=headers)
+
+
+def _content_type(format: str, dialect: Dialect) -> str:
+    if format != "csv":
+        return CONTENT_TYPES[format]
+    return f"{CONTENT_TYPES['csv']}; header={'present' if dialect.header else 'absent'}"  # RFC 4180, 3

@@ -1,0 +1,30 @@
+"""Responses that several routes give: JSON that is never stored, and the status of a saved export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from server.http.keys import SETTINGS
+from server.saved.status import status_json
+from server.saved.store import Entry
+
+# For everything that changes from one request to the next.
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def json_response(document: Mapping[str, Any], *, status: int = 200) -> web.Response:
+    """Return the document as JSON that no cache stores."""
+    return web.json_response(document, status=status, headers=NO_STORE)
+
+
+def status_document(request: web.Request, entry: Entry) -> dict[str, Any]:
+    """Return the status of a saved export as the API shows it."""
+    return status_json(entry.manifest, entry.progress, request.app[SETTINGS].export_retention)
+
+
+def status_response(request: web.Request, entry: Entry, *, status: int = 200) -> web.Response:
+    """Return a response with the status of a saved export. status: the HTTP status."""
+    return json_response(status_document(request, entry), status=status)
