@@ -1,7 +1,7 @@
-"""Bad requests over HTTP: a bounded answer that names what is wrong, never SQL, never a stuck worker.
+"""Bad requests over HTTP: the answer is short, names what is wrong and shows no SQL, and the worker stays responsive.
 
-What the grammar says of itself is in test_request.py and test_filters.py; here it meets the catalogue, PostgreSQL's
-types and the event loop.
+The grammar by itself is tested in test_request.py and test_filters.py. These tests add the catalogue, the types of
+PostgreSQL and the event loop.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from tests.support.postgres import Postgres
 
 Document = dict[str, Any]
 
-# Bytes of an error's body: enough for a list of names, too few to hand a request back.
+# Bytes of an error's body: enough for a list of names, too few to repeat a request.
 LONGEST_BODY = 8192
-# What only SQL, the driver or a traceback would say; a type's or a function's own message says none of it.
+# Words of SQL, the driver or a traceback. The messages of types and functions contain none of them.
 INSIDES = re.compile(
     r"SELECT|DECLARE|CURSOR|FETCH|ROLLBACK|WHERE|CAST\(|row_to_json|LINE 1|%\(|Traceback|psycopg|\.py\b"
 )
-# Seconds that the event loop may be busy at once, on a machine that does other things too.
+# Seconds that one callback may occupy the event loop, on a machine with other work.
 LONGEST_PAUSE = 1.0
-# Seconds for an answer that has nothing to wait for.
+# Seconds for an answer that waits for nothing.
 AT_ONCE = 1.0
 
-# Every type: its column, a good value, a bad one, and what PostgreSQL says of the bad one.
+# For each type a column, a valid value, an invalid value, and PostgreSQL's message about the invalid one.
 TYPES: dict[str, tuple[str, str, str, str]] = {
     "integer": ("n", "1", "abc", 'invalid input syntax for type integer: "abc"'),
     "bigint": ("big", "1", "1.5", 'invalid input syntax for type bigint: "1.5"'),
@@ -95,7 +95,7 @@ CLEAN_UP = (
 
 @pytest.fixture(scope="module", autouse=True)
 def judged(database_url: str) -> Iterator[Postgres]:
-    """A table with a column of each type, and views that fail by themselves."""
+    """A table with a column of each type, and views that fail without a filter."""
     postgres = Postgres(database_url)
     postgres.run(TABLE)
     yield postgres
@@ -105,7 +105,7 @@ def judged(database_url: str) -> Iterator[Postgres]:
 
 @pytest.fixture
 async def impatient(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of a server that waits a second for rows."""
+    """A client of a server with a STATEMENT_TIMEOUT of one second."""
     server = TestServer(create_app(replace(settings, statement_timeout=1)))
     await server.start_server(max_line_size=MAX_REQUEST_LINE)
     async with TestClient(server) as opened:
@@ -113,7 +113,7 @@ async def impatient(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
 
 
 def encoded(query: str) -> str:
-    """The query string as a browser sends it; what is percent-encoded already stays."""
+    """Return the query string as a browser sends it. What is percent-encoded already stays."""
     pairs = (pair.partition("=") for pair in query.split("&"))
     return "&".join(quote(name, safe="%") + equals + quote(value, safe="%+") for name, equals, value in pairs)
 
@@ -123,7 +123,7 @@ def filter_on(column: str, operator: str, value: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """The value in double quotes, percent-encoded."""
+    """Return the value in double quotes, percent-encoded."""
     return quote('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"', safe="")
 
 
@@ -140,7 +140,7 @@ async def answer(client: TestClient[Any, Any], query: str, path: str = "/export/
 async def refused(
     client: TestClient[Any, Any], query: str, path: str = "/export/judged.csv", status: int = 400
 ) -> Document:
-    """The problem that this request gets."""
+    """Return the problem document that answers this request."""
     given, body = await answer(client, query, path)
     assert given == status, body[:500]
     assert len(body) <= LONGEST_BODY
@@ -151,7 +151,7 @@ async def refused(
 
 @contextlib.asynccontextmanager
 async def watching_the_loop() -> AsyncIterator[list[float]]:
-    """How long the event loop was busy at each turn of a ticker, in seconds; at least one when it is over."""
+    """Measure the delays of the event loop, in seconds. After the block the list has at least one item."""
     pauses: list[float] = []
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
@@ -171,7 +171,7 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
         await ticker
 
 
-# --- What is not known is named, beside what there is. ---
+# --- Unknown names: the answer lists the known ones. ---
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
         ),
     ],
 )
-async def test_what_is_not_known_is_named_beside_what_there_is(
+async def test_an_unknown_name_is_named_with_a_list_of_the_known_ones(
     client: TestClient[Any, Any], path: str, query: str, code: str, named: str, listed: list[str]
 ) -> None:
     problem = await refused(client, query, path)
     assert problem["code"] == code
     assert named in problem["detail"]
-    said = problem["detail"] + " " + problem.get("hint", "")
-    missing = [word for word in listed if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said)]
+    text = problem["detail"] + " " + problem.get("hint", "")
+    missing = [word for word in listed if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
     assert missing == []
 
 
@@ -287,7 +287,7 @@ async def test_what_is_not_known_is_named_beside_what_there_is(
         ("/export/judged.csv", f"select={'x' * 64}:id", "invalid_select", '"select"'),
     ],
 )
-async def test_what_cannot_be_is_refused(
+async def test_a_contradiction_or_an_invalid_option_is_refused(
     client: TestClient[Any, Any], path: str, query: str, code: str, named: str
 ) -> None:
     problem = await refused(client, query, path)
@@ -295,7 +295,7 @@ async def test_what_cannot_be_is_refused(
     assert named in problem["detail"]
 
 
-async def test_the_largest_counts_are_none_too_large(client: TestClient[Any, Any]) -> None:
+async def test_the_largest_counts_are_accepted(client: TestClient[Any, Any]) -> None:
     most = 2**63 - 1
     assert (await answer(client, f"select=id&limit={most}&order=id"))[1].count(b"\n") == 51
     assert await answer(client, f"select=id&limit={most}&offset={most}&order=id") == (200, b"id\n")
@@ -319,7 +319,7 @@ async def test_the_largest_counts_are_none_too_large(client: TestClient[Any, Any
         ('"id=eq.1', "invalid_quotes", "in the name of a parameter at position 1"),
     ],
 )
-async def test_what_is_not_closed_is_named_with_its_position(
+async def test_an_unclosed_bracket_or_quote_is_named_with_its_position(
     client: TestClient[Any, Any], query: str, code: str, place: str
 ) -> None:
     problem = await refused(client, query)
@@ -328,9 +328,9 @@ async def test_what_is_not_closed_is_named_with_its_position(
 
 
 BAD_BYTES = {
-    "a byte that is none of UTF-8": "%ff",
+    "a byte that is not UTF-8": "%ff",
     "an overlong slash": "%c0%af",
-    "a character cut short": "%f0%9f%a6",
+    "an incomplete character": "%f0%9f%a6",
     "a lone surrogate": "%ed%a0%80",
     "NUL": "%00",
     "NUL at the end": "a%00",
@@ -367,12 +367,12 @@ BAD_BYTES = {
         ("/relations/{}/preview", ""),
     ],
 )
-async def test_what_is_no_text_is_refused_wherever_it_stands(
+async def test_bytes_that_are_not_text_are_refused_in_every_place(
     client: TestClient[Any, Any], path: str, query: str
 ) -> None:
-    for what, bad in BAD_BYTES.items():
+    for name, bad in BAD_BYTES.items():
         problem = await refused(client, query.format(bad), path.format(bad))
-        assert problem["code"] == "invalid_encoding", what
+        assert problem["code"] == "invalid_encoding", name
 
 
 # --- Values that do not fit their column. ---
@@ -403,7 +403,7 @@ async def test_a_value_that_does_not_fit_is_named_with_column_type_and_reason(
 
 
 @pytest.mark.parametrize("type", TYPES)
-async def test_a_value_that_fits_is_none_the_worse(client: TestClient[Any, Any], type: str) -> None:
+async def test_a_value_that_fits_its_column_is_accepted(client: TestClient[Any, Any], type: str) -> None:
     column, good, _, _ = TYPES[type]
     for query in (f"{column}=eq.{quote(good, safe='')}", f"{column}=in.({quoted(good)})"):
         assert (await answer(client, f"select=id&{query}"))[0] == 200
@@ -411,7 +411,9 @@ async def test_a_value_that_fits_is_none_the_worse(client: TestClient[Any, Any],
 
 @pytest.mark.parametrize("path", ["/export/judged.ndjson", "/export/judged.tsv.gz", "/relations/judged/preview"])
 @pytest.mark.parametrize("query", ["n=eq.abc", "or=(id.eq.1,flag.in.(t,maybe))", "id=like.1*", "order=raw"])
-async def test_every_way_to_ask_gets_the_same_answer(client: TestClient[Any, Any], path: str, query: str) -> None:
+async def test_every_format_and_the_preview_give_the_same_error(
+    client: TestClient[Any, Any], path: str, query: str
+) -> None:
     problem, other = await refused(client, query), await refused(client, query, path)
     assert (other["code"], other["detail"]) == (problem["code"], problem["detail"])
 
@@ -422,7 +424,7 @@ async def test_the_first_of_several_bad_values_is_named(client: TestClient[Any, 
 
 
 async def test_a_bad_value_is_found_behind_a_column_that_is_never_null(client: TestClient[Any, Any]) -> None:
-    """Of such a domain there is no NULL that a condition could be tried on."""
+    """Conditions are tried on NULL, which such a domain does not have."""
     problem = await refused(client, "always=gt.0&n=eq.abc")
     assert '"n" (integer)' in problem["detail"]
 
@@ -441,7 +443,7 @@ async def test_a_bad_regular_expression_names_its_column(
 
 @pytest.mark.parametrize("pattern", ["odd\\", "*\\", "o\\", "\\"])
 async def test_a_pattern_that_ends_in_a_backslash_names_its_column(client: TestClient[Any, Any], pattern: str) -> None:
-    """PostgreSQL finds out only at a row that the rest matches: with luck before the first byte, without never."""
+    """PostgreSQL reports it only at a row that matches the rest of the pattern, if there is one."""
     for operator in ("like", "ilike", "not.like"):
         problem = await refused(client, filter_on("name", operator, pattern) + "&order=id")
         assert '"name"' in problem["detail"]
@@ -452,7 +454,7 @@ async def test_a_pattern_that_ends_in_a_backslash_names_its_column(client: TestC
     ("column", "type", "value"),
     [("words", "tsvector", "'cat"), ("search", "tsquery", "cat & & dog"), ("couple", "pair", "(1,x)")],
 )
-async def test_types_whose_errors_have_codes_of_their_own(
+async def test_types_whose_errors_have_other_codes_are_named_too(
     client: TestClient[Any, Any], column: str, type: str, value: str
 ) -> None:
     problem = await refused(client, filter_on(column, "eq", value))
@@ -460,13 +462,13 @@ async def test_types_whose_errors_have_codes_of_their_own(
 
 
 @pytest.mark.parametrize("value", ["a", "9", "'", "%", "ü"])
-async def test_a_long_value_is_not_handed_back(client: TestClient[Any, Any], value: str) -> None:
+async def test_a_long_value_is_not_repeated(client: TestClient[Any, Any], value: str) -> None:
     bad = value * (100_000 // len(quote(value)))
     for column in ("n", "flag", "ref", "feel", "tags"):
         await refused(client, filter_on(column, "eq", bad))
 
 
-# --- Operators that a type has not, and columns that cannot be sorted by. ---
+# --- Operators that a type does not have, and columns that cannot be sorted by. ---
 
 
 @pytest.mark.parametrize(
@@ -501,7 +503,7 @@ async def test_a_long_value_is_not_handed_back(client: TestClient[Any, Any], val
         ("always=gt.0&id=like.1*", "like", '"id" (integer)'),
     ],
 )
-async def test_an_operator_that_a_type_has_not_is_named_with_the_column(
+async def test_an_operator_that_a_type_does_not_have_is_named_with_the_column(
     client: TestClient[Any, Any], query: str, operator: str, subject: str
 ) -> None:
     problem = await refused(client, query)
@@ -528,12 +530,12 @@ async def test_a_column_that_cannot_be_sorted_by_is_named(
     assert "sort" in problem["detail"]
 
 
-async def test_more_columns_than_postgresql_has_room_for_are_refused(client: TestClient[Any, Any]) -> None:
+async def test_more_columns_than_postgresql_allows_are_refused(client: TestClient[Any, Any]) -> None:
     for path in ("/export/judged.csv", "/export/judged.ndjson"):
         await refused(client, "select=" + ",".join(["id"] * 1700), path)
 
 
-# --- Relations that fail by themselves. ---
+# --- Relations that fail without a filter. ---
 
 
 @pytest.mark.parametrize("view", ["crashing", "hopeless"])
@@ -555,12 +557,12 @@ async def test_a_bad_value_is_named_on_such_a_view_too(client: TestClient[Any, A
 
 
 @pytest.mark.parametrize("query", ["", "id=gt.0", "order=id"])
-async def test_a_view_that_is_broken_is_not_the_fault_of_the_request(client: TestClient[Any, Any], query: str) -> None:
+async def test_a_broken_view_is_an_error_of_the_server(client: TestClient[Any, Any], query: str) -> None:
     problem = await refused(client, query, "/export/broken.csv", status=500)
     assert "secret_function" not in problem["detail"]
 
 
-# --- Much of everything: a bounded answer, and a loop that turns meanwhile. ---
+# --- Large requests: a short answer, and an event loop that stays responsive. ---
 
 
 def nest(depth: int) -> str:
@@ -573,7 +575,7 @@ async def test_brackets_may_be_nested_to_the_limit(client: TestClient[Any, Any])
 
 
 @pytest.mark.parametrize("depth", [DEEPEST_NEST + 1, 100, 3000])
-async def test_past_it_they_are_refused_at_once(client: TestClient[Any, Any], depth: int) -> None:
+async def test_brackets_nested_deeper_are_refused_at_once(client: TestClient[Any, Any], depth: int) -> None:
     started = time.monotonic()
     assert (await refused(client, nest(depth)))["code"] == "too_deep"
     assert time.monotonic() - started < AT_ONCE
@@ -632,8 +634,8 @@ async def test_the_most_conditions_work_and_one_more_does_not(client: TestClient
     assert (await refused(client, f"or=({most})&id=gt.0"))["code"] == "too_many_conditions"
 
 
-async def test_many_kinds_of_conditions_at_once_are_answered(client: TestClient[Any, Any]) -> None:
-    """Regular expressions are compiled while PostgreSQL plans: a thousand of them, none like another."""
+async def test_hundreds_of_regular_expressions_are_answered(client: TestClient[Any, Any]) -> None:
+    """PostgreSQL compiles regular expressions while it plans; no two of these are the same."""
     query = "or=(" + ",".join(f'name.match."^(a|b){{{number % 9}}}.*{number}$"' for number in range(900)) + ")"
     started = time.monotonic()
     async with watching_the_loop() as pauses:
@@ -672,7 +674,7 @@ LONG = 127 * 1024
         ("x", "{}=1", 400),
         ("9", "limit={}", 400),
         ("x", "timezone={}", 400),
-        # Once for every NULL, 127 kB: nothing of the server's memory would be left.
+        # 127 kB for every NULL would exhaust the memory of the server.
         ("x", "null={}", 400),
         ("x", "filename={}", 200),
         ("not.", "id={}eq.1", 400),
@@ -681,8 +683,8 @@ LONG = 127 * 1024
 async def test_a_query_as_long_as_the_request_line_gets_a_quick_answer(
     client: TestClient[Any, Any], piece: str, around: str, status: int
 ) -> None:
-    room = LONG - len("/export/judged.csv?") - len(around)
-    query = around.replace("{}", piece * (room // len(piece)))
+    space = LONG - len("/export/judged.csv?") - len(around)
+    query = around.replace("{}", piece * (space // len(piece)))
     started = time.monotonic()
     async with (
         watching_the_loop() as pauses,
@@ -695,7 +697,7 @@ async def test_a_query_as_long_as_the_request_line_gets_a_quick_answer(
     assert max(pauses) < LONGEST_PAUSE
 
 
-# What a backtracking matcher tries in very many ways: four groups that the rest must repeat, and cannot.
+# A backtracking matcher tries very many ways to repeat these four groups, and none of them matches.
 PATHOLOGICAL = r"^(a+)(a+)(a+)(a+)b\1\2\3\4$"
 
 
@@ -715,7 +717,7 @@ async def test_a_pathological_regular_expression_is_timed_out_while_the_worker_a
     assert (await asked)["code"] == "query_timeout"
     assert answers > 5
     assert max(pauses) < LONGEST_PAUSE
-    # Nothing is left of it, and the next request is served.
+    # The query has ended, and the next request is answered.
     await eventually(
         "the query has ended", lambda: not [query for state, query in postgres.statements() if state == "active"]
     )

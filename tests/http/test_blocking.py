@@ -1,7 +1,7 @@
-"""Nothing on the way of a request blocks the event loop: blockbuster raises where something does.
+"""No request blocks the event loop: blockbuster raises if a blocking call of Python is made on it.
 
-It sees Python's own blocking calls, not those inside libpq: for them see the event loop that must turn in
-test_database.py, where the database is away.
+It does not see blocking calls within libpq. For these test_database.py watches the event loop while the database
+cannot be reached.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 @pytest.fixture
 def blockbuster(client: TestClient[Any, Any]) -> Iterator[BlockBuster]:
-    """Active from here on; the server has started before, which may take its time."""
+    """Active after the server has started: its start may block."""
     with blockbuster_ctx() as active:
         yield active
 
 
-def test_blockbuster_is_awake(blockbuster: BlockBuster) -> None:
+def test_blockbuster_catches_a_blocking_call(blockbuster: BlockBuster) -> None:
     async def blocks() -> None:
-        time.sleep(0.001)  # noqa: ASYNC251 what is to be caught
+        time.sleep(0.001)  # noqa: ASYNC251 the call that has to be caught
 
     with pytest.raises(BlockingError):
         asyncio.run(blocks())
@@ -74,7 +74,7 @@ async def test_no_step_of_a_saved_export_blocks_the_event_loop(client: TestClien
     ],
 )
 async def test_no_request_blocks_the_event_loop(client: TestClient[Any, Any], path: str, status: int) -> None:
-    # A blocking call on the way raises, which the server would answer with 500 or with a cut stream.
+    # A blocking call raises, and the server would answer with 500 or cut the stream.
     for _ in range(2):
         response = await client.get(path)
         assert response.status == status

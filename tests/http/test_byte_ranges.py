@@ -1,4 +1,4 @@
-"""Preconditions and ranges against RFC 9110: tables of what each header must give, by the RFC's own rules."""
+"""Preconditions and ranges by the rules of RFC 9110: tables of headers and the selections that they must give."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_range(header: str, expected: Selection) -> None:
 
 
 @pytest.mark.parametrize("header", [header for header, _ in RANGES])
-def test_a_range_means_nothing_to_head_and_to_an_empty_file(header: str) -> None:
+def test_a_range_is_ignored_for_head_and_for_an_empty_file(header: str) -> None:
     assert selected({"Range": header}, method="HEAD") == WHOLE
     assert selected({"Range": header}, size=0) == Selection(200, 0, 0)
 
@@ -46,7 +46,7 @@ PART = Selection(206, 5, 995)
         ('"' + "cd" * 32 + '"', WHOLE),
         (BEFORE, WHOLE),
         (AFTER, WHOLE),
-        # A weak validator must not be used so (RFC 9110, 13.1.5).
+        # A weak validator must not be used here (RFC 9110, 13.1.5).
         ("W/" + ETAG, WHOLE),
         (ETAG.strip('"'), WHOLE),
         ("*", WHOLE),
@@ -56,19 +56,19 @@ PART = Selection(206, 5, 995)
 )
 def test_if_range(if_range: str, expected: Selection) -> None:
     assert selected({"Range": "bytes=5-", "If-Range": if_range}) == expected
-    # Without a range it means nothing; past the end only where the part would fit.
+    # It is ignored without a range. A range past the end is refused only if the client has this version.
     assert selected({"If-Range": if_range}) == WHOLE
     past = selected({"Range": "bytes=1000-", "If-Range": if_range})
     assert past == (REFUSED if expected == PART else WHOLE)
 
 
-def test_a_date_that_is_as_young_as_the_file_is_not_trusted() -> None:
+def test_the_date_of_a_file_younger_than_a_second_is_no_strong_validator() -> None:
     young = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
     headers = CIMultiDict({"Range": "bytes=5-", "If-Range": email.utils.format_datetime(young, usegmt=True)})
     assert select("GET", headers, size=SIZE, etag=ETAG, modified=young) == WHOLE
 
 
-# The order of preconditions is that of RFC 9110, 13.2.2.
+# The order of the preconditions: RFC 9110, 13.2.2.
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -123,7 +123,7 @@ def test_a_range_is_a_slice(first: int, last: int, size: int) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=255)), st.text(st.characters(max_codepoint=255)))
-def test_no_header_breaks_it(name: str, value: str) -> None:
+def test_no_header_raises(name: str, value: str) -> None:
     for header in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"):
         found = selected({"Range": "bytes=1-", header: value + name})
         assert found.status in (200, 206, 304, 412, 416)
@@ -132,6 +132,6 @@ def test_no_header_breaks_it(name: str, value: str) -> None:
 
 @pytest.mark.parametrize(("name", "status"), [("If-None-Match", 304), ("If-Match", 200)])
 @pytest.mark.parametrize("etags", [(ETAG, '"other"'), ('"other"', ETAG)])
-def test_a_list_may_come_in_several_lines(name: str, status: int, etags: tuple[str, str]) -> None:
+def test_the_lines_of_a_list_are_joined(name: str, status: int, etags: tuple[str, str]) -> None:
     headers = CIMultiDict([(name, etag) for etag in etags])
     assert select("GET", headers, size=SIZE, etag=ETAG, modified=MODIFIED).status == status

@@ -1,6 +1,7 @@
-"""Clients that leave, stall or are cut off by a shutdown, under gunicorn: PostgreSQL and the pool notice.
+"""Clients that leave, stall or are cut off by a shutdown: their queries stop and their connections are returned.
 
-aiohttp's test client cancels handlers where gunicorn's worker might not, so next to nothing here runs in process.
+Almost every test runs under gunicorn, whose worker cancels handlers only if it is told to; aiohttp's test client always
+does.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
-# A row is made when it is fetched, so that these cost only what is read. About 12 MB, and about 250 MB.
+# About 12 MB and about 250 MB. PostgreSQL makes a row when it is fetched, so rows that are not read cost nothing.
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
 HUGE = "SELECT generate_series(1, 250000) AS n, repeat('x', 1000) AS filler"
 
-# Views that hold an export in another place each.
+# Views, each of which holds an export in another state.
 PLACES = {
     "sorting": "SELECT n FROM generate_series(1, 5000000) AS n ORDER BY random()",
     "sleeping before the first row": "SELECT pg_sleep(60)::text AS x",
-    # Wide rows, since PostgreSQL sends 8 kB at a time.
+    # Wide rows: PostgreSQL sends 8 kB at a time.
     "sleeping in the middle": "SELECT n, repeat('x', 4000) AS filler, "
     "CASE WHEN n = 20 THEN pg_sleep(60)::text END AS x "
     "FROM generate_series(1, 30) AS n",
@@ -41,17 +42,17 @@ PLACES = {
 
 
 def at_work(postgres: Postgres) -> list[tuple[str, str]]:
-    """What Sluice has going on in PostgreSQL, beside idle connections."""
+    """Return state and text of the statements that Sluice runs in PostgreSQL."""
     return [(state, query) for state, query in postgres.statements() if state != "idle"]
 
 
-def leave_nothing(postgres: Postgres) -> None:
-    """The promise of the issue: 2 s after the client has left."""
+def assert_stops(postgres: Postgres) -> None:
+    """Check that no statement of Sluice runs 2 seconds after the client has left."""
     wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
 
 
 def held(postgres: Postgres, place: str) -> Callable[[], object]:
-    """Whether the stream of this place has come as far as it does."""
+    """Return a condition that holds as soon as the export of this view is in its state."""
     if place == "waiting for the reader":
         return postgres.streams_at_rest
     sleeping = "AND wait_event = 'PgSleep'" if "sleeping" in place else ""
@@ -62,7 +63,7 @@ def held(postgres: Postgres, place: str) -> Callable[[], object]:
 
 
 def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str = "stalled", count: int = 1) -> Client:
-    """A client that has asked and reads nothing; returned when the stream waits for it."""
+    """Return a client that has sent the request and reads nothing, as soon as the stream waits for it."""
     client = Client(server.connect(receive_buffer=4096))
     client.send(path, headers={"X-Request-Id": request_id})
     wait_until("the stream waits for its reader", lambda: postgres.streams_at_rest(count))
@@ -78,8 +79,8 @@ def test_a_client_that_leaves_stops_its_query(live: LiveServer, postgres: Postgr
     request_id = place.replace(" ", "-")
     with Client(live.connect(receive_buffer=4096)) as client:
         client.send("/export/left_alone.csv", headers={"X-Request-Id": request_id})
-        wait_until(f"it is {place}", held(postgres, place))
-    leave_nothing(postgres)
+        wait_until(f"the export is {place}", held(postgres, place))
+    assert_stops(postgres)
     line = live.export_line(request_id)
     assert line["outcome"] == "client_left"
     assert float(line["seconds"]) < 30
@@ -94,7 +95,7 @@ def test_a_client_that_leaves_stops_a_wait_for_a_lock(live: LiveServer, postgres
         with Client(live.connect()) as client:
             client.send("/export/locked.csv")
             wait_until("it waits for the lock", lambda: [s for s, q in at_work(postgres) if "locked" in q])
-        leave_nothing(postgres)
+        assert_stops(postgres)
 
 
 def test_a_client_that_leaves_in_the_middle_of_reading(live: LiveServer, postgres: Postgres) -> None:
@@ -104,13 +105,13 @@ def test_a_client_that_leaves_in_the_middle_of_reading(live: LiveServer, postgre
         received = 0
         while received < 5_000_000:
             received += len(client.socket.recv(1 << 18))
-    leave_nothing(postgres)
+    assert_stops(postgres)
     line = live.export_line("left-reading")
     assert line["outcome"] == "client_left"
     assert 0 < int(line["rows"]) < 250_000
 
 
-def test_the_pool_is_whole_after_thirty_rounds_of_leaving(
+def test_no_connection_is_lost_after_thirty_rounds_of_leaving(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(MAX_CONCURRENT_EXPORTS="3")
@@ -128,16 +129,16 @@ def test_the_pool_is_whole_after_thirty_rounds_of_leaving(
             with contextlib.ExitStack() as clients:
                 for client in [clients.enter_context(Client(server.connect())) for _ in range(3)]:
                     client.send(paths[turn % len(paths)])
-                # They leave at different moments: at once, while connections are made, and in the query itself.
+                # They leave at different moments: at once, while connections are made, and while the query runs.
                 if turn % 3:
                     wait_until("three statements", lambda: len(at_work(postgres)) == 3)
             wait_until(f"three downloads at once after turn {turn}", lambda: downloads() == right, seconds=2)
-            leave_nothing(postgres)
-    # A client may leave whenever it likes: that is no error of the server's.
+            assert_stops(postgres)
+    # A client that leaves is not an error of the server.
     assert [line for line in server.log if "level=error" in line or "level=warning" in line] == []
 
 
-def test_clients_that_leave_with_the_last_byte_cost_no_connections(live: LiveServer, postgres: Postgres) -> None:
+def test_clients_that_leave_after_the_last_byte_cost_no_connections(live: LiveServer, postgres: Postgres) -> None:
     backends = set()
     for _ in range(40):
         with Client(live.connect()) as client:
@@ -149,10 +150,12 @@ def test_clients_that_leave_with_the_last_byte_cost_no_connections(live: LiveSer
     assert len(backends) <= 10
 
 
-# --- a full house -----------------------------------------------------------------------------------------------
+# --- all export slots in use ------------------------------------------------------------------------------------
 
 
-def test_a_full_house_says_when_to_come_back(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
+def test_with_all_slots_in_use_the_answer_says_when_to_retry(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
     server = start_live(MAX_CONCURRENT_EXPORTS="2")
     postgres.run(f"CREATE VIEW large AS {LARGE}")
     first = stalled(server, postgres, "/export/large.csv")
@@ -162,11 +165,11 @@ def test_a_full_house_says_when_to_come_back(start_live: Callable[..., LiveServe
         assert answer.problem()["code"] == "busy"
         assert int(answer.headers["retry-after"]) > 0
         assert server.export_line("one-too-many")["outcome"] == "rejected"
-        # A server at work is not out of order: nobody may restart it, and its page stays.
+        # The server is busy, not broken: it stays ready, so that nobody restarts it, and shows its page.
         assert [ask(server, path).status for path in ("/health/ready", "/health/live", "/")] == [200] * 3
         second.socket.close()
-        wait_until("a place is free", lambda: ask(server, "/export/users.csv").status == 200, seconds=2)
-        # The download that was there all the time is none the worse.
+        wait_until("a slot is free", lambda: ask(server, "/export/users.csv").status == 200, seconds=2)
+        # The other download is not disturbed.
         assert first.read().body == postgres.copy(LARGE)
 
 
@@ -178,7 +181,7 @@ def test_a_client_that_reads_nothing_is_cut(start_live: Callable[..., LiveServer
     postgres.run(f"CREATE VIEW large AS {LARGE}")
     with stalled(server, postgres, "/export/large.csv", "stalls") as client:
         line = server.export_line("stalls", seconds=4)
-        leave_nothing(postgres)
+        assert_stops(postgres)
         answer = client.read()
     assert line["outcome"] == "stalled"
     assert 1 <= float(line["seconds"]) < 3
@@ -195,7 +198,7 @@ def test_a_client_that_reads_slowly_is_not_cut(start_live: Callable[..., LiveSer
         received = b""
         while not received.endswith(b"\r\n0\r\n\r\n"):
             received += client.socket.recv(1 << 16)
-            time.sleep(0.01)  # the slowness that is tested: at most 6 MB a second
+            time.sleep(0.01)  # the slowness that is tested: at most 6 MB/s
     line = server.export_line("slow")
     assert line["outcome"] == "complete"
     assert float(line["seconds"]) > 1
@@ -204,7 +207,7 @@ def test_a_client_that_reads_slowly_is_not_cut(start_live: Callable[..., LiveSer
 def test_a_query_may_be_slower_than_the_stall_timeout(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
-    # STALL_TIMEOUT is about clients: a database that takes its time is STATEMENT_TIMEOUT's business.
+    # STALL_TIMEOUT limits clients. STATEMENT_TIMEOUT limits the database.
     server = start_live(STALL_TIMEOUT="0.5")
     postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(n - 1)::text AS x FROM generate_series(1, 2) AS n")
     answer = ask(server, "/export/slow.csv")
@@ -213,13 +216,13 @@ def test_a_query_may_be_slower_than_the_stall_timeout(
 
 def test_back_pressure_reaches_postgresql(live: LiveServer, postgres: Postgres) -> None:
     postgres.run(f"CREATE VIEW huge AS {HUGE}")
-    assert ask(live, "/export/users.csv").status == 200  # what is loaded once is loaded now
+    assert ask(live, "/export/users.csv").status == 200  # what is loaded once has been loaded now
     (worker,) = live.workers()
     before = worker.memory_info().rss
     with stalled(live, postgres, "/export/huge.csv") as client:
         assert len(at_work(postgres)) == 1
         assert worker.memory_info().rss - before < 12_000_000
-        # Nor does it grow while all of it passes through.
+        # Nor does the memory grow while the whole file is sent.
         answer = client.read()
     assert answer.ending == "terminator"
     assert len(answer.body) > 250_000_000
@@ -233,7 +236,7 @@ def test_sigterm_lets_a_download_finish(start_live: Callable[..., LiveServer], p
     server = start_live(SHUTDOWN_TIMEOUT="20")
     postgres.run(f"CREATE VIEW large AS {LARGE}")
     with Client(server.connect()) as idle, stalled(server, postgres, "/export/large.csv", "drained") as client:
-        assert idle.ask("/health/live").status == 200  # and keeps its connection, which must not hold anything up
+        assert idle.ask("/health/live").status == 200  # and keeps its connection, which must not delay the end
         server.process.send_signal(signal.SIGTERM)
         server.wait_for_log("waiting for downloads")
         answer = client.read()
@@ -244,8 +247,8 @@ def test_sigterm_lets_a_download_finish(start_live: Callable[..., LiveServer], p
 
 
 async def test_a_shutdown_waits_until_the_last_bytes_are_out(settings: Settings, postgres: Postgres) -> None:
-    # In process, for a server socket that takes next to nothing: the whole file fits between what the kernel takes
-    # and what makes the server wait, so that it is written at once and not yet sent.
+    # In process, to give the server's socket a small buffer. The file is larger than that buffer and smaller than
+    # aiohttp's own, so that it has been written as a whole when most of it has not been sent.
     small = "SELECT generate_series(1, 50) AS n, repeat('x', 1000) AS filler"
     postgres.run(f"CREATE VIEW small AS {small}")
     runner = create_runner(replace(settings, shutdown_timeout=20))
@@ -269,13 +272,13 @@ async def test_a_shutdown_waits_until_the_last_bytes_are_out(settings: Settings,
     assert answer.body == postgres.copy(small)
 
 
-def test_sigterm_lets_a_download_finish_that_has_not_begun_to_send(
+def test_sigterm_lets_a_download_finish_that_has_not_sent_anything_yet(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(SHUTDOWN_TIMEOUT="20")
     postgres.run("CREATE VIEW slow AS SELECT 1 AS one, pg_sleep(5)::text AS x")
     with Client(server.connect()) as client:
-        client.send("/export/slow.csv", headers={"X-Request-Id": "not-begun"})
+        client.send("/export/slow.csv", headers={"X-Request-Id": "not-started"})
         wait_until("the query runs", held(postgres, "sleeping before the first row"))
         server.process.send_signal(signal.SIGTERM)
         answer = client.read()
@@ -296,7 +299,7 @@ def test_sigterm_cuts_what_takes_longer_than_the_shutdown_timeout(
     assert answer.ending == "reset"
     assert postgres.copy(LARGE).startswith(answer.body)
     assert server.export_line("too-long")["outcome"] == "shutdown"
-    leave_nothing(postgres)
+    assert_stops(postgres)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,7 @@ def test_ctrl_c_cuts_at_once(start_live: Callable[..., LiveServer], postgres: Po
     postgres.run(f"CREATE VIEW interrupted AS {PLACES[place]}")
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send("/export/interrupted.csv", headers={"X-Request-Id": "interrupted"})
-        wait_until(f"it is {place}", held(postgres, place))
+        wait_until(f"the export is {place}", held(postgres, place))
         started = time.monotonic()
         if to == "everybody":  # as a terminal does
             os.killpg(server.process.pid, signal.SIGINT)
@@ -325,7 +328,7 @@ def test_ctrl_c_cuts_at_once(start_live: Callable[..., LiveServer], postgres: Po
         else:
             assert client.read().ending == "reset"
     assert server.export_line("interrupted")["outcome"] == "shutdown"
-    leave_nothing(postgres)
+    assert_stops(postgres)
 
 
 def test_two_workers_serve(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:

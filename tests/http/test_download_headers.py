@@ -1,5 +1,7 @@
-"""The headers of a download: whatever a relation is called, a file name that every system takes and a header that
-nothing can break out of (RFC 6266, RFC 8187)."""
+"""The headers of a download: every name gives a file name that all systems take, and no name breaks the header.
+
+RFC 6266 and RFC 8187.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from server.query.dialect import Dialect
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import FORMATS, ExportRequest
 
-# RFC 8187, 3.2.1: value-chars are attr-char and %XX; nothing else may stand in an extended value.
+# RFC 8187, 3.2.1: an extended value consists of attr-char and %XX.
 VALUE_CHARS = r"(?:[A-Za-z0-9!#$&+.^_`|~-]|%[0-9A-F]{2})*"
-# RFC 6266, 4.1 and RFC 9110, 5.6.4: the whole header; the quoted string here without any escape.
+# RFC 6266, 4.1 and RFC 9110, 5.6.4: the whole header. Sluice writes quoted strings without escapes.
 HEADER = re.compile(rf"attachment; filename=\"([^\"\\]*)\"(?:; filename\*=UTF-8''({VALUE_CHARS}))?")
 
 ANY_NAME = st.text(st.characters(exclude_characters="\0", exclude_categories=[])) | st.text(
@@ -29,7 +31,7 @@ ANY_NAME = st.text(st.characters(exclude_characters="\0", exclude_categories=[])
 
 
 def decoded(header: str) -> tuple[str, str]:
-    """(filename for old clients, filename that a client of today takes)."""
+    """Return the file name for clients without RFC 8187, and the one for clients with it."""
     match = HEADER.fullmatch(header)
     assert match is not None, header
     plain, extended = match.groups()
@@ -61,7 +63,7 @@ def decoded(header: str) -> tuple[str, str]:
         ("\ue000", "_"),  # private use
         ("x" * 8192, "x" * 200),
         ("é" * 8192, "é" * 100),
-        ("x" + "é" * 8192, "x" + "é" * 99),  # never half a character
+        ("x" + "é" * 8192, "x" + "é" * 99),  # never a part of a character
         ("🦥" * 8192, "🦥" * 50),
         ("x" * 199 + ". and more", "x" * 199),
     ],
@@ -92,7 +94,7 @@ def test_every_file_name_is_safe(name: str) -> None:
         ("größe.csv", "attachment; filename=\"gr__e.csv\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.csv"),
         ("€ rates.csv", "attachment; filename=\"_ rates.csv\"; filename*=UTF-8''%E2%82%AC%20rates.csv"),
         ("🦥.csv", "attachment; filename=\"_.csv\"; filename*=UTF-8''%F0%9F%A6%A5.csv"),
-        # Some browsers decode % in a plain file name: there it is replaced (RFC 6266, appendix D).
+        # Some browsers decode % in a plain file name, so it is replaced there (RFC 6266, appendix D).
         ("100%25.csv", "attachment; filename=\"100_25.csv\"; filename*=UTF-8''100%2525.csv"),
         ("é'(*)+~.csv", "attachment; filename=\"_'(*)+~.csv\"; filename*=UTF-8''%C3%A9%27%28%2A%29+~.csv"),
     ],
@@ -118,7 +120,7 @@ def test_no_name_breaks_out_of_the_header(name: str) -> None:
 
 
 def plan(name: str, **wanted: Any) -> ExportPlan:
-    """The plan of a relation without columns; wanted: fields of the request."""
+    """Return the plan of a relation without columns. wanted: fields of the request."""
     relation = Relation(1, "public", name, "table", False, (), None, None, None)
     return make_plan(ExportRequest(RelationName(name), **wanted), relation)
 
@@ -129,7 +131,7 @@ def headers(made: ExportPlan, *, encoded: bool = False) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name != "Date"}
 
 
-def test_a_download_is_saved_and_never_kept_or_guessed_at_on_its_way() -> None:
+def test_a_download_is_an_attachment_that_no_cache_stores() -> None:
     assert headers(plan("users")) == {
         "Content-Type": "text/csv; charset=utf-8; header=present",
         "Content-Disposition": 'attachment; filename="users.csv"',
@@ -140,12 +142,12 @@ def test_a_download_is_saved_and_never_kept_or_guessed_at_on_its_way() -> None:
     }
 
 
-def test_bytes_compressed_for_the_way_say_so() -> None:
+def test_bytes_compressed_for_the_transfer_have_a_content_encoding() -> None:
     assert headers(plan("users"), encoded=True) == headers(plan("users")) | {"Content-Encoding": "gzip"}
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_gzip_file_is_the_same_whatever_the_client_accepts(format: str) -> None:
+def test_a_gzip_file_does_not_depend_on_what_the_client_accepts(format: str) -> None:
     made = headers(plan("users", format=format, gzip=True))
     assert made["Content-Type"] == "application/gzip"
     assert made["Content-Disposition"] == f'attachment; filename="users.{format}.gz"'

@@ -16,7 +16,7 @@ from tests.support.raw_http import Client, ask
 
 HEADER_LINE = re.compile(r"[A-Za-z-]+: [\x20-\x7e]*")
 
-# What every answer to a download carries, word for word.
+# Headers of every download.
 EXPORT_HEADERS = {
     "content-type": "text/csv; charset=utf-8; header=present",
     "content-disposition": 'attachment; filename="users.csv"',
@@ -25,7 +25,7 @@ EXPORT_HEADERS = {
     "x-accel-buffering": "no",
 }
 
-# A name of a relation, and the path under which a user finds it.
+# Names of relations with the paths of their exports.
 ODD_NAMES = [
     ("with space", "/export/with%20space.csv"),
     ("dots.in.name", "/export/%22dots.in.name%22.csv"),
@@ -69,9 +69,9 @@ def test_chunked_body_is_what_copy_writes(live: LiveServer, postgres: Postgres, 
     assert answer.body == postgres.copy(f"SELECT * FROM {relation}")
 
 
-# Around the numbers of rows that libpq gets together, and the first batches of a cursor.
+# Around the numbers of rows that libpq delivers together, and around the first batches of a cursor.
 @pytest.mark.parametrize("rows", [0, 1, 2, 8, 9, 10, 73, 74, 199, 200, 201, 585, 586])
-def test_every_row_arrives_whatever_the_batches(live: LiveServer, postgres: Postgres, rows: int) -> None:
+def test_every_row_arrives_at_the_edges_of_batches(live: LiveServer, postgres: Postgres, rows: int) -> None:
     postgres.run(f"CREATE TABLE counted AS SELECT n, 'row ' || n AS text FROM generate_series(1, {rows}) AS n")
     answer = ask(live, "/export/counted.csv")
     assert (answer.status, answer.ending) == (200, "terminator")
@@ -86,7 +86,7 @@ def test_a_relation_without_columns_has_empty_lines(live: LiveServer, postgres: 
     assert answer.body == postgres.copy("SELECT * FROM bare")
 
 
-def test_rows_arrive_while_others_are_being_made(live: LiveServer, postgres: Postgres) -> None:
+def test_rows_arrive_before_the_query_ends(live: LiveServer, postgres: Postgres) -> None:
     # PostgreSQL sends 8 kB at a time, as it does for COPY.
     postgres.run(
         "CREATE VIEW slow AS SELECT n, repeat('x', 4000) AS filler, CASE WHEN n > 20 THEN pg_sleep(20)::text END AS x "
@@ -131,7 +131,7 @@ def test_head_has_the_headers_of_get_and_leaves_the_connection_usable(live: Live
         assert client.nothing_more()
         get = client.ask("/export/users.csv", headers=named)
         assert client.nothing_more()
-    # The framing of a body that is not there may be left out (RFC 9110, 9.3.2); a length of 0 would be wrong.
+    # HEAD may leave out the framing of the body (RFC 9110, 9.3.2). A length of 0 would be wrong.
     left_out = {"date", "transfer-encoding"}
     assert {name: value for name, value in head.headers.items() if name not in left_out} == {
         name: value for name, value in get.headers.items() if name not in left_out
@@ -144,7 +144,7 @@ def test_head_runs_no_query_on_the_relation(live: LiveServer, postgres: Postgres
     assert ask(live, "/export/broken.csv", method="HEAD").status == 200
 
 
-def test_head_of_what_is_not_there_has_the_status_and_no_body(live: LiveServer) -> None:
+def test_head_of_a_missing_relation_has_the_status_and_no_body(live: LiveServer) -> None:
     with Client(live.connect()) as client:
         assert client.ask("/export/nothing_here.csv", method="HEAD").status == 404
         assert client.nothing_more()
@@ -161,7 +161,7 @@ def test_two_downloads_on_one_connection(live: LiveServer, postgres: Postgres) -
             assert answer.headers.get("connection", "keep-alive") == "keep-alive"
 
 
-def test_requests_sent_ahead_are_answered_in_turn(live: LiveServer, postgres: Postgres) -> None:
+def test_pipelined_requests_are_answered_in_order(live: LiveServer, postgres: Postgres) -> None:
     with Client(live.connect()) as client:
         for path in ("/export/users.csv", "/export/nothing_here.csv", "/export/revenue_by_country.csv"):
             client.send(path)
@@ -172,7 +172,7 @@ def test_requests_sent_ahead_are_answered_in_turn(live: LiveServer, postgres: Po
     assert revenue.body == postgres.copy("SELECT * FROM revenue_by_country")
 
 
-def test_a_connection_outlives_errors(live: LiveServer, postgres: Postgres) -> None:
+def test_a_connection_stays_usable_after_errors(live: LiveServer, postgres: Postgres) -> None:
     with Client(live.connect()) as client:
         for path in ("/nowhere", "/export/users.csv?limitt=1", "/export/nothing_here.csv", "/export/users"):
             assert client.ask(path).status >= 400
@@ -201,7 +201,7 @@ def test_the_callers_request_id_is_echoed(live: LiveServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "", "two words", "é", '"quoted"', "x" * 129])
-def test_a_request_id_is_made_where_none_can_be_used(live: LiveServer, given: str | None) -> None:
+def test_a_request_without_a_usable_id_gets_a_new_one(live: LiveServer, given: str | None) -> None:
     made = [
         ask(live, "/health/live", headers={} if given is None else {"X-Request-Id": given}).headers["x-request-id"]
         for _ in range(2)
@@ -225,7 +225,7 @@ def test_odd_names_are_found_and_never_break_a_header(
     )
     assert filename
     assert ask(live, path, method="HEAD").headers["content-disposition"] == answer.headers["content-disposition"]
-    # The same name, where there is no such relation, must not break the headers of the error either.
+    # Without such a relation the name must not break the headers of the error either.
     postgres.run(f"DROP TABLE {quoted(name)}")
     missing = ask(live, path)
     assert missing.status == 404
@@ -305,7 +305,7 @@ def test_every_error_is_a_problem_document(live: LiveServer, method: str, path: 
     assert problem["code"] == code
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
-    # An answer is not longer because the question was: nobody reads 8 kB of their own name.
+    # A long request does not make a long answer.
     assert len(answer.body) < 2000
     if status == 405:
         allowed = ["GET", "HEAD", "POST"] if path.startswith("/export/") else ["GET", "HEAD"]
@@ -324,7 +324,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_not_http_gets_a_problem_document_too(live: LiveServer, request_bytes: bytes) -> None:
+def test_bytes_that_are_not_http_get_a_problem_document(live: LiveServer, request_bytes: bytes) -> None:
     with Client(live.connect()) as client:
         client.socket.sendall(request_bytes)
         answer = client.read()
@@ -334,7 +334,7 @@ def test_what_is_not_http_gets_a_problem_document_too(live: LiveServer, request_
 
 
 def test_a_request_target_may_be_a_whole_url(live: LiveServer, postgres: Postgres) -> None:
-    # RFC 9112, 3.2.2: a server must accept the absolute form, which clients of a proxy send.
+    # RFC 9112, 3.2.2: a server must accept the absolute form, which is sent to proxies.
     answer = ask(live, "http://sluice.test/export/revenue_by_country.csv")
     assert answer.status == 200
     assert answer.body == postgres.copy("SELECT * FROM revenue_by_country")

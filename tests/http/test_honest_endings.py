@@ -1,7 +1,7 @@
-"""How a download ends under gunicorn: whole, as a status before the first byte, or cut and reset after it.
+"""How a download ends under gunicorn: complete, with an error status before the first byte, or with a reset after it.
 
-Never a short file that looks whole: everything received is the beginning of the right bytes, and only a whole
-file ends the way whole files end. After each failure the same server serves on.
+A file that is not complete must never look complete: what was received is the beginning of the right bytes, and only a
+complete file ends cleanly. After each failure the same server continues to serve.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, Client, ask
 
 ROWS = 5000
-# The first row after those that come first, which libpq gets together, around other such edges, and the very last one.
+# The first row that libpq does not deliver with the first ones, rows around other such edges, and the last row.
 ROWS_AT_EDGES = [CHUNK_ROWS_LARGE + 1, 9, 10, 16, 17, 585, 586, ROWS]
 
-# About 12 MB, more than the sockets between server and client hold; a row is made when it is fetched.
+# About 12 MB, more than the sockets between server and client hold. PostgreSQL makes a row when it is fetched.
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
 
 
@@ -33,14 +33,14 @@ SLEEPING = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND
 
 
 def divides_by_zero(postgres: Postgres, row: int) -> bytes:
-    """A view that fails at this row; the bytes that a whole file would have had."""
+    """Create a view that fails at this row. Return the bytes of a file without the failure."""
     numbers = f"FROM generate_series(1, {ROWS}) AS n"
     postgres.run(f"CREATE VIEW failing AS SELECT n, 1 / (n - {row}) AS x, 'some text' AS text {numbers}")
     return postgres.copy(f"SELECT n, 1 / nullif(n - {row}, 0) AS x, 'some text' AS text {numbers}")
 
 
 def sleeps_at_row_20(postgres: Postgres) -> bytes:
-    """A view with wide rows, since PostgreSQL sends 8 kB at a time; the bytes that a whole file would have had."""
+    """Create a view with wide rows, since PostgreSQL sends 8 kB at a time. Return the bytes of a complete file."""
     query = "SELECT n, repeat('x', 4000) AS filler, {} AS x FROM generate_series(1, 30) AS n"
     postgres.run("CREATE VIEW slow AS " + query.format("CASE WHEN n = 20 THEN pg_sleep(30)::text END"))
     return postgres.copy(query.format("NULL"))
@@ -60,7 +60,7 @@ def assert_serves(server: LiveServer, postgres: Postgres) -> None:
 
 
 def stalled(client: Client, postgres: Postgres, path: str = "/export/large.csv", **headers: str) -> None:
-    """Send the request and wait until the stream waits for the client, who has read nothing."""
+    """Send the request and wait until the stream waits for the client, which reads nothing."""
     client.send(path, headers=headers)
     wait_until(
         "the stream waits for its reader",
@@ -69,7 +69,7 @@ def stalled(client: Client, postgres: Postgres, path: str = "/export/large.csv",
 
 
 def stream_backends(postgres: Postgres, function: str) -> None:
-    """Call pg_terminate_backend or pg_cancel_backend on the backend of the one stream there is."""
+    """Call pg_terminate_backend or pg_cancel_backend on the backend of the only stream."""
     called = postgres.run(
         f"SELECT {function}(pid) FROM pg_stat_activity WHERE application_name = 'sluice' "
         "AND query LIKE 'SELECT source.%' AND state <> 'idle'"
@@ -103,7 +103,7 @@ def test_an_error_after_the_first_byte_cuts_and_resets(
 
 @pytest.mark.parametrize("option", ["--http1.1", "--http1.0"])
 @pytest.mark.parametrize("row", [9, 74, ROWS])
-def test_curl_says_that_the_transfer_failed(
+def test_curl_reports_that_the_transfer_failed(
     live: LiveServer, postgres: Postgres, tmp_path: Path, row: int, option: str
 ) -> None:
     right = divides_by_zero(postgres, row)
@@ -130,12 +130,12 @@ def test_a_backend_ended_while_it_works_cuts_the_stream(
     request_id = f"{function}-{http}"
     with Client(live.connect()) as client:
         client.send("/export/slow.csv", http=http, headers={"X-Request-Id": request_id})
-        wait_until("row 20 is being made", lambda: postgres.run(SLEEPING))
+        wait_until("PostgreSQL makes row 20", lambda: postgres.run(SLEEPING))
         stream_backends(postgres, function)
         assert_cut(client.read(), right)
     line = live.export_line(request_id)
     assert (line["outcome"], line["code"]) == ("failed", code)
-    # What came just before it may be in hand, and is not handed over.
+    # The last rows before it may have been received and not sent.
     assert int(line["rows"]) in range(CHUNK_ROWS_LARGE, 20, CHUNK_ROWS_LARGE)
     assert_serves(live, postgres)
 
@@ -239,7 +239,7 @@ def test_ddl_waits_for_a_running_stream(live: LiveServer, postgres: Postgres, dd
     postgres.run(f"SET lock_timeout = '5s'; {ddl}; RESET lock_timeout")
 
 
-def test_a_stream_shows_one_moment_whatever_is_written_meanwhile(live: LiveServer, postgres: Postgres) -> None:
+def test_a_stream_shows_one_snapshot_while_others_write(live: LiveServer, postgres: Postgres) -> None:
     postgres.run(f"CREATE TABLE busy AS {LARGE}")
     right = postgres.copy("SELECT * FROM busy")
     with Client(live.connect(receive_buffer=4096)) as client:
@@ -269,7 +269,7 @@ def test_a_killed_worker_cuts_its_streams_and_is_replaced(
     assert postgres.copy(LARGE).startswith(answer.body)
     wait_until("another worker runs", lambda: [w for w in server.workers() if w.pid != worker.pid and is_alive(w)])
     assert_serves(server, postgres)
-    wait_until("PostgreSQL has let go of the stream", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
+    wait_until("PostgreSQL has released the stream", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -332,8 +332,8 @@ def read_until_closed(raw: socket.socket) -> bytes:
     return received
 
 
-def test_a_client_that_closes_its_half_never_sees_a_clean_end_too_early(live: LiveServer) -> None:
-    # aiohttp closes the connection by itself then; over HTTP/1.0 a clean end would look like the end of the file.
+def test_a_client_that_closes_its_half_never_sees_an_early_clean_end(live: LiveServer) -> None:
+    # aiohttp closes the connection by itself then. With HTTP/1.0 a clean end would look like the end of the file.
     with live.connect(receive_buffer=4096) as raw:
         raw.sendall(b"GET /export/users.csv HTTP/1.0\r\n\r\n")
         assert raw.recv(1000)

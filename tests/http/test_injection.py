@@ -1,7 +1,7 @@
-"""Whatever a user writes stays data: values are bound, identifiers quoted, in every place of a URL.
+"""What a user writes stays data: in every place of a URL, values are bound and identifiers are quoted.
 
-First the text of the SQL, without a database; then classic payloads over HTTP, which change nothing; then any text at
-all as a value and as a name, which comes back as itself.
+The first tests check the text of the SQL without a database. Then come classic payloads over HTTP, which must change
+nothing, and any text as a value and as a name, which must be returned unchanged.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ PAYLOADS = [
     "a\r\nSet-Cookie: x=y",
 ]
 
-# Where a payload may stand in the query string; {} is the payload as it is, {q} in double quotes.
+# Places for a payload in the query string: {} stands for the payload, {q} for the payload in double quotes.
 PLACES = [
     "select={}",
     "select={q}",
@@ -124,7 +124,7 @@ PLACES = [
     "filename={}",
 ]
 
-# Those of them that no row of `victims` matches.
+# Places in which a payload matches no row of `victims`.
 NO_ROW = ("value=eq.{}", "value=in.({q})", "or=(value.eq.{q},id.eq.0)", "and=(id.gt.0,value.in.({q},x))")
 
 # The places that PostgreSQL may refuse, and the code of the error: an integer, a regular expression, an operator that
@@ -139,10 +139,10 @@ REFUSED_BY_POSTGRESQL = {
     "value=ov.{}": "operator_not_supported",
 }
 
-# The telling ones, for where each place costs a request.
+# A selection of payloads for tests that need a request for each place.
 WORST = [payload for payload in PAYLOADS if re.search(r"; DROP|OR '1'|sleep|UNION SELECT|%\(v|^\W$|%\(n", payload)]
 
-# All that the SQL of a plan is made of, beside quoted identifiers and placeholders.
+# The tokens of the SQL of a plan.
 TOKENS = re.compile(
     r"""(?x) \s* (?:
         " (?: [^"] | "" )+ "                            # an identifier
@@ -157,12 +157,12 @@ TOKENS = re.compile(
 
 
 def quoted(text: str) -> str:
-    """In the double quotes of the grammar."""
+    """Return the text in the double quotes of the grammar."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def query_with(place: str, payload: str) -> str:
-    """The query string with the payload in its place, percent-encoded."""
+    """Return the query string with the payload in this place, percent-encoded."""
     return place.replace("{q}", quote(quoted(payload), safe="")).replace("{}", quote(payload, safe=""))
 
 
@@ -172,7 +172,7 @@ def described(columns: list[str], schema: str = "public", name: str = "victims")
 
 
 def names_in(statement: Statement) -> set[str]:
-    """The identifiers of SQL text as the driver will send it; fails where anything but the known tokens is in it."""
+    """Return the identifiers of the SQL that the driver sends. Fail if it contains anything but the known tokens."""
     sent = statement.text % {name: f"%({name})s" for name in statement.values}
     found = set()
     position = 0
@@ -187,14 +187,14 @@ def names_in(statement: Statement) -> set[str]:
 
 
 def with_other_values(item: Filter) -> Filter:
-    """The same filter with `x` for each value."""
+    """Return the same filter with `x` for each value."""
     if isinstance(item, Group):
         return replace(item, members=tuple(with_other_values(member) for member in item.members))
     return item if item.operator == "is" else replace(item, values=("x",) * len(item.values))
 
 
 def assert_nothing_but_data(plan: ExportPlan) -> None:
-    """Every value is bound, in its order and as it was written; every identifier is one that the plan names."""
+    """Check that every value is bound, unchanged and in its order, and that the plan names every identifier."""
     statement = select_statement(plan)
     conditions = [item for item in conditions_of(plan.filters) if item.operator != "is"]
     assert list(statement.values.values()) == [value for condition in conditions for value in condition.values]
@@ -202,7 +202,7 @@ def assert_nothing_but_data(plan: ExportPlan) -> None:
     if plan.format == "ndjson":
         known |= {output.name for output in plan.columns}
     assert names_in(statement) <= known
-    # The text is the same whatever the values are, also of what is tried after PostgreSQL has refused a value.
+    # The SQL does not depend on the values. Nor does the SQL of the probes that follow a refused value.
     other = replace(plan, filters=tuple(with_other_values(item) for item in plan.filters))
     assert select_statement(other).text == statement.text
     assert [probe.text for _, probe in probes(other)] == [probe.text for _, probe in probes(plan)]
@@ -214,9 +214,9 @@ def assert_nothing_but_data(plan: ExportPlan) -> None:
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_payload_is_refused_or_bound_or_quoted(payload: str, format: str) -> None:
-    """Also where a column, the relation and its schema are really called so."""
+    """Also if a column, the relation and its schema have the payload as their name."""
     relations = [described(["id", "value"]), described(["id", "value", payload], schema=payload, name=payload)]
-    understood = 0
+    accepted = 0
     for place in PLACES:
         for relation in relations:
             try:
@@ -224,9 +224,9 @@ def test_a_payload_is_refused_or_bound_or_quoted(payload: str, format: str) -> N
             except InvalidRequest:
                 continue
             assert_nothing_but_data(plan)
-            understood += 1
-    # A value may be any text: at least the operators with one value have taken it.
-    assert understood >= 2 * len(COMPARISONS)
+            accepted += 1
+    # A value may be any text, so at least the operators with one value accept it.
+    assert accepted >= 2 * len(COMPARISONS)
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -237,7 +237,7 @@ NAMES = ANY.filter(bool)
 
 @st.composite
 def plans(draw: st.DrawFn) -> ExportPlan:
-    """Any plan on any relation."""
+    """Generate any plan on any relation."""
     columns = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     relation = described(columns, schema=draw(NAMES), name=draw(NAMES))
     column = st.sampled_from(columns)
@@ -283,7 +283,7 @@ def test_every_plan_is_text_of_known_words_and_names(plan: ExportPlan) -> None:
 
 @pytest.fixture(scope="module")
 def victims(database_url: str) -> Iterator[Postgres]:
-    """A table to be spared."""
+    """The table that the payloads attack."""
     postgres = Postgres(database_url)
     postgres.run(
         "CREATE TABLE victims (id integer PRIMARY KEY, value text); "
@@ -295,7 +295,7 @@ def victims(database_url: str) -> Iterator[Postgres]:
 
 
 def state_of(postgres: Postgres) -> list[Any]:
-    """What an attack would change."""
+    """Return what an attack would change."""
     return [
         postgres.run("SELECT * FROM victims ORDER BY id"),
         postgres.run("SELECT count(*), max(id) FROM users"),
@@ -310,12 +310,12 @@ def state_of(postgres: Postgres) -> list[Any]:
 
 
 async def answer(client: TestClient[Any, Any], target: str) -> tuple[int, str]:
-    """(status, body) of this address, which is percent-encoded already."""
+    """Return status and body of this address, which is percent-encoded already."""
     started = time.monotonic()
     async with client.get(URL(target, encoded=True)) as response:
         body: bytes = await response.read()
         assert not {"Set-Cookie"} & set(response.headers)
-    assert time.monotonic() - started < 2, target  # nobody has slept
+    assert time.monotonic() - started < 2, target  # no pg_sleep has run
     return response.status, body.decode()
 
 
@@ -376,7 +376,7 @@ async def test_a_payload_as_a_value_finds_the_row_that_holds_it(
 
 
 async def test_a_session_cannot_write(client: TestClient[Any, Any], postgres: Postgres) -> None:
-    """The second line of defence: even a view that writes cannot."""
+    """The second line of defence: even a view that writes is not able to."""
     postgres.run(
         "CREATE TABLE written (id integer); CREATE OR REPLACE FUNCTION write() RETURNS integer LANGUAGE sql AS "
         "'INSERT INTO written VALUES (1) RETURNING id'; CREATE VIEW writing AS SELECT write() AS id"
@@ -394,7 +394,7 @@ async def test_a_session_cannot_write(client: TestClient[Any, Any], postgres: Po
 
 
 def like_pattern(text: str) -> str:
-    """A pattern for this very text; a star cannot be escaped, but any character is one that it may be."""
+    """Return a pattern for exactly this text. A star cannot be escaped, but `_` matches one too."""
     return re.sub(r"([\\%_])", r"\\\1", text).replace("*", "_")
 
 
@@ -405,7 +405,7 @@ async def ids_where(client: TestClient[Any, Any], condition: str) -> list[int]:
 
 
 async def assert_text_is_data(client: TestClient[Any, Any], postgres: Postgres, text: str) -> None:
-    """The row that holds the text is found by it, and no other, whichever way it is written."""
+    """Check that every way to write the text finds the row that holds it, and no other row."""
     postgres.run("CREATE TABLE IF NOT EXISTS held (id integer, value text); TRUNCATE held")
     others = [text + "x", "x" + text, text + "'", text * 2 + "\\", ""]
     rows = [text, *(other for other in others if other != text)]
@@ -438,13 +438,15 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 @example(text="\r\n\t\x01\x7f\x85\u2028")
 @example(text="🦥é\u0301\U0010ffff\ufeff")
 @example(text=" leading and trailing ")
-async def test_any_text_is_found_as_itself(client: TestClient[Any, Any], postgres: Postgres, text: str) -> None:
+async def test_any_text_finds_the_row_that_holds_it(
+    client: TestClient[Any, Any], postgres: Postgres, text: str
+) -> None:
     await assert_text_is_data(client, postgres, text)
 
 
 @pytest.fixture
 async def old_strings(postgres: Postgres, settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of a server whose role has backslashes mean something in plain string literals."""
+    """A client of a server whose role has standard_conforming_strings off: backslashes escape in plain literals."""
     password = "of a test"
     postgres.run(
         f"CREATE ROLE sluice_old_strings LOGIN PASSWORD '{password}'; GRANT pg_read_all_data TO sluice_old_strings; "
@@ -464,7 +466,7 @@ async def old_strings(postgres: Postgres, settings: Settings) -> AsyncIterator[T
 @example(text="\\'; DROP TABLE held; --")
 @example(text="\\")
 @example(text="\\\\''\\")
-async def test_any_text_is_found_where_backslashes_mean_something(
+async def test_any_text_finds_its_row_if_backslashes_are_escapes(
     old_strings: TestClient[Any, Any], postgres: Postgres, text: str
 ) -> None:
     assert await answer(old_strings, "/export/literals.csv") == (200, "conforming\noff\n")
@@ -472,7 +474,7 @@ async def test_any_text_is_found_where_backslashes_mean_something(
 
 
 @pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\\" in payload])
-async def test_a_payload_changes_nothing_where_backslashes_mean_something(
+async def test_a_payload_changes_nothing_if_backslashes_are_escapes(
     old_strings: TestClient[Any, Any], victims: Postgres, payload: str
 ) -> None:
     await assert_nothing_changes(old_strings, victims, payload)
@@ -486,12 +488,12 @@ def identifier(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """As much of the name as an identifier holds."""
+    """Return as much of the name as an identifier holds."""
     return name.encode()[:63].decode(errors="ignore")
 
 
 def objects_of(body: str) -> list[Any]:
-    """The objects of JSON lines; a line ends with LF and nothing else."""
+    """Return the objects of JSON lines. A line ends with LF."""
     *lines, after = body.split("\n")
     assert after == ""
     return [json.loads(line) for line in lines]
@@ -503,7 +505,7 @@ IDENTIFIERS = (NAMES | st.sampled_from(["order", "select", "and", "not.or", "lin
 async def assert_names_are_names(
     client: TestClient[Any, Any], postgres: Postgres, relation: str, columns: list[str], alias: str
 ) -> None:
-    """A relation of these names, whole and filtered, sorted, renamed; as CSV and as JSON lines."""
+    """Export a relation with these names as CSV and as JSON lines: all of it, filtered, sorted and renamed."""
     table, first = identifier(relation), identifier(columns[0])
     definitions = ", ".join(f"{identifier(column)} text" for column in columns)
     postgres.run(f"CREATE TABLE {table} ({definitions})")
@@ -518,7 +520,7 @@ async def assert_names_are_names(
         status, body = await answer(client, f"{rows}?{query}")
         assert status == 200, body
         assert objects_of(body) == [dict.fromkeys(columns) | {columns[0]: value} for value in ("c", "a")]
-        # The alias is a name of the file and nothing else, whatever it is.
+        # The alias is a name in the file and has no other effect.
         renamed = f"select={quote(quoted(alias), safe='')}:{name}&{query}"
         status, body = await answer(client, f"{rows}?{renamed}")
         assert (status, objects_of(body)) == (200, [{alias: "c"}, {alias: "a"}])
@@ -556,10 +558,10 @@ async def test_a_payload_is_a_name(client: TestClient[Any, Any], postgres: Postg
         "select=b:a&b=eq.1&order=a",
     ],
 )
-async def test_an_alias_never_takes_the_place_of_a_column(
+async def test_an_alias_never_replaces_a_column(
     client: TestClient[Any, Any], postgres: Postgres, query: str, format: str
 ) -> None:
-    """Filters and the order speak of the relation's columns in every format."""
+    """Filters and the order mean the columns of the relation in every format."""
     postgres.run("CREATE TABLE crossed (a integer, b integer); INSERT INTO crossed VALUES (1, 3), (2, 1), (3, 2)")
     key = re.search(r"order=(\w+)(\.desc)?", query)
     assert key is not None
@@ -577,7 +579,7 @@ async def test_an_alias_never_takes_the_place_of_a_column(
 
 
 @pytest.mark.parametrize("select", ["line", "line,id", "line:id", "id,line:note", "*"])
-async def test_a_column_may_be_called_as_the_query_calls_its_row(
+async def test_a_column_may_have_the_name_that_the_query_gives_to_its_row(
     client: TestClient[Any, Any], postgres: Postgres, select: str
 ) -> None:
     postgres.run("CREATE TABLE poem (id integer, line text, note text); INSERT INTO poem VALUES (1, 'rose', 'red')")

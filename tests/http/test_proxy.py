@@ -1,4 +1,4 @@
-"""Behind a real nginx with its defaults: a stream arrives while it is read, and a cut one is seen as cut."""
+"""Behind a real nginx with its default settings: rows arrive while the query runs, and a cut stream is seen as cut."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,10 +20,10 @@ from server.app import create_app
 from server.export.strategy import FEWEST_BLOCKS
 from server.query.plan import PREVIEW_ROWS
 from server.settings import Settings
-from tests.support.live_server import LiveServer, eventually
+from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 
-# Seconds: far more than an answer that waits for nothing takes, far less than any timeout.
+# Seconds: much longer than an answer that waits for nothing takes, and much shorter than any timeout.
 AT_ONCE = 3.0
 
 
@@ -35,7 +35,7 @@ async def serving(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
 
 
 async def answer(client: TestClient[Any, Any], path: str, status: int = 200) -> dict[str, Any]:
-    """The JSON at this path, which is percent-encoded already."""
+    """Return the JSON at this path, which is percent-encoded already."""
     async with client.get(URL(path, encoded=True)) as response:
         assert response.status == status, await response.text()
         assert response.content_type == ("application/json" if status == 200 else "application/problem+json")
@@ -45,14 +45,14 @@ async def answer(client: TestClient[Any, Any], path: str, status: int = 200) -> 
 
 
 async def listed(client: TestClient[Any, Any]) -> dict[str, dict[str, Any]]:
-    """All relations by name."""
+    """Return all relations by name."""
     document = await answer(client, "/relations")
     assert document.keys() == {"relations"}
     return {relation["name"]: relation for relation in document["relations"]}
 
 
 def path_of(name: str, *, schema: str | None = None) -> str:
-    """The path of a relation's description, its name in double quotes whatever it is."""
+    """Return the path of a relation's description, with the name in double quotes."""
     parts = [part.replace("\\", "\\\\").replace('"', '\\"') for part in ([schema, name] if schema else [name])]
     return "/relations/" + quote(".".join(f'"{part}"' for part in parts), safe="")
 
@@ -62,7 +62,7 @@ def identifier(name: str) -> str:
 
 
 def as_text(postgres: Postgres, query: str) -> list[list[str | None]]:
-    """The rows with every value as PostgreSQL writes it."""
+    """Return the rows with every value as PostgreSQL writes it."""
     with postgres.connection.cursor() as cursor:
         cursor.execute(f"SELECT * FROM ({query}) AS nothing LIMIT 0")
         assert cursor.description is not None
@@ -72,7 +72,7 @@ def as_text(postgres: Postgres, query: str) -> list[list[str | None]]:
         return [list(row) for row in cursor.fetchall()]
 
 
-# --- The list, and one of it. ---
+# --- The list, and one relation. ---
 
 
 async def test_a_relation_is_described(client: TestClient[Any, Any], postgres: Postgres) -> None:
@@ -100,7 +100,7 @@ async def test_a_relation_is_described(client: TestClient[Any, Any], postgres: P
     }
 
 
-async def test_the_list_has_what_each_description_has(client: TestClient[Any, Any]) -> None:
+async def test_the_list_consists_of_the_descriptions(client: TestClient[Any, Any]) -> None:
     relations_listed = await listed(client)
     assert {"users", "orders", "orders_2024_01", "revenue_by_country"} <= relations_listed.keys()
     for name in ("users", "orders", "orders_2025_12", "revenue_by_country"):
@@ -108,7 +108,7 @@ async def test_the_list_has_what_each_description_has(client: TestClient[Any, An
         assert await answer(client, f"/relations/public.{name}") == relations_listed[name]
 
 
-async def test_partitions_stand_last_and_count_in_their_parent(client: TestClient[Any, Any]) -> None:
+async def test_partitions_come_last_and_are_counted_in_their_parent(client: TestClient[Any, Any]) -> None:
     every = list((await listed(client)).values())
     partitions = [relation for relation in every if relation["isPartition"]]
     assert [relation["name"] for relation in every[-24:]] == [relation["name"] for relation in partitions]
@@ -128,7 +128,7 @@ async def test_partitions_stand_last_and_count_in_their_parent(client: TestClien
         ("CREATE MATERIALIZED VIEW {0} AS SELECT 1 AS a", "materialized view"),
     ],
 )
-async def test_every_kind_has_its_word(
+async def test_every_kind_has_its_name(
     client: TestClient[Any, Any], postgres: Postgres, statement: str, kind: str
 ) -> None:
     postgres.run(statement.format("of_a_kind"))
@@ -137,11 +137,11 @@ async def test_every_kind_has_its_word(
     assert described["columns"] == [{"name": "a", "type": "integer", "nullable": True, "indexed": False}]
 
 
-async def test_what_is_not_known_is_null(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_unknown_estimates_are_null(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE VIEW unknown AS SELECT 1 AS a")
     described = await answer(client, "/relations/unknown")
     assert (described["estimatedRows"], described["bytes"]) == (None, None)
-    # Never analysed: PostgreSQL itself does not know.
+    # The table was never analysed, so PostgreSQL has no estimate.
     postgres.run("CREATE TABLE never (a int); INSERT INTO never VALUES (1)")
     assert (await answer(client, "/relations/never"))["estimatedRows"] is None
     postgres.run("VACUUM ANALYZE never")
@@ -149,7 +149,7 @@ async def test_what_is_not_known_is_null(client: TestClient[Any, Any], postgres:
     assert (described["estimatedRows"], described["bytes"]) == (1, 8192)
 
 
-async def test_values_out_of_line_count(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_toasted_values_are_counted(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE TABLE large (a text); ALTER TABLE large ALTER a SET STORAGE EXTERNAL")
     postgres.run("INSERT INTO large VALUES (repeat('x', 1000000)); VACUUM".partition(";")[0])
     postgres.run("VACUUM ANALYZE large")
@@ -180,7 +180,7 @@ async def test_types_are_named_as_postgresql_names_them(client: TestClient[Any, 
 
 @pytest.fixture
 def described_types(postgres: Postgres) -> Iterator[None]:
-    """A schema with types of a user's own."""
+    """A schema with user-defined types."""
     postgres.run(
         "DROP SCHEMA IF EXISTS described CASCADE; CREATE SCHEMA described;"
         "CREATE TYPE described.mood AS ENUM ('sad'); CREATE DOMAIN described.\"odd type\" AS text;"
@@ -206,13 +206,13 @@ async def test_nullable_and_indexed(client: TestClient[Any, Any], postgres: Post
         """
     )
     columns = (await answer(client, "/relations/indexed"))["columns"]
-    # Only what leads an index: the second column of one serves no filter on it alone, and an expression no column.
+    # Only the first column of an index: the others do not serve a filter of their own, and an expression is no column.
     leading = {"key", "both_a", "partial", "hashed", "gin", "uniq"}
     assert {column["name"] for column in columns if column["indexed"]} == leading
     assert {column["name"] for column in columns if not column["nullable"]} == {"key", "part", "both_a"}
 
 
-async def test_dropped_columns_are_gone(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_dropped_columns_are_not_listed(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE TABLE shrunk (a int, b int, c int); ALTER TABLE shrunk DROP b")
     assert [column["name"] for column in (await answer(client, "/relations/shrunk"))["columns"]] == ["a", "c"]
     postgres.run("ALTER TABLE shrunk DROP a, DROP c")
@@ -249,7 +249,7 @@ async def test_odd_names_are_listed_described_previewed_and_exported(
         assert await response.read() == postgres.copy(f"SELECT * FROM {identifier(name)}")
 
 
-async def test_a_relation_called_like_a_preview_is_told_from_one(
+async def test_a_relation_whose_name_ends_like_a_preview_is_found(
     client: TestClient[Any, Any], postgres: Postgres
 ) -> None:
     postgres.run('CREATE TABLE x AS SELECT 1 AS of_x; CREATE TABLE "x/preview" AS SELECT 2 AS of_the_other')
@@ -258,7 +258,7 @@ async def test_a_relation_called_like_a_preview_is_told_from_one(
     assert (await answer(client, "/relations/x%2fpreview"))["name"] == "x/preview"
     assert (await answer(client, "/relations/x/preview"))["rows"] == [["1"]]
     assert (await answer(client, "/relations/x%2Fpreview/preview"))["rows"] == [["2"]]
-    # Without x there is no preview of it, whatever else there is.
+    # Without a relation x there is no preview of x.
     postgres.run("DROP TABLE x")
     await answer(client, "/relations/x/preview", 404)
 
@@ -321,7 +321,7 @@ async def test_a_role_without_privileges_sees_nothing(settings: Settings, postgr
                 problem = await answer(client, path, 404)
                 assert problem["code"] == "relation_not_found"
                 assert problem == {**(await answer(client, path, 404)), "requestId": problem["requestId"]}
-                # Neither told apart from what is not there, nor suggested.
+                # The answer is that of a missing relation, and the name is not suggested.
                 assert "users" not in problem.get("hint", "")
 
 
@@ -340,7 +340,7 @@ async def test_a_role_sees_only_the_columns_it_may_read(settings: Settings, post
                 assert problem["code"] == "columns_not_readable"
 
 
-async def test_a_schema_that_may_not_be_used_is_not_there(settings: Settings, postgres: Postgres) -> None:
+async def test_the_relations_of_a_schema_without_usage_are_not_found(settings: Settings, postgres: Postgres) -> None:
     postgres.run("DROP SCHEMA IF EXISTS closed CASCADE; CREATE SCHEMA closed; CREATE TABLE closed.t AS SELECT 1 AS a")
     try:
         with role(postgres, settings, "GRANT SELECT ON closed.t TO sluice_narrow") as narrow:
@@ -376,7 +376,7 @@ async def test_a_schema_that_may_not_be_used_is_not_there(settings: Settings, po
         ),
         ("name=like.*%22*&order=id", "SELECT * FROM users WHERE name LIKE '%\"%' ORDER BY id LIMIT 20"),
         ("id=lt.0", "SELECT * FROM users WHERE id < 0"),
-        # How a file is written changes nothing about a preview, which takes the same query string.
+        # A preview takes the options of a file too. They do not change it.
         ("quote=all&null=x&excel=true&delimiter=;&filename=x&limit=3", "SELECT * FROM users LIMIT 3"),
     ],
 )
@@ -393,7 +393,7 @@ async def test_a_preview_has_the_first_rows_of_the_export(
         assert preview["columns"] == expected
 
 
-async def test_a_preview_names_columns_as_they_were_asked_for(client: TestClient[Any, Any]) -> None:
+async def test_a_preview_uses_the_aliases_of_the_request(client: TestClient[Any, Any]) -> None:
     preview = await answer(client, "/relations/users/preview?select=id,full%20name:name,id&limit=0")
     assert preview == {
         "columns": [
@@ -444,7 +444,7 @@ async def test_a_preview_without_rows_and_without_columns(client: TestClient[Any
     assert await answer(client, "/relations/neither/preview") == {"columns": [], "rows": []}
 
 
-async def test_a_preview_is_written_in_the_zone_asked_for(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_a_preview_uses_the_time_zone_of_the_request(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE TABLE moments AS SELECT timestamptz '2024-02-29 12:00+00' AS at, timestamp '2024-02-29' AS ts")
     for zone, written in (("UTC", "2024-02-29 12:00:00+00"), ("Asia%2FKathmandu", "2024-02-29 17:45:00+05:45")):
         preview = await answer(client, f"/relations/moments/preview?timezone={zone}")
@@ -452,10 +452,10 @@ async def test_a_preview_is_written_in_the_zone_asked_for(client: TestClient[Any
 
 
 @pytest.mark.parametrize("odd_name", [False, True], ids=["in values", "in names"])
-async def test_bytes_that_are_not_utf8_are_no_fault_of_ours(
+async def test_bytes_that_are_not_utf8_are_an_error_of_the_database(
     settings: Settings, postgres: Postgres, odd_name: bool
 ) -> None:
-    """A database in SQL_ASCII keeps whatever bytes it was given, in values and in names."""
+    """A database in SQL_ASCII keeps any bytes, in values and in names."""
     postgres.run("DROP DATABASE IF EXISTS sluice_ascii")
     postgres.run("CREATE DATABASE sluice_ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
     try:
@@ -484,15 +484,15 @@ async def test_bytes_that_are_not_utf8_are_no_fault_of_ours(
 SLOW = "CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n"
 
 
-async def test_a_slow_preview_ends_by_itself(postgres: Postgres, client: TestClient[Any, Any]) -> None:
+async def test_a_slow_preview_times_out(postgres: Postgres, client: TestClient[Any, Any]) -> None:
     postgres.run(SLOW)
     started = time.monotonic()
     problem = await answer(client, "/relations/slow/preview", 504)
     assert 4 < time.monotonic() - started < 6.5
     assert problem["code"] == "query_timeout"
-    # The limit is the preview's own: a longer STATEMENT_TIMEOUT would change nothing.
+    # The limit is that of previews: a longer STATEMENT_TIMEOUT would not change it.
     assert "STATEMENT_TIMEOUT" not in problem.get("hint", "")
-    # The query is cancelled after the answer, which need not wait for that.
+    # The query is cancelled after the answer has been sent.
     for _ in range(100):
         if not any(state == "active" for state, _ in postgres.statements()):
             break
@@ -504,7 +504,7 @@ async def test_a_slow_preview_ends_by_itself(postgres: Postgres, client: TestCli
 async def test_the_limit_is_for_the_whole_preview(
     postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not for each statement anew: here the first waits for a lock nearly as long, and the next one is slow."""
+    """The limit is not for each statement: here the first waits for a lock nearly as long, and the next one is slow."""
     monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 1.0)
     postgres.run("CREATE TABLE awaited (a int); INSERT INTO awaited VALUES (1)")
     postgres.run("CREATE VIEW late AS SELECT a, pg_sleep(60)::text AS s FROM awaited")
@@ -522,7 +522,7 @@ async def test_the_limit_is_for_the_whole_preview(
         holder.close()
 
 
-async def test_an_operators_shorter_limit_holds_for_previews_too(settings: Settings, postgres: Postgres) -> None:
+async def test_a_shorter_statement_timeout_applies_to_previews_too(settings: Settings, postgres: Postgres) -> None:
     postgres.run(SLOW)
     async with serving(replace(settings, statement_timeout=0.5)) as client:
         started = time.monotonic()
@@ -533,16 +533,13 @@ async def test_an_operators_shorter_limit_holds_for_previews_too(settings: Setti
 def test_a_client_that_leaves_a_preview_stops_its_query(live: LiveServer, postgres: Postgres) -> None:
     postgres.run(SLOW)
     connection = live.request("/relations/slow/preview")
-    wait_until(lambda: any(state == "active" for state, _ in postgres.statements()))
+    wait_until("the query runs", lambda: any(state == "active" for state, _ in postgres.statements()))
     connection.close()
-    wait_until(lambda: not any(state == "active" for state, _ in postgres.statements()))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + AT_ONCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+    wait_until(
+        "the query has ended",
+        lambda: not any(state == "active" for state, _ in postgres.statements()),
+        seconds=AT_ONCE,
+    )
 
 
 LOCKS = {
@@ -557,7 +554,7 @@ LOCKS = {
 
 @contextmanager
 def busy(postgres: Postgres, statement: str) -> Iterator[None]:
-    """The table `busy`, with values out of line, under the lock of this statement in somebody's open transaction."""
+    """The table `busy`, with TOASTed values. An open transaction holds the lock of this statement on it."""
     postgres.run("CREATE TABLE busy (id int, note text); ALTER TABLE busy ALTER note SET STORAGE EXTERNAL")
     postgres.run("INSERT INTO busy VALUES (1, repeat('x', 20000))")
     holder = postgres.connect()
@@ -570,7 +567,7 @@ def busy(postgres: Postgres, statement: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-async def test_the_list_waits_for_nobodys_lock(postgres: Postgres, client: TestClient[Any, Any], lock: str) -> None:
+async def test_the_list_does_not_wait_for_locks(postgres: Postgres, client: TestClient[Any, Any], lock: str) -> None:
     with busy(postgres, LOCKS[lock]):
         async with asyncio.timeout(AT_ONCE):
             described = (await listed(client))["busy"]
@@ -578,11 +575,11 @@ async def test_the_list_waits_for_nobodys_lock(postgres: Postgres, client: TestC
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-async def test_descriptions_wait_for_nobodys_lock_and_keep_nobody_waiting(
+async def test_descriptions_do_not_wait_for_locks_and_delay_no_other_request(
     postgres: Postgres, client: TestClient[Any, Any], lock: str
 ) -> None:
     with busy(postgres, LOCKS[lock]):
-        # More than the connections that are kept for the catalogue, health and cancelling.
+        # More requests than there are control connections.
         asking = [asyncio.create_task(answer(client, "/relations/busy")) for _ in range(3)]
         ready = asyncio.create_task(answer(client, "/health/ready"))
         _, waiting = await asyncio.wait([*asking, ready], timeout=AT_ONCE)
@@ -594,7 +591,7 @@ async def test_descriptions_wait_for_nobodys_lock_and_keep_nobody_waiting(
     assert [one["name"] for one in described[:3] if isinstance(one, dict)] == ["busy"] * 3
 
 
-async def test_a_preview_of_a_locked_table_ends_by_itself(
+async def test_a_preview_of_a_locked_table_times_out(
     postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 0.5)
@@ -626,7 +623,7 @@ async def test_a_preview_of_a_locked_table_ends_by_itself(
         ("/relations/users/preview?id=same.1", 400, "unknown_operator", '"id"'),
         ("/relations/users/preview?timezone=Mars", 400, "unknown_timezone", '"Mars"'),
         ("/relations/users/preview?delimiter=x", 400, "invalid_option", '"delimiter"'),
-        # What only PostgreSQL can tell, by the column and its type.
+        # Errors that only PostgreSQL can find, with the column and its type.
         ("/relations/users/preview?id=eq.abc", 400, "invalid_value", '"id" (bigint)'),
         ("/relations/users/preview?signup_date=gt.2024-13-01", 400, "invalid_value", '"signup_date" (timestamp'),
         ("/relations/users/preview?name=eq.x&id=in.(1,%22%22)", 400, "invalid_value", '"id" (bigint)'),
@@ -650,7 +647,7 @@ async def test_a_preview_of_a_locked_table_ends_by_itself(
         ("/relations/%00/preview", 400, "invalid_encoding", ""),
     ],
 )
-async def test_a_request_that_is_not_understood_says_what_is_wrong(
+async def test_the_answer_to_an_invalid_request_says_what_is_wrong(
     client: TestClient[Any, Any], path: str, status: int, code: str, named: str
 ) -> None:
     problem = await answer(client, path, status)
@@ -660,7 +657,7 @@ async def test_a_request_that_is_not_understood_says_what_is_wrong(
 
 
 @pytest.mark.parametrize("path", ["/relations", "/relations/users", "/relations/users/preview"])
-async def test_only_reading_is_possible(client: TestClient[Any, Any], path: str) -> None:
+async def test_only_get_and_head_are_allowed(client: TestClient[Any, Any], path: str) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         async with client.request(method, path) as response:
             assert response.status == 405
@@ -675,7 +672,7 @@ async def test_only_reading_is_possible(client: TestClient[Any, Any], path: str)
 
 @contextmanager
 def large_table(postgres: Postgres) -> Iterator[None]:
-    """The table `large`, just large enough to be read by several, a row a block."""
+    """The table `large`, with one row in each block and just enough blocks for several readers."""
     postgres.run(
         "CREATE TABLE large (id int PRIMARY KEY, filler text); ALTER TABLE large ALTER filler SET STORAGE PLAIN"
     )
@@ -714,7 +711,7 @@ async def test_an_explanation_says_how_the_export_would_be_read(
             assert document["estimatedRows"] >= 0
             if not query:
                 assert document["estimatedRows"] == FEWEST_BLOCKS
-            # Wherever it stands in the query string.
+            # In every place of the query string.
             assert await answer(client, f"/relations/large?{query}{'&' if query else ''}explain") == document
 
 
@@ -743,11 +740,11 @@ async def test_an_explanation_takes_the_query_string_of_an_export(
     assert problem["code"] == code
 
 
-async def test_there_is_no_explanation_of_what_is_not_there(client: TestClient[Any, Any]) -> None:
+async def test_the_explanation_of_a_missing_relation_is_not_found(client: TestClient[Any, Any]) -> None:
     assert (await answer(client, "/relations/nothing?explain", 404))["code"] == "relation_not_found"
 
 
-async def test_an_explanation_needs_no_place_among_the_exports(settings: Settings, postgres: Postgres) -> None:
+async def test_an_explanation_needs_no_export_slot(settings: Settings, postgres: Postgres) -> None:
     postgres.run("CREATE VIEW slow AS SELECT pg_sleep(3600)::text AS x")
     async with serving(replace(settings, max_concurrent_exports=1)) as client:
         export = asyncio.create_task(client.get("/export/slow.csv"))

@@ -1,4 +1,4 @@
-"""The file of a saved export over HTTP: whole, in parts, resumed, and cut so that nobody takes a part for the whole."""
+"""The file of a saved export over HTTP: complete, in parts, resumed, and cut so that no part looks complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.saved_exports import Gate, download, save, saved, status, wai
 
 @dataclass(frozen=True)
 class Saved:
-    """A server with a completed export of the users. data: its file; document: its status."""
+    """A server with a completed export of `users`. data: the file. document: the status."""
 
     server: LiveServer
     storage: Path
@@ -65,7 +65,7 @@ def users(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Saved(server, storage, document, (storage / document["exportId"] / "data.csv").read_bytes())
 
 
-def test_the_whole_file_with_all_that_is_known_of_it(users: Saved) -> None:
+def test_the_whole_file_has_all_its_headers(users: Saved) -> None:
     answer = download(users.server, users.id)
     assert (answer.status, answer.ending) == (200, "length")
     assert answer.body == users.data
@@ -117,7 +117,7 @@ def test_a_range_of_the_file(users: Saved, header: str) -> None:
     if code == 206:
         first, last = answer.headers["content-range"].removeprefix("bytes ").partition("/")[0].split("-")
         assert users.data[int(first) : int(last) + 1] == answer.body
-    # Of the whole file, also where a part is sent.
+    # Of the whole file, also if a part is sent.
     assert hashlib.sha256(users.data).digest() == base64.b64decode(
         answer.headers["repr-digest"].removeprefix("sha-256=:").removesuffix(":")
     )
@@ -129,7 +129,7 @@ def reference(users: Saved) -> Iterator[str]:
     folder = users.storage.parent / "nginx"
     folder.mkdir()
     shutil.copy(users.storage / users.id / "data.csv", folder / "data.csv")
-    for path in (*folder.parents[:3], folder):  # its worker runs as another user
+    for path in (*folder.parents[:3], folder):  # the worker of nginx runs as another user
         path.chmod(path.stat().st_mode | 0o055)
     (folder / "data.csv").chmod(0o644)
     with running_nginx(f"root {folder};") as address:
@@ -137,7 +137,7 @@ def reference(users: Saved) -> Iterator[str]:
 
 
 def curl(url: str, *options: str) -> tuple[int, str, bytes]:
-    """(status, Content-Range, body) as curl has them."""
+    """Return status, Content-Range and body as curl receives them."""
     done = subprocess.run(
         ["curl", "-sS", "--noproxy", "*", "-D", "-", "-o", "-", *options, url], capture_output=True, timeout=60
     )
@@ -148,7 +148,7 @@ def curl(url: str, *options: str) -> tuple[int, str, bytes]:
     return int(lines[0].split()[1]), fields.get("content-range", ""), body
 
 
-# Where nginx does otherwise: it answers several ranges with multipart/byteranges, and what is no range with 416.
+# Left out is what nginx does differently: multipart/byteranges for several ranges, and 416 for an invalid range.
 @pytest.mark.parametrize(
     "header",
     [
@@ -169,7 +169,7 @@ def test_if_range_gives_the_rest_or_the_whole_of_another_file(users: Saved, stal
     assert (answer.status, answer.body) == ((200, users.data) if stale else (206, users.data[1000:]))
 
 
-def test_what_the_client_has_already_is_not_sent(users: Saved) -> None:
+def test_a_file_that_the_client_has_is_not_sent_again(users: Saved) -> None:
     answer = download(users.server, users.id, {"If-None-Match": users.etag})
     assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", users.etag)
     refused = download(users.server, users.id, {"If-Match": '"other"'})
@@ -188,24 +188,24 @@ def test_several_requests_on_one_connection(users: Saved) -> None:
         assert client.nothing_more()
 
 
-def test_http_1_0_gets_the_length_too(users: Saved) -> None:
+def test_http_1_0_gets_a_content_length(users: Saved) -> None:
     answer = ask(users.server, f"/exports/{users.id}/download", http="1.0")
     assert (answer.status, answer.body, answer.ending) == (200, users.data, "length")
 
 
 @pytest.mark.parametrize("have", [0, 1, 100_000, -1, None])
-def test_curl_goes_on_where_it_was_cut(users: Saved, tmp_path: Path, have: int | None) -> None:
+def test_curl_resumes_where_it_was_cut(users: Saved, tmp_path: Path, have: int | None) -> None:
     file = tmp_path / "users.csv"
     file.write_bytes(users.data[:have])
     done = subprocess.run(
         ["curl", "-sS", "--noproxy", "*", "-C", "-", "-o", str(file), users.url], capture_output=True, timeout=60
     )
-    # With all of it there, some versions of curl take the 416 for an error.
+    # If the file is complete already, some versions of curl treat the 416 as an error.
     assert done.returncode == 0 or (have is None and done.returncode in (22, 33)), done
     assert hashlib.sha256(file.read_bytes()).hexdigest() == users.document["sha256"]
 
 
-def test_pausing_again_and_again_gets_the_same_file(users: Saved, tmp_path: Path) -> None:
+def test_a_hundred_resumed_parts_are_the_same_file(users: Saved, tmp_path: Path) -> None:
     file = tmp_path / "users.csv"
     for _ in range(100):
         have = file.stat().st_size if file.exists() else 0
@@ -221,7 +221,7 @@ def test_pausing_again_and_again_gets_the_same_file(users: Saved, tmp_path: Path
     assert file.read_bytes() == users.data
 
 
-def test_an_unfinished_export_says_when_to_come_again(users: Saved, postgres: Postgres) -> None:
+def test_the_download_of_an_unfinished_export_says_when_to_retry(users: Saved, postgres: Postgres) -> None:
     gate = Gate(postgres)
     try:
         id = save(users.server, "gated.csv")
@@ -236,14 +236,14 @@ def test_an_unfinished_export_says_when_to_come_again(users: Saved, postgres: Po
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "link", "folder"])
-def test_a_file_that_is_not_what_was_saved_is_not_sent(users: Saved, tmp_path: Path, damage: str) -> None:
+def test_a_file_that_was_changed_is_not_sent(users: Saved, tmp_path: Path, damage: str) -> None:
     document = saved(users.server, "users.csv?limit=10")
     path = users.storage / document["exportId"] / "data.csv"
     data = path.read_bytes()
     path.unlink()
     if damage in ("shorter", "longer"):
         path.write_bytes(data[:-1] if damage == "shorter" else data + b"\n")
-    elif damage == "link":  # of the right size, even
+    elif damage == "link":  # to a file of the right size
         (tmp_path / "secret").write_bytes(data)
         path.symlink_to(tmp_path / "secret")
     elif damage == "folder":
@@ -254,7 +254,7 @@ def test_a_file_that_is_not_what_was_saved_is_not_sent(users: Saved, tmp_path: P
     assert status(users.server, document["exportId"]) == document
 
 
-def test_a_request_that_somebody_has_edited_is_not_the_clients_fault(users: Saved) -> None:
+def test_an_invalid_request_in_a_manifest_is_an_error_of_the_server(users: Saved) -> None:
     document = saved(users.server, "users.csv?limit=10")
     path = users.storage / document["exportId"] / "manifest.json"
     path.write_text(path.read_text().replace("limit=10", "limit=ten"))
@@ -328,14 +328,14 @@ async def test_bytes_that_the_socket_takes_are_counted_also_while_the_client_lea
 
 @pytest.fixture
 def large(start_live: Callable[..., LiveServer], postgres: Postgres, tmp_path: Path) -> tuple[LiveServer, str, int]:
-    """A server, the id of an export larger than the sockets hold, and its bytes."""
+    """Return a server, the id of an export that is larger than what the sockets hold, and its size in bytes."""
     postgres.run("CREATE VIEW large AS SELECT generate_series(1, 30000) AS n, repeat('x', 1000) AS filler")
     server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), SHUTDOWN_TIMEOUT="60")
     document = saved(server, "large.csv")
     return server, document["exportId"], document["bytes"]
 
 
-def test_a_reader_that_stalls_is_cut_and_sees_it(
+def test_a_client_that_stalls_is_reset(
     large: tuple[LiveServer, str, int], start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
     patient, id, size = large
@@ -350,7 +350,7 @@ def test_a_reader_that_stalls_is_cut_and_sees_it(
     assert len(download(patient, id).body) == size
 
 
-def test_a_reader_that_leaves_is_noticed(large: tuple[LiveServer, str, int]) -> None:
+def test_a_client_that_leaves_is_logged(large: tuple[LiveServer, str, int]) -> None:
     server, id, size = large
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send(f"/exports/{id}/download")
@@ -359,7 +359,7 @@ def test_a_reader_that_leaves_is_noticed(large: tuple[LiveServer, str, int]) -> 
     assert len(download(server, id).body) == size
 
 
-def test_a_stopping_server_lets_a_download_end(large: tuple[LiveServer, str, int]) -> None:
+def test_a_stopping_server_waits_for_a_download(large: tuple[LiveServer, str, int]) -> None:
     server, id, size = large
     with Client(server.connect(receive_buffer=65536)) as client:
         client.send(f"/exports/{id}/download")
@@ -382,7 +382,7 @@ def test_a_server_that_stops_at_once_resets_a_download(large: tuple[LiveServer, 
     server.wait_for_log("saved export sent.*outcome=shutdown")
 
 
-def test_a_file_cut_short_under_a_download_cuts_it(large: tuple[LiveServer, str, int], tmp_path: Path) -> None:
+def test_a_file_that_becomes_shorter_resets_its_download(large: tuple[LiveServer, str, int], tmp_path: Path) -> None:
     server, id, size = large
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send(f"/exports/{id}/download")
@@ -394,7 +394,7 @@ def test_a_file_cut_short_under_a_download_cuts_it(large: tuple[LiveServer, str,
     server.wait_for_log("shorter than it was")
 
 
-def test_a_removed_file_is_sent_to_its_end_where_it_has_begun(large: tuple[LiveServer, str, int]) -> None:
+def test_a_running_download_continues_after_its_file_is_removed(large: tuple[LiveServer, str, int]) -> None:
     server, id, size = large
     with Client(server.connect(receive_buffer=65536)) as client:
         client.send(f"/exports/{id}/download")

@@ -8,7 +8,7 @@ SIZE = 1000
 WHOLE = Selection(200, 0, SIZE)
 REFUSED = Selection(416)
 
-# Range, and the answer for 1000 bytes (RFC 9110, 14.1.2 and 14.2; its own examples are of 10000 bytes).
+# Range headers with their selections. The examples in RFC 9110 are for 10000 bytes.
 RANGES = [
     ("bytes=0-0", Selection(206, 0, 1)),
     ("bytes=0-499", Selection(206, 0, 500)),
@@ -30,11 +30,11 @@ RANGES = [
     ("bytes=1000-2000", REFUSED),
     ("bytes=" + "9" * 4500 + "-", REFUSED),
     ("bytes=-0", REFUSED),
-    # Several: the whole file, as a server that does not combine them may.
+    # Several ranges: the whole file, as RFC 9110, 14.2 allows.
     ("bytes=0-0,-1", WHOLE),
     ("bytes=0-0, 2000-", WHOLE),
     ("bytes=500-600,601-999", WHOLE),
-    # No ranges: ignored (RFC 9110, 14.2).
+    # Not valid, or another unit: ignored (RFC 9110, 14.2).
     ("bytes=5-4", WHOLE),
     ("bytes=-", WHOLE),
     ("bytes=", WHOLE),

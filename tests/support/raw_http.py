@@ -1,6 +1,6 @@
-"""HTTP by hand over a raw socket: what a client truly receives, with the framing and the way it ended.
+"""HTTP over a raw socket: the bytes that a client receives, their framing, and how they end.
 
-Client libraries hide what these tests are about: chunk boundaries, a missing terminating chunk, a reset.
+Client libraries hide chunk boundaries, a missing terminating chunk and a reset.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from tests.support.live_server import LiveServer
 
-# What ended a body. terminator: the last chunk; length: Content-Length bytes; none: it has no body;
-# closed: an orderly end of the connection; reset: ECONNRESET.
+# How a body ended. terminator: with the last chunk. length: after Content-Length bytes. none: there is no body. closed:
+# with a clean end of the connection. reset: with ECONNRESET.
 Ending = Literal["terminator", "length", "none", "closed", "reset"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. head: as received; headers: by name in lower case; body: decoded, as far as it came."""
+    """One response. head: as received. headers: by name in lower case. body: decoded, as far as it was received."""
 
     status: int
     head: bytes = field(repr=False)
@@ -30,7 +30,7 @@ class Answer:
     ending: Ending
 
     def problem(self) -> dict[str, Any]:
-        """The problem document (RFC 9457) that every error must carry."""
+        """Return the problem document (RFC 9457) that every error must have."""
         assert self.headers["content-type"].partition(";")[0] == "application/problem+json", self
         document: dict[str, Any] = json.loads(self.body)
         assert {"type", "title", "status", "detail", "code", "requestId"} <= set(document)
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Client:
-    """One connection to a server, on which several requests may follow each other."""
+    """One connection to a server, for one request or for several in sequence."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
@@ -58,7 +58,7 @@ class Client:
     def send(
         self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a request, the path and the headers just as they are."""
+        """Send a request. The path and the headers are not changed."""
         lines = [f"{method} {path} HTTP/{http}"]
         lines += [f"{name}: {value}" for name, value in {"Host": "sluice.test", **(headers or {})}.items()]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
@@ -66,27 +66,27 @@ class Client:
     def ask(
         self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Send a request and read its whole answer."""
+        """Send a request and return its response."""
         self.send(path, method=method, http=http, headers=headers)
         return self.read(method=method)
 
     def read(self, *, method: str = "GET") -> Answer:
-        """The next answer, whole or as far as it comes. Raises ConnectionError if not even its head does."""
+        """Return the next response, complete or as far as it is received. Raise ConnectionError if its head is not."""
         while (end := self._received.find(b"\r\n\r\n")) < 0:
             if not self.receive():
-                raise ConnectionError(f"no answer but {bytes(self._received)!r}")
+                raise ConnectionError(f"no response but {bytes(self._received)!r}")
         head = self._take(end + 4)
         status_line, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         headers: dict[str, str] = {}
         for name, _, value in (line.partition(":") for line in lines):
-            assert name.lower() not in headers, f"{name} is there twice"
+            assert name.lower() not in headers, f"the header {name} is repeated"
             headers[name.lower()] = value.strip()
         status = int(status_line.split(" ")[1])
         body, ending = self._body(headers, empty=method == "HEAD" or status in (204, 304))
         return Answer(status, head, headers, body, ending)
 
     def receive(self) -> bool:
-        """Take what the connection has next; whether there was anything."""
+        """Receive the next bytes. Return whether there were any."""
         try:
             data = self.socket.recv(1 << 18)
         except ConnectionResetError:
@@ -96,7 +96,7 @@ class Client:
         return bool(data)
 
     def nothing_more(self) -> bool:
-        """Whether nothing has come that no answer has used up."""
+        """Return whether all bytes that were received belong to the responses read so far."""
         return not self._received
 
     def _body(self, headers: Mapping[str, str], *, empty: bool) -> tuple[bytes, Ending]:
@@ -113,7 +113,7 @@ class Client:
         return self._take(len(self._received)), self._end()
 
     def _chunks(self) -> tuple[bytes, Ending]:
-        """The chunked coding (RFC 9112, 7.1) without extensions and trailers."""
+        """Read a chunked body (RFC 9112, 7.1) without extensions and trailers."""
         body = bytearray()
         while True:
             while (end := self._received.find(b"\r\n")) < 0:
@@ -148,6 +148,6 @@ def ask(
     http: str = "1.1",
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """One request on a connection of its own."""
+    """Send a request on a connection of its own and return the response."""
     with Client(server.connect()) as client:
         return client.ask(path, method=method, http=http, headers=headers)
