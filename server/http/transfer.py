@@ -51,7 +51,7 @@ class Transfer:
 
     @property
     def seconds(self) -> float:
-        """How long the download has taken so far."""
+        """The duration of the download so far."""
         return round(time.monotonic() - self._started, 3)
 
     def stall_limit(self) -> asyncio.Timeout:
