@@ -1,7 +1,7 @@
-"""The composition root: which objects there are, who shares them, which routes are served.
+"""The composition root: creates the objects that requests share and adds the routes.
 
-Start here to find your way: an export's whole path is `routes/export.py`. Nothing imports this module but
-`serve.py` and the tests.
+Start here: the whole path of an export is `http/routes/export.py`. Nothing imports this module but `__main__.py` and
+the tests.
 """
 
 from __future__ import annotations
@@ -34,13 +34,19 @@ from server.saved.runner import Runner
 from server.settings import Settings
 from server.threads import Threads
 
-# Longest request line, in bytes: long enough for a list of thousands of values.
+# Seconds that Ctrl-C gives saved exports to be returned to the queue. What is not returned in time, the next start
+# recovers as after a crash.
+IMMEDIATE_STOP = 5.0
+# Longest request line in bytes: long enough for a list of thousands of values.
 MAX_REQUEST_LINE = 128 << 10
 
 
 def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Application:
-    """The application; it opens its connections when it starts, after the fork."""
-    timezones()  # from the disk, before requests come
+    """Return the application. It opens its connections when it starts, after the fork.
+
+    shutdown: tells, when the process stops, whether to stop at once.
+    """
+    timezones()  # reads them from the disk, before there are requests
     app = web.Application(middlewares=[problem_middleware, origin_middleware])
     app[SETTINGS] = settings
     app[THREADS] = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
@@ -57,22 +63,26 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_threads, _database, _exports])
 
-    async def drain(app: web.Application) -> None:
-        await app[RUNNER].stop()  # at once: the next start goes on with them, so nobody needs to wait
-        await app[DOWNLOADS].drain(0 if shutdown and shutdown.immediate else settings.shutdown_timeout)
+    async def stop(app: web.Application) -> None:
+        immediate = shutdown is not None and shutdown.immediate
+        # Both at once: a slow disk must not take the time that downloads have.
+        await asyncio.gather(
+            app[RUNNER].stop(IMMEDIATE_STOP if immediate else settings.shutdown_timeout),
+            app[DOWNLOADS].drain(0 if immediate else settings.shutdown_timeout),
+        )
 
-    app.on_shutdown.append(drain)
+    app.on_shutdown.append(stop)
     return app
 
 
 def create_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
-    """A runner that cancels a handler whose client has left; gunicorn's worker would not without it."""
+    """Return a runner that cancels the handler of a client that disconnects. Gunicorn's worker needs one for that."""
     return ProblemRunner(
         create_app(settings, shutdown),
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=75,
-        # The drain above has waited for the downloads already.
+        # The application has waited for downloads by then.
         shutdown_timeout=2,
         max_line_size=MAX_REQUEST_LINE,
     )
@@ -101,7 +111,7 @@ async def _exports(app: web.Application) -> AsyncIterator[None]:
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """aiopg reports each cancelled statement here besides raising; the export's own line says it better."""
+    """Drop what aiopg reports about a cancelled statement in addition to raising; the export logs it."""
     if "future" in context and getattr(context.get("exception"), "pgcode", None) == "57014":
         return
     loop.default_exception_handler(context)
