@@ -15,7 +15,8 @@ from benchmarks import others, page, queries, report, saved, scaling
 from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race
 from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
-from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.sample_data import seed
 
 REFERENCE = r"psql `\copy users to '/dev/null' csv`"
 NATIVE = "Sluice"

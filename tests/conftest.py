@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 
 from server.app import MAX_REQUEST_LINE, create_app
 from server.postgres.database import Database
-from server.process.embedded import EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedPostgres
+from server.process.sample_data import seed
 from server.settings import Settings
 from tests.support.engines import open_database
 from tests.support.folders import made_folder

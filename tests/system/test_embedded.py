@@ -11,7 +11,9 @@ import psycopg2
 import pytest
 
 from server.process import embedded as embedded_module
-from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process import sample_data
+from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.sample_data import seed, show_progress
 from tests.support.live_server import ROOT
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to borrow an account")
@@ -57,7 +59,7 @@ def test_the_last_user_stops_it(folder: Path) -> None:
 
 def test_a_server_left_behind_by_a_killed_process_is_taken_over(folder: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from server.embedded import EmbeddedPostgres;"
+        "import os, sys; from pathlib import Path; from server.process.embedded import EmbeddedPostgres;"
         "EmbeddedPostgres(Path(sys.argv[1])).__enter__(); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder / "postgres")], cwd=ROOT, check=False)
@@ -94,7 +96,7 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(folder: Path, mon
 def test_data_of_another_version_is_left_alone(folder: Path) -> None:
     with EmbeddedPostgres(folder / "postgres", version=16) as postgres:
         assert str(fetch_one(postgres.uri, "SHOW server_version_num")).startswith("16")
-    with pytest.raises(EmbeddedError, match="holds the data of PostgreSQL 16, this is 18"):
+    with pytest.raises(EmbeddedError, match="holds the data of PostgreSQL 16, but this is 18"):
         EmbeddedPostgres(folder / "postgres").__enter__()
     assert (folder / "postgres" / "PG_VERSION").read_text().strip() == "16"
 
@@ -148,7 +150,7 @@ def test_the_seeds_hold_awkward_rows(database_url: str) -> None:
 def test_broken_seeds_leave_the_database_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = folder / "broken.sql"
     broken.write_text("\\set ON_ERROR_STOP on\nBEGIN;\nCREATE TABLE half (id int);\nSELECT 1/0;\nCOMMIT;\n")
-    monkeypatch.setattr(embedded_module, "SEEDS", broken)
+    monkeypatch.setattr(sample_data, "SEEDS", broken)
     with EmbeddedPostgres(folder / "postgres") as postgres:
         with pytest.raises(EmbeddedError, match="division by zero"):
             seed(postgres, 10)
@@ -167,18 +169,18 @@ def test_broken_seeds_leave_the_database_empty(folder: Path, monkeypatch: pytest
 def test_progress_without_a_terminal_is_a_line_a_table(
     line: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embedded_module._show_progress(line)
+    show_progress(line)
     assert capsys.readouterr().err == shown
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    embedded_module._show_progress("users 50 of 100")
+    show_progress("users 50 of 100")
     shown = capsys.readouterr().err
     assert shown.startswith("\rLoading sample data: users")
     assert "█" * 15 + " " * 15 in shown
     assert "50%" in shown
-    embedded_module._show_progress("indexes")
+    show_progress("indexes")
     assert capsys.readouterr().err.startswith("\rLoading sample data: indexes ")
 
 
