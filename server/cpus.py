@@ -21,7 +21,7 @@ def available_cpus() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = cgroup_quota(_OWN_CGROUP, _CGROUPS)
-    return count if quota is None else max(1, min(count, math.ceil(quota)))
+    return count if quota is None else min(count, math.ceil(quota))
 
 
 def cgroup_quota(own_cgroup: Path, mount: Path) -> float | None:
