@@ -93,7 +93,7 @@ def test_an_event_is_one_line_of_json_whose_numbers_are_numbers(
     configure("json")
     events.emit(TableRead(relation="größe", total_rows=7, snapshot_at="now"))
     (line,) = capsys.readouterr().err.splitlines()
-    assert "größe" in line  # readable, not \\u escapes
+    assert "größe" in line  # readable, not escaped
     assert without_time(json.loads(line)) == {
         "level": "info",
         "event": "table read",
