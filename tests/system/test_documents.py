@@ -1,4 +1,4 @@
-"""The documents say what the code does: settings, commands and dependencies are all named."""
+"""The documents agree with the code: settings, parameters, commands and dependencies."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_every_setting_is_in_the_readme(variable: str, default: str, meaning: st
     assert f"| `{variable}` | {shown} | {meaning} |" in README
 
 
-def test_the_readme_names_no_setting_that_is_not_there() -> None:
+def test_the_readme_names_no_setting_that_does_not_exist() -> None:
     named = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert named == {variable for variable, _, _ in describe_settings()}
 
 
 def query_table() -> list[tuple[list[str], list[str]]]:
-    """(parameters, examples) of each row of the README's table of the query string."""
+    """Return (parameters, examples) of each row of the README's table of the query string."""
     table = README.partition("| parameter | example | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [line.split(" | ") for line in table.splitlines()]
     return [(re.findall(r"`([^`]+)`", names), re.findall(r"`([^`]+)`", examples)) for names, examples, *_ in rows]
@@ -83,7 +83,7 @@ def test_every_requirement_is_pinned() -> None:
             assert not line or re.match(r"(#|-r |[A-Za-z0-9-]+==\d)", line), line
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_the_changelog_has_a_section_for_this_version() -> None:
     from server import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

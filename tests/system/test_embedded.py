@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: made once, shared, stopped by its last user, never half made; as root and not."""
+"""The embedded PostgreSQL: created once and completely, shared, stopped by its last user; as root and as others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.process.embedded import EmbeddedError, EmbeddedPostgres
 from server.process.sample_data import seed, show_progress
 from tests.support.live_server import ROOT
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to borrow an account")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL under another account")
 
 
 def fetch_one(uri: str, sql: str) -> object:
@@ -31,7 +31,7 @@ def fetch_one(uri: str, sql: str) -> object:
         connection.close()
 
 
-def test_is_made_started_and_stopped(folder: Path) -> None:
+def test_it_is_created_started_and_stopped(folder: Path) -> None:
     data = folder / "not" / "there yet" / "postgres"
     postgres = EmbeddedPostgres(data)
     with pytest.raises(EmbeddedError, match="no embedded PostgreSQL is running"):
@@ -80,7 +80,9 @@ def test_a_stale_pid_file_does_not_count_as_running(folder: Path) -> None:
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 
-def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_initdb_leaves_nothing_that_looks_complete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(self: EmbeddedPostgres, name: str, *arguments: str) -> None:
         raise KeyboardInterrupt
 
@@ -128,7 +130,7 @@ def test_an_empty_database_is_seeded_once(folder: Path, capsys: pytest.CaptureFi
         assert fetch_one(postgres.uri, utc) == first
 
 
-def test_the_seeds_hold_awkward_rows(database_url: str) -> None:
+def test_the_seeds_contain_unusual_values(database_url: str) -> None:
     for condition in (
         "name LIKE '%\"%'",
         "name LIKE E'%\\n%'",
@@ -196,7 +198,7 @@ def test_root_leaves_modes_and_accounts_as_they_were(folder: Path, monkeypatch: 
     assert home.stat().st_mode & 0o777 == 0o700
     assert (home / "sluice" / ".data" / "postgres").is_symlink()
     assert Path("/etc/passwd").read_bytes() == accounts
-    with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # and finds it again
+    with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # it is found again
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 
