@@ -13,6 +13,7 @@ from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CODE_MAP = (ROOT / "docs" / "architecture.md").read_text()
 
 
 @pytest.mark.parametrize(("variable", "default", "meaning"), describe_settings())
@@ -61,6 +62,30 @@ def test_every_operator_and_format_is_in_the_readme() -> None:
     formats = re.search(r"^Formats: (.+)", README, re.MULTILINE)
     assert formats is not None
     assert re.findall(r"`\.(\w+)`", formats[1]) == [*FORMATS, "gz"]
+
+
+def module(path: str) -> Path:
+    """Return the file behind a path of docs/architecture.md, which is below server/ or below the root."""
+    return next((root / path for root in (ROOT / "server", ROOT) if (root / path).exists()), ROOT / "missing" / path)
+
+
+def test_every_file_in_the_code_map_exists() -> None:
+    named = set(re.findall(r"`((?:server/|tests/)?[\w/]+/[\w]+\.py)`", CODE_MAP))
+    assert len(named) > 20
+    assert {path for path in named if not module(path).exists()} == set()
+
+
+def test_every_name_in_the_code_map_is_in_its_module() -> None:
+    # `name` in `module.py`, also of a class: `Class.method` in `module.py`.
+    pairs = re.findall(r"`(?:\w+\.)?(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/]+\.py)`", CODE_MAP)
+    assert len(pairs) > 10
+    missing = {
+        (name, path)
+        for *names, path in pairs
+        for name in names
+        if name and not re.search(rf"^ *(?:class |def |async def )?{name}\b", module(path).read_text(), re.MULTILINE)
+    }
+    assert missing == set()
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
