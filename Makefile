@@ -1,5 +1,5 @@
-# `make run` serves, `make test` tests, `make check` lints, `make bench` measures. Nothing is needed beforehand but
-# Python 3.11 or newer and make; a C compiler makes it faster.
+# `make run` serves, `make test` tests, `make check` lints, `make bench` measures. Requires Python 3.11 or newer and
+# make; a C compiler makes Sluice faster.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +16,7 @@ dsn: .venv/runtime
 seed: .venv/runtime
 	@exec $(BIN)/python -m server seed
 
-# Two at a time, each with a PostgreSQL of its own; a file's tests stay together.
+# Two processes, each with a PostgreSQL of its own. All tests of a file run in one process.
 test: .venv/development encoder
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
@@ -33,7 +33,7 @@ encoder: .venv/encoder
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Sluice needs Python 3.11 or newer; name one: make run PYTHON=python3.12" >&2; exit 1; }
+		|| { echo "Sluice needs Python 3.11 or newer; select one: make run PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv \
 		|| { rm -rf .venv; echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
@@ -47,7 +47,7 @@ encoder: .venv/encoder
 	@$(PIP) install --quiet --requirement requirements-dev.txt
 	@touch $@
 
-# Optional: without a compiler setup.py says so, and the pure-Python encoder serves.
+# Optional: without a compiler the pure-Python encoder is used.
 .venv/encoder: server/encode/_encode.pyx setup.py .venv/runtime
 	@echo "Building the native encoder" >&2
 	@$(BIN)/python setup.py --quiet build_ext --inplace >.venv/encoder.log 2>&1 \

@@ -1,4 +1,4 @@
-"""Builds the native encoder. Optional: without a compiler the pure-Python encoder gives the same bytes."""
+"""Build of the native encoder. It is optional: the pure-Python encoder writes the same bytes."""
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup

@@ -1,1 +1,1 @@
-"""The benchmark: `make bench`. Starts from `__main__.py`; nothing in `server/` knows of it."""
+"""The benchmark: `make bench`. It starts in `__main__.py`. Nothing in `server/` may import it."""

@@ -1,7 +1,7 @@
-r"""`make bench`: Sluice against psql's `\copy` and against the obvious way, on an embedded PostgreSQL of its own.
+r"""`make bench`: Sluice against psql's `\copy` and other servers, on an embedded PostgreSQL of its own.
 
-Prints Markdown on standard output and its progress on standard error. Fails only where Sluice's bytes are not
-those of `\copy`: the times are for a person to judge, since machines are noisy.
+Prints Markdown on standard output and progress on standard error. Fails only if Sluice's bytes are not those of
+`\copy`: machines are noisy, so a person judges the times.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import others, page, queries, report, saved, scaling
+from benchmarks import against, others, page, queries, report, saved, scaling
 from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race
 from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
-from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.sample_data import seed
 
 REFERENCE = r"psql `\copy users to '/dev/null' csv`"
 NATIVE = "Sluice"
@@ -24,11 +25,11 @@ ASYNCPG = "aiohttp with asyncpg's `copy_from_query`"
 OBVIOUS_WAY = "the obvious way: typed rows, `csv.writer`"
 NODE = "Express, pg-query-stream, csv-stringify"
 
-# The size that the promised figures are for.
+# Users in the sample data for which the figures are promised.
 PROMISED_ROWS = 3_000_000
-# Rows of 1 MB that one worker sends.
+# Rows of 1 MB in the table of large values.
 LARGE_VALUES = 300
-# Most rounds of those that take many seconds each; the question is how Sluice compares with the reference.
+# Most rounds of the contenders that take many seconds each, and of the comparisons beside the race.
 OBVIOUS_ROUNDS = 5
 PURE_ROUNDS = 3
 QUERY_ROUNDS = 7
@@ -38,13 +39,14 @@ READERS = (1, 2, 3, 4)
 
 
 def main() -> int:
-    """The exit status: 1 for wrong bytes."""
+    """Run the benchmark and return the exit status: 1 for wrong bytes, 2 if it could not run."""
     options = _options()
     path: Path = options.data or Path(
         ".data/benchmark" if options.rows == PROMISED_ROWS else f".data/benchmark-{options.rows}"
     )
+    run = _run if options.against is None else _run_against
     try:
-        return _run(options, path)
+        return run(options, path)
     except (BenchmarkError, EmbeddedError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
@@ -55,10 +57,16 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, help="users in the sample data (3000000)")
-    parser.add_argument("--rounds", type=int, help="whole downloads by psql and by Sluice (9)")
+    parser.add_argument("--rounds", type=int, help="downloads of the whole table by each contender (9)")
     parser.add_argument("--tries", type=int, help="first bytes of each table (20)")
-    parser.add_argument("--quick", action="store_true", help="100,000 users, 3 rounds, 5 tries: does it all work?")
+    parser.add_argument("--quick", action="store_true", help="check that everything works: 100,000 users, 3 rounds")
     parser.add_argument("--data", type=Path, help="data folder of the embedded PostgreSQL (.data/benchmark)")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FOLDER",
+        help="only compare with the build of Sluice in this checkout, whose native encoder has been built",
+    )
     options = parser.parse_args()
     for name, whole, quick in (("rows", PROMISED_ROWS, 100_000), ("rounds", 9, 3), ("tries", 20, 5)):
         if getattr(options, name) is None:
@@ -68,13 +76,30 @@ def _options() -> argparse.Namespace:
     return options
 
 
+def _open_sample(stack: ExitStack, options: argparse.Namespace, path: Path) -> Sample:
+    embedded = stack.enter_context(EmbeddedPostgres(path))
+    seed(embedded, options.rows)
+    sample = Sample(embedded, path)
+    if sample.rows != options.rows:
+        raise BenchmarkError(f"{path} holds {sample.rows:,} users: use --rows {sample.rows}, or another --data")
+    return sample
+
+
+def _run_against(options: argparse.Namespace, path: Path) -> int:
+    with ExitStack() as stack:
+        sample = _open_sample(stack, options, path)
+        sample.query("VACUUM (ANALYZE) users")
+        results, verdicts = against.compare(sample, options.against, options.rounds, _say)
+        version = sample.query("SHOW server_version")
+    print(f"{report.machine(version)}. {sample.rows:,} users, medians of {options.rounds} rounds.\n")
+    print(against.table(results), "\n".join(verdicts), sep="\n\n")
+    return int(any("MISS" in verdict for verdict in verdicts))
+
+
 def _run(options: argparse.Namespace, path: Path) -> int:
     with ExitStack() as stack:
-        embedded = stack.enter_context(EmbeddedPostgres(path))
-        seed(embedded, options.rows)
-        sample = Sample(embedded, path)
-        if sample.rows != options.rows:
-            raise BenchmarkError(f"{path} holds {sample.rows:,} users: say --rows {sample.rows}, or another --data")
+        sample = _open_sample(stack, options, path)
+        embedded = sample.embedded
         _say("making the tables of other sizes")
         large_values = LARGE_VALUES // 10 if options.quick else LARGE_VALUES
         sample.make_tables(large_values)
@@ -122,7 +147,7 @@ def _run(options: argparse.Namespace, path: Path) -> int:
 def _contenders(
     stack: ExitStack, database_url: str, node_folder: Path, rounds: int
 ) -> tuple[dict[str, Server], list[Contender]]:
-    """Sluice's own servers by name, and everybody who runs beside the reference."""
+    """Start every server. Return Sluice's own by name, and all contenders except the reference."""
     ours = {
         f"{NATIVE}, {count} reader{'s' if count > 1 else ''}": Server(SLUICE, database_url, PARALLEL_READERS=str(count))
         for count in READERS

@@ -1,7 +1,7 @@
-r"""The other fast way, for comparison: asyncpg's `copy_from_query` behind aiohttp, the server's own CSV passed on.
+r"""Another fast way, for comparison: asyncpg's `copy_from_query` behind aiohttp passes on the CSV of PostgreSQL.
 
-asyncpg lies outside Sluice's stack; it is what a Python programmer who knows of COPY over the protocol would build.
-Used as its documentation shows it, under gunicorn's worker on uvloop as Sluice is.
+It is what a Python programmer who knows COPY would build. asyncpg, which is no part of Sluice's stack, is used as its
+documentation shows it, under gunicorn's worker on uvloop like Sluice.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ POOL = web.AppKey("pool", asyncpg.Pool)
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """The relation, whole."""
-    relation = request.match_info["relation"]  # a plain name: the route takes no other
+    """Stream the whole relation."""
+    relation = request.match_info["relation"]  # the route accepts plain names only
     response = web.StreamResponse(headers={"Content-Type": "text/csv; charset=utf-8"})
     async with request.app[POOL].acquire() as connection:
         await response.prepare(request)
@@ -27,13 +27,13 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 
 async def open_pool(app: web.Application) -> AsyncIterator[None]:
-    """Connections after the fork, closed at the end."""
+    """Open a pool after the fork and close it at the end."""
     async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=1) as app[POOL]:
         yield
 
 
 async def make_app() -> web.Application:
-    """What gunicorn's aiohttp worker awaits."""
+    """Return the application. Called by gunicorn's aiohttp worker."""
     app = web.Application()
     app.cleanup_ctx.append(open_pool)
     app.router.add_get("/export/{relation:[a-z_]+}.csv", export)

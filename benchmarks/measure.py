@@ -1,4 +1,4 @@
-"""The measurements, each in one run with its reference, interleaved, so that a noisy machine disturbs both alike."""
+"""The measurements. Each is interleaved with its reference, so that a noisy machine disturbs both equally."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample, digest
 
 @dataclass(frozen=True)
 class Download:
-    """One whole download of the users. cpu: of the process that makes the CSV, postgres_cpu: of the server."""
+    """One download of all users. cpu: seconds of the process that writes the CSV. postgres_cpu: of the server."""
 
     seconds: float
     cpu: float
@@ -22,7 +22,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes part in the race. server: None for psql. rounds: how many of the rounds it runs in."""
+    """A participant in the race. server: None for psql. rounds: the number of rounds in which it runs."""
 
     name: str
     server: Server | None
@@ -30,9 +30,9 @@ class Contender:
 
 
 def race(sample: Sample, contenders: Sequence[Contender], say: Callable[[str], None]) -> dict[str, list[Download]]:
-    """Downloads of the users by each contender, round by round; every second round in the opposite order.
+    """Let each contender download the users once a round, in every second round in the opposite order.
 
-    The first contender is the reference. One round before the first is not counted.
+    The first contender is the reference. One round before the first is not counted. Return the downloads by name.
     """
     results: dict[str, list[Download]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
@@ -60,12 +60,12 @@ def _download(sample: Sample, contender: Contender) -> Download:
 
 
 def ratios(downloads: Sequence[Download], reference: Sequence[Download]) -> list[float]:
-    """How many times the reference's wall time each took, each against the reference of its own round."""
+    """Return the wall time of each download over that of the reference in the same round."""
     return [ours.seconds / theirs.seconds for ours, theirs in zip(downloads, reference, strict=False)]
 
 
 def first_bytes(server: Server, tries: int) -> dict[str, list[float]]:
-    """Seconds from curl's start to the first byte, by relation, in turn, the server's connections being open."""
+    """Return the seconds from curl's start to the first byte, by relation. The server's connections are open."""
     times: dict[str, list[float]] = {"users": [], TENTH: [], TINY: []}
     for number in range(-2, tries):  # the first two are not counted
         for relation, seconds in times.items():
@@ -76,7 +76,7 @@ def first_bytes(server: Server, tries: int) -> dict[str, list[float]]:
 
 
 def peak_memory(sample: Sample) -> dict[str, int | None]:
-    """The most bytes that a fresh worker with four readers had resident, by the relation that it sent once."""
+    """Return the peak resident memory, in bytes, of a new worker with four readers that sent each relation once."""
     peaks: dict[str, int | None] = {}
     for relation in (TINY, TENTH, "users", MEGABYTES):
         with Server(SLUICE, sample.embedded.uri, PARALLEL_READERS="4") as server:
@@ -86,6 +86,6 @@ def peak_memory(sample: Sample) -> dict[str, int | None]:
 
 
 def downloaded(server: Server) -> tuple[str, int]:
-    """md5 and length of the users as this server sends them."""
+    """Return the md5 and the length of the users as this server sends them."""
     command = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*", server.url("users")]
     return digest(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))

@@ -1,8 +1,8 @@
 """The obvious way to stream a table as CSV, for comparison: typed rows from a cursor, csv.writer, write().
 
-The same stack as Sluice (aiohttp, aiopg, a server-side cursor, gunicorn's worker on uvloop), each part used as
-its documentation shows it. Its bytes differ from COPY's: Python writes timestamps its own way, and NULL and
-the empty string alike.
+Uses the stack of Sluice (aiohttp, aiopg, a server-side cursor, gunicorn's worker on uvloop), each part as its
+documentation shows it. Its bytes differ from those of COPY: timestamps have Python's format, and NULL is written like
+the empty string.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FETCH_ROWS = 2000
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """The relation, whole."""
-    relation = request.match_info["relation"]  # a plain name: the route takes no other
+    """Stream the whole relation."""
+    relation = request.match_info["relation"]  # the route accepts plain names only
     response = web.StreamResponse(headers={"Content-Type": "text/csv; charset=utf-8"})
     async with request.app[POOL].acquire() as connection, connection.cursor() as cursor:
         await cursor.execute("BEGIN READ ONLY")
@@ -48,13 +48,13 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 
 async def open_pool(app: web.Application) -> AsyncIterator[None]:
-    """Connections after the fork, closed at the end."""
+    """Open a pool after the fork and close it at the end."""
     async with aiopg.create_pool(os.environ["DATABASE_URL"]) as app[POOL]:
         yield
 
 
 async def make_app() -> web.Application:
-    """What gunicorn's aiohttp worker awaits."""
+    """Return the application. Called by gunicorn's aiohttp worker."""
     app = web.Application()
     app.cleanup_ctx.append(open_pool)
     app.router.add_get("/export/{relation:[a-z_]+}.csv", export)

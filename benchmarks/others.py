@@ -1,4 +1,4 @@
-"""What else people build, each in a server of its own: the obvious way, asyncpg's COPY, and Express on Node.js."""
+"""Other servers for comparison: typed rows with csv.writer, asyncpg's COPY, and Express on Node.js."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOURCES = ROOT / "benchmarks" / "node"
 
 
 def gunicorn(module: str) -> tuple[str, ...]:
-    """The arguments of Python that serve this module's make_app as Sluice is served."""
+    """Return the arguments of Python that serve `make_app` of this module, with the worker that Sluice uses."""
     return (
         *("-m", "gunicorn", "--worker-class", "aiohttp.worker.GunicornUVLoopWebWorker"),
         *("--bind", "127.0.0.1:0", "--no-control-socket", f"{module}:make_app"),
@@ -20,17 +20,17 @@ def gunicorn(module: str) -> tuple[str, ...]:
 
 
 def obvious(database_url: str) -> Server:
-    """Typed rows through csv.writer."""
+    """Return a server that writes typed rows with csv.writer."""
     return Server(gunicorn("benchmarks.obvious"), database_url)
 
 
 def asyncpg_copy(database_url: str) -> Server:
-    """The server's own COPY, passed on."""
+    """Return a server that passes on the output of PostgreSQL's COPY."""
     return Server(gunicorn("benchmarks.asyncpg_copy"), database_url)
 
 
 def node(database_url: str, folder: Path) -> Server | None:
-    """Express with pg-query-stream and csv-stringify, installed from the npm registry; None without Node.js."""
+    """Return Express with pg-query-stream and csv-stringify, installed with npm, or None without Node.js."""
     executable, npm = shutil.which("node"), shutil.which("npm")
     if executable is None or npm is None:
         return None

@@ -1,6 +1,6 @@
-"""The web page: first paint and weight of a list of 1,000 tables in Chromium, and how soon a preview is there.
+"""The web page: first paint and size of a list of 1,000 tables in Chromium, and the time of a preview.
 
-The paint is left out where there is no Chromium. Times are medians of visits in a browser that is open already.
+Without Chromium the paint is not measured. Times are medians of visits in a browser that is already open.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from benchmarks.sample import Sample
 
 TABLES = 1000
 SCHEMA = "benchmark_thousand"
-# What `make bench` must show.
+# The promised figures.
 MOST_SECONDS_TO_PAINT = 0.300
 MOST_BYTES = 100_000
 MOST_SECONDS_TO_PREVIEW = 0.150
 
-# Of the users: the API's preview, and the part of the page that changes when somebody has changed the form.
+# Previews of the users: that of the API, and the part of the page that follows a change of the form.
 PREVIEWS = {
     "`/relations/users/preview`": ("/relations/users/preview", {}),
     "the same with a filter and a sort key": ("/relations/users/preview?signup_date=gte.2024-01-01&order=id.desc", {}),
@@ -41,7 +41,7 @@ _WEIGHT = """[...performance.getEntriesByType("navigation"), ...performance.getE
 
 @dataclass(frozen=True)
 class Measured:
-    """paints: seconds of each visit, weight: bytes before compression; none without a Chromium. previews: seconds."""
+    """paints: seconds by visit. weight: bytes before compression. Both empty without Chromium. previews: seconds."""
 
     paints: list[float]
     weight: int | None
@@ -49,7 +49,7 @@ class Measured:
 
 
 def measure(sample: Sample, server: Server, visits: int, say: Callable[[str], None]) -> Measured:
-    """Everything, each as often as visits. server: one that exports the users."""
+    """Measure everything. server: exports the users. visits: the number of measurements of each."""
     paints, weight = _paints(sample, visits, say)
     previews = {name: [_seconds(server, *request) for _ in range(visits + 2)][2:] for name, request in PREVIEWS.items()}
     return Measured(paints, weight, previews)
@@ -74,7 +74,7 @@ def _paints(sample: Sample, visits: int, say: Callable[[str], None]) -> tuple[li
     ):
         page = browser.new_page()
         address = f"http://127.0.0.1:{server.port}/"
-        for number in range(-2, visits):  # the first two start processes
+        for number in range(-2, visits):  # the first two visits start processes
             page.goto("about:blank")
             page.goto(address)
             seconds = page.evaluate(_PAINT) / 1000
@@ -100,7 +100,7 @@ def _seconds(server: Server, path: str, headers: dict[str, str]) -> float:
 
 
 def table(found: Measured) -> str:
-    """The medians, with their slowest, as Markdown."""
+    """Return the medians and the slowest as Markdown."""
     lines = ["| web page | median, ms | slowest, ms |", "|---|--:|--:|"]
     if found.paints:
         name = f"first paint of the list, {TABLES:,} tables, {found.weight or 0:,} bytes in all"
@@ -111,7 +111,7 @@ def table(found: Measured) -> str:
 
 
 def verdicts(found: Measured) -> list[str]:
-    """Each promised figure with PASS or MISS."""
+    """Return each promised figure with PASS or MISS."""
     preview = max(median(seconds) for seconds in found.previews.values())
     lines = [_line(preview <= MOST_SECONDS_TO_PREVIEW, "preview", preview * 1e3, MOST_SECONDS_TO_PREVIEW * 1e3, "ms")]
     if found.weight is None:

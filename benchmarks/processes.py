@@ -1,4 +1,4 @@
-"""The processes that are measured: servers under gunicorn, timed clients, and what CPU and memory they took."""
+"""The processes that are measured: servers under gunicorn, timed clients, and their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 
 SLUICE = ("-m", "server", "serve")
-# What each server says once it listens.
+# The line that each server prints once it listens.
 _LISTENING = re.compile(r"(?:Sluice is|Listening) at:? http://127\.0\.0\.1:(\d+)")
 
 
 class BenchmarkError(RuntimeError):
-    """The benchmark cannot go on; the message says why."""
+    """The benchmark cannot continue. The message gives the reason."""
 
 
 class Server:
-    """One server with one worker, in processes of its own. port: where it listens.
+    """One server with one worker, in processes of its own. port: the port it listens on.
 
-    arguments: of the interpreter, this one unless `executable` names another. environment: variables beside those
-    that every server here has. folder: where it runs.
+    arguments: of the executable, by default this Python. folder: its working directory; that of another build runs the
+    other build. environment: variables in addition to those of every server.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C is for the benchmark, which then stops the server itself
+            start_new_session=True,  # Ctrl-C reaches the benchmark only, which then stops the server
         )
         try:
             self.port = self._wait_for_port(seconds=60)
@@ -99,11 +99,11 @@ class Server:
         self._storage.cleanup()
 
     def url(self, relation: str) -> str:
-        """Where the relation is downloaded."""
+        """Return the address of the CSV of this relation."""
         return self.export(f"{relation}.csv")
 
     def export(self, target: str) -> str:
-        """The address of an export: its path and query string."""
+        """Return the address of an export. target: path below /export/ and query string."""
         return f"http://127.0.0.1:{self.port}/export/{target}"
 
     @property
@@ -111,7 +111,7 @@ class Server:
         return self._executable != sys.executable
 
     def _worker(self) -> psutil.Process:
-        """The process that makes the CSV: gunicorn's worker, or the only one there is."""
+        """Return the process that writes the CSV: gunicorn's worker, or the only process."""
         started = psutil.Process(self._process.pid)
         if self._alone:
             return started
@@ -119,12 +119,12 @@ class Server:
         return worker
 
     def cpu(self) -> float:
-        """Seconds of CPU that the worker has taken so far."""
+        """Return the CPU time of the worker so far, in seconds."""
         times = self._worker().cpu_times()
         return times.user + times.system
 
     def peak_memory(self) -> int | None:
-        """The most bytes that the worker has had resident (proc(5), VmHWM); None where the system cannot say."""
+        """Return the worker's peak resident memory in bytes (proc(5), VmHWM), or None on a system without /proc."""
         try:
             status = Path(f"/proc/{self._worker().pid}/status").read_text()
         except FileNotFoundError:
@@ -134,7 +134,7 @@ class Server:
 
 
 def postgres_cpu(postmaster_pid: int) -> float:
-    """Seconds of CPU that a PostgreSQL server has taken so far, with all its processes, past ones too."""
+    """Return the CPU time of a PostgreSQL server so far, in seconds, including its processes that have ended."""
     postmaster = psutil.Process(postmaster_pid)
     while True:
         running = postmaster.children()
@@ -143,7 +143,7 @@ def postgres_cpu(postmaster_pid: int) -> float:
         except psutil.NoSuchProcess:
             continue
         whole = postmaster.cpu_times()
-        # A process that ended meanwhile is among the postmaster's own figures now: count again.
+        # The time of a process that ended meanwhile is now part of the postmaster's own figures: count again.
         if set(postmaster.children()) == set(running):
             own = whole.user + whole.system + whole.children_user + whole.children_system
             return own + sum(each.user + each.system for each in times)
@@ -151,7 +151,7 @@ def postgres_cpu(postmaster_pid: int) -> float:
 
 @dataclass(frozen=True)
 class Finished:
-    """A client that has run: wall seconds from start to end, its own CPU seconds, what it printed."""
+    """A client that has ended. seconds: wall time. cpu: its own CPU time in seconds. output: what it printed."""
 
     seconds: float
     cpu: float
@@ -159,7 +159,7 @@ class Finished:
 
 
 def timed(start: Callable[..., subprocess.Popen[str]], *arguments: str) -> Finished:
-    """Run a client, as `start` starts it, to its end. Raises BenchmarkError if it fails."""
+    """Start a client with `start(*arguments)` and wait for its end. Raise BenchmarkError if it fails."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = start(*arguments)
@@ -172,7 +172,7 @@ def timed(start: Callable[..., subprocess.Popen[str]], *arguments: str) -> Finis
 
 
 def start_curl(url: str) -> subprocess.Popen[str]:
-    """curl on its way with a download that nobody keeps; prints the seconds to the first byte, and the bytes."""
+    """Start curl with a download to /dev/null. It prints the seconds to the first byte and the number of bytes."""
     return subprocess.Popen(
         [
             *("curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output", os.devnull),

@@ -1,4 +1,4 @@
-r"""What a query, a dialect or a format costs: each against psql's `\copy` of the same query, or the plain download."""
+r"""The cost of queries, dialects and formats, relative to psql's `\copy` of the same query or to the plain download."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from benchmarks.processes import BenchmarkError, Server, start_curl, timed
 from benchmarks.sample import Sample
 
 PLAIN = "users.csv"
-# How much larger than what `gzip -6` makes of the same bytes a .gz file may be.
+# The promised size of a .gz file, relative to the output of `gzip -6` for the same bytes.
 MOST_TIMES_GZIP = 1.10
 
 
 @dataclass(frozen=True)
 class Query:
-    r"""A download. copied: the query that psql's `\copy` runs instead, None to compare with the plain download.
+    r"""A download. copied: the query that psql's `\copy` runs as the reference, None for the plain download.
 
     most: the promised ratio of wall times.
     """
@@ -46,7 +46,7 @@ QUERIES = (
 
 
 def compare(sample: Sample, server: Server, rounds: int, say: Callable[[str], None]) -> list[tuple[Query, list[float]]]:
-    """The ratios of each query, a round each, its reference just before or after it."""
+    """Return the ratios of wall times of each query, one for each round, with its reference just before or after."""
     ratios: list[tuple[Query, list[float]]] = [(query, []) for query in QUERIES]
     for number in range(-1, rounds):  # the first is not counted
         for query, found in ratios:
@@ -74,7 +74,7 @@ def _pair(sample: Sample, server: Server, query: Query, *, reverse: bool) -> tup
 
 
 def gzip_sizes(server: Server) -> tuple[int, int]:
-    """Bytes of the .gz file, and of what `gzip -6` makes of the plain one."""
+    """Return the size in bytes of the .gz file and of the output of `gzip -6` for the plain file."""
     file = int(timed(start_curl, server.export(PLAIN + ".gz")).output.split()[1])
     with (
         subprocess.Popen(
@@ -92,7 +92,7 @@ def gzip_sizes(server: Server) -> tuple[int, int]:
 
 
 def table(ratios: list[tuple[Query, list[float]]]) -> str:
-    """The medians, with their ranges, as Markdown."""
+    """Return the medians and ranges as Markdown."""
     lines = ["| download | compared with | × its wall time (range) |", "|---|---|--:|"]
     for query, found in ratios:
         reference = r"`\copy` of the same query" if query.copied else "the plain download"
@@ -101,7 +101,7 @@ def table(ratios: list[tuple[Query, list[float]]]) -> str:
 
 
 def verdicts(ratios: list[tuple[Query, list[float]]], sizes: tuple[int, int]) -> list[str]:
-    """Each promised figure with PASS or MISS."""
+    """Return each promised figure with PASS or MISS."""
     lines = [
         f"- {'PASS' if median(found) <= query.most else 'MISS'} {query.name}: {median(found):.2f} "
         f"(at most {query.most})"

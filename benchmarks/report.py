@@ -1,4 +1,4 @@
-"""What was measured, as Markdown, and whether it reaches the figures that the project promises. Measures nothing."""
+"""The measurements as Markdown, and a comparison with the figures that the project promises. Measures nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import psutil
 from benchmarks.measure import Download, ratios
 from benchmarks.sample import MEGABYTES, TENTH, TINY
 
-# What `make bench` must show, at 3,000,000 users.
+# The promised figures, for 3,000,000 users.
 MOST_TIMES_COPY = 0.95
 MOST_MICROSECONDS_A_ROW = 0.35
 MOST_SECONDS_TO_FIRST_BYTE = 0.050
 MOST_PEAK_BYTES = 100_000_000
 MOST_PEAK_BYTES_LARGE_VALUES = 150_000_000
-# How much the medians may differ and still count as the same: first bytes in seconds, memory as a fraction.
+# Largest difference of medians that still count as equal: first bytes in seconds, memory as a fraction.
 SAME_FIRST_BYTE = 0.005
 SAME_PEAK = 0.10
 
 
 def machine(postgres_version: str) -> str:
-    """The machine in a line, without its name."""
+    """Return a line about the machine, without its name."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -39,7 +39,7 @@ def machine(postgres_version: str) -> str:
 
 
 def race_table(results: Mapping[str, Sequence[Download]], rows: int) -> str:
-    """One line a contender; the first is the reference."""
+    """Return a table with one line for each contender, of which the first is the reference."""
     reference = next(iter(results.values()))
     lines = [
         r"| whole table | wall time, s | × `\copy` (range) | its CPU, s | its CPU, µs a row | PostgreSQL's CPU, s |",
@@ -57,7 +57,7 @@ def race_table(results: Mapping[str, Sequence[Download]], rows: int) -> str:
 
 
 def first_byte_table(times: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> str:
-    """One line a relation."""
+    """Return a table with one line for each relation."""
     lines = ["| first byte | median, ms | slowest, ms |", "|---|--:|--:|"]
     for relation, seconds in times.items():
         lines.append(f"| {sizes[relation]:,} rows | {median(seconds) * 1e3:.1f} | {max(seconds) * 1e3:.1f} |")
@@ -65,7 +65,7 @@ def first_byte_table(times: Mapping[str, Sequence[float]], sizes: Mapping[str, i
 
 
 def memory_table(peaks: Mapping[str, int | None], sizes: Mapping[str, int]) -> str:
-    """One line a relation that a fresh worker has sent."""
+    """Return a table with one line for each relation that a new worker has sent."""
     lines = ["| a fresh worker, after one download of | peak resident memory, MB |", "|---|--:|"]
     for relation, peak in peaks.items():
         what = f"{sizes[relation]:,} rows" + (" of 1 MB" if relation == MEGABYTES else "")
@@ -74,7 +74,7 @@ def memory_table(peaks: Mapping[str, int | None], sizes: Mapping[str, int]) -> s
 
 
 def fastest(results: Mapping[str, Sequence[Download]], names: Iterable[str]) -> str:
-    """Which of these took the least time."""
+    """Return the name of the contender with the smallest median."""
     return min(names, key=lambda name: median(download.seconds for download in results[name]))
 
 
@@ -85,7 +85,7 @@ def verdicts(
     first: Mapping[str, Sequence[float]],
     peaks: Mapping[str, int | None],
 ) -> list[str]:
-    """Each promised figure with PASS or MISS. best: the contender that is promised to beat the reference."""
+    """Return each promised figure with PASS or MISS. best: the contender that must be faster than the reference."""
     reference = next(iter(results.values()))
     whole = median(ratios(results[best], reference))
     cpu = median(download.cpu for download in results[best]) / rows * 1e6
@@ -103,7 +103,7 @@ def verdicts(
         ),
         _line(
             spread <= SAME_FIRST_BYTE,
-            f"first byte, whatever the size of the table: medians {spread * 1e3:.1f} ms apart "
+            f"first byte, independent of the size of the table: medians {spread * 1e3:.1f} ms apart "
             f"(at most {SAME_FIRST_BYTE * 1e3:.0f} ms)",
         ),
     ]
@@ -123,13 +123,13 @@ def verdicts(
         ),
         _line(
             apart <= SAME_PEAK,
-            f"peak memory, whatever the size of the table: {apart:.1%} apart (at most {SAME_PEAK:.0%})",
+            f"peak memory, independent of the size of the table: {apart:.1%} apart (at most {SAME_PEAK:.0%})",
         ),
     ]
 
 
 def byte_verdict(expected: tuple[str, int], found: Mapping[str, tuple[str, int]]) -> list[str]:
-    r"""Each server's bytes against those of `\copy … csv header`."""
+    r"""Return a verdict for each server: whether its bytes are those of `\copy … csv header`."""
     return [
         _line(
             result == expected,

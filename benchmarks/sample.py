@@ -10,17 +10,17 @@ from pathlib import Path
 from benchmarks.processes import BenchmarkError
 from server.process.embedded import EmbeddedPostgres
 
-# The tables that are downloaded, beside the users of the sample data.
+# The tables that are downloaded in addition to the users of the sample data.
 TENTH = "benchmark_tenth"
 TINY = "benchmark_tiny"
 MEGABYTES = "benchmark_megabytes"
 
-# The scan must begin at the table's first block, for both sides to give the rows in the same order.
+# The scan must begin at the first block of the table, so that both sides give the rows in the same order.
 _REFERENCE = {"PGOPTIONS": "-c synchronize_seqscans=off", "PGCLIENTENCODING": "UTF8"}
 
 
 class Sample:
-    """The seeded database. rows: how many users it holds. path: its data folder."""
+    """The seeded database. rows: the number of users. path: the data folder."""
 
     def __init__(self, embedded: EmbeddedPostgres, path: Path) -> None:
         self.embedded = embedded
@@ -28,7 +28,7 @@ class Sample:
         self.postmaster_pid = int((path / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def query(self, *statements: str) -> str:
-        """What psql prints for these statements. Raises BenchmarkError."""
+        """Run the statements with psql and return what it prints. Raise BenchmarkError if one fails."""
         process = self.embedded.psql(
             "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", *(f"--command={s}" for s in statements)
         )
@@ -38,7 +38,7 @@ class Sample:
         return output.strip()
 
     def make_tables(self, large_values: int) -> None:
-        """Make the tables of other sizes, unless an earlier run has. large_values: rows of MEGABYTES, 1 MB each."""
+        """Create the tables of other sizes unless they exist. large_values: rows of MEGABYTES, of 1 MB each."""
         made = self.query(f"SELECT to_regclass('{MEGABYTES}') IS NOT NULL")
         if made == "t" and self.query(f"SELECT count(*) FROM {MEGABYTES}") == str(large_values):
             return
@@ -53,11 +53,14 @@ class Sample:
         )
 
     def start_copy(self, what: str = "users") -> subprocess.Popen[str]:
-        r"""psql on its way with `\copy users to '/dev/null' csv`, or a query in brackets: the reference for speed."""
+        r"""Start psql with `\copy users to '/dev/null' csv`, the reference for speed.
+
+        what: a table, or a query in parentheses.
+        """
         return self.embedded.psql(rf"--command=\copy {what} to '{os.devnull}' csv", environment=_REFERENCE)
 
     def copied(self) -> tuple[str, int]:
-        r"""md5 and length of what psql's `\copy (select * from users) to stdout csv header` writes."""
+        r"""Return the md5 and the length of the output of `\copy (select * from users) to stdout csv header`."""
         process = self.embedded.psql(
             r"--command=\copy (select * from users) to stdout csv header", environment=_REFERENCE
         )
@@ -65,7 +68,7 @@ class Sample:
 
 
 def digest(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """md5 and length of what the process prints. Raises BenchmarkError if it fails."""
+    """Return the md5 and the length of the output of a process. Raise BenchmarkError if it fails."""
     assert process.stdout is not None
     assert process.stderr is not None
     md5 = hashlib.md5(usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""Saved exports: what saving costs beside streaming, what it does to other requests, and how quick the list is."""
+"""Saved exports: their cost compared with streaming, their effect on other requests, and the time of the list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.processes import SLUICE, BenchmarkError, Server, start_curl, timed
 
-# What is promised.
+# The promised figures: saving relative to streaming, and seconds.
 MOST_TIMES_STREAMING = 1.15
 MOST_SECONDS_ALIVE = 0.100
 MOST_SECONDS_LISTED = 0.100
@@ -25,13 +25,13 @@ MOST_SECONDS_LISTED = 0.100
 RUNNING = 3
 LISTED = 1000
 LISTINGS = 20
-# Seconds between two questions: often enough to see a p99, seldom enough not to be the load.
-BETWEEN_QUESTIONS = 0.005
+# Seconds between two requests: short enough for a p99, long enough not to be the load.
+BETWEEN_REQUESTS = 0.005
 
 
 @dataclass(frozen=True)
 class Figures:
-    """ratios: saving over streaming, round by round. alive, listed: seconds of each answer."""
+    """ratios: seconds of saving over those of streaming, by round. alive, listed: seconds of each response."""
 
     ratios: list[float]
     alive: list[float]
@@ -39,7 +39,7 @@ class Figures:
 
 
 def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figures:
-    """All of it, on a server of its own."""
+    """Measure everything on a server of its own. rounds: of saving and streaming."""
     with (
         tempfile.TemporaryDirectory(prefix="sluice-benchmark-", dir=Path.cwd()) as folder,
         Server(SLUICE, database_url, EXPORT_STORAGE_PATH=folder, MAX_RUNNING_EXPORTS=str(RUNNING)) as server,
@@ -51,13 +51,13 @@ def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figur
 
 
 class Api:
-    """The server, over one connection that is kept."""
+    """The server's API, over one connection."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
     def ask(self, method: str, path: str) -> bytes:
-        """The body of the answer. Raises BenchmarkError for an error."""
+        """Return the body of the response. Raise BenchmarkError for an error status."""
         self._connection.request(method, path)
         response = self._connection.getresponse()
         body = response.read()
@@ -66,11 +66,11 @@ class Api:
         return body
 
     def save(self) -> str:
-        """A new export of the users; its path."""
+        """Create an export of the users and return its path."""
         return "/exports/" + str(json.loads(self.ask("POST", "/export/users.csv"))["exportId"])
 
     def status(self, path: str) -> dict[str, Any]:
-        """The status document. Raises BenchmarkError if it failed."""
+        """Return the status of an export. Raise BenchmarkError if it failed or was cancelled."""
         document: dict[str, Any] = json.loads(self.ask("GET", path))
         if document["status"] in ("failed", "cancelled"):
             raise BenchmarkError(f"an export {document['status']}: {document['error']}")
@@ -78,24 +78,24 @@ class Api:
 
 
 def _round(api: Api, server: Server, number: int, say: Callable[[str], None]) -> float:
-    """Seconds of saving the users over those of streaming them to curl; every second round the other way about."""
+    """Return the seconds of saving the users over those of streaming them to curl, in alternating order."""
 
     def streaming() -> float:
         return timed(start_curl, server.url("users")).seconds
 
     if number % 2:
         streamed = streaming()
-        saved = _saving(api)
+        saved = seconds_to_save(api)
     else:
-        saved = _saving(api)
+        saved = seconds_to_save(api)
         streamed = streaming()
     if number >= 0:
         say(f"round {number + 1}: saved {saved:.2f} s, streamed {streamed:.2f} s")
     return saved / streamed
 
 
-def _saving(api: Api) -> float:
-    """From the request to the end that the status names: all of it on the disk."""
+def seconds_to_save(api: Api) -> float:
+    """Save the users once and remove the export. Return the seconds from the request to `completedAt`."""
     started = datetime.datetime.now(datetime.UTC)
     path = api.save()
     while (document := api.status(path))["status"] != "completed":
@@ -106,7 +106,7 @@ def _saving(api: Api) -> float:
 
 
 def _alive(api: Api) -> list[float]:
-    """Seconds of each answer of /health/live while as many exports run as may."""
+    """Return the seconds of each response of /health/live while all export slots for saved exports are in use."""
     paths = [api.save() for _ in range(RUNNING)]
     while any(api.status(path)["status"] == "pending" for path in paths):
         time.sleep(0.01)
@@ -114,11 +114,11 @@ def _alive(api: Api) -> list[float]:
     looked = time.perf_counter()
     while True:
         seconds.append(_timed(api, "/health/live"))
-        time.sleep(BETWEEN_QUESTIONS)
+        time.sleep(BETWEEN_REQUESTS)
         if time.perf_counter() - looked > 0.1:
             looked = time.perf_counter()
             if any(api.status(path)["status"] == "completed" for path in paths):
-                break  # from here on there would be less to disturb it
+                break  # fewer exports run from here on
     while any(api.status(path)["status"] != "completed" for path in paths):
         time.sleep(0.05)
     for path in paths:
@@ -127,7 +127,7 @@ def _alive(api: Api) -> list[float]:
 
 
 def _listed(api: Api, folder: Path) -> list[float]:
-    """Seconds of each list of so many exports: copies of one, each with an id of its own and a small file."""
+    """Return the seconds of each list of LISTED exports: copies of one small export, each with its own id."""
     path = "/exports/" + str(json.loads(api.ask("POST", "/export/users.csv?limit=1"))["exportId"])
     while api.status(path)["status"] != "completed":
         time.sleep(0.01)
@@ -155,7 +155,7 @@ def _p99(seconds: list[float]) -> float:
 
 
 def table(figures: Figures) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     ratios, alive, listed = figures.ratios, figures.alive, figures.listed
     return "\n".join(
         [
@@ -178,7 +178,7 @@ def table(figures: Figures) -> str:
 
 
 def verdicts(figures: Figures) -> list[str]:
-    """Each promised figure with PASS or MISS."""
+    """Return each promised figure with PASS or MISS."""
     return [
         _line(
             median(figures.ratios) <= MOST_TIMES_STREAMING,

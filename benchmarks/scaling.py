@@ -1,4 +1,4 @@
-r"""What a download costs against its size and its shape, each next to psql's `\copy` of the same table."""
+r"""The cost of a download by the size and the shape of the table, each relative to psql's `\copy` of the same table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.sample import MEGABYTES, Sample
 SIZES = (10_000, 100_000, 1_000_000, 3_000_000, 10_000_000)
 # (columns, rows) of the tables that differ in shape: about as many values each.
 SHAPES = ((3, 2_000_000), (30, 200_000), (300, 20_000))
-# What the wall time of 10,000,000 rows may be, in times of 3,000,000.
+# The promised wall time of 10,000,000 rows, relative to that of 3,000,000.
 MOST_TIMES_LARGEST = 3.6
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One table: its medians. copied: seconds of psql; ratio: of the rounds; cpu: the worker's seconds."""
+    """The medians for one table. copied: seconds of psql. ratio: seconds over copied, by round. cpu: of the worker."""
 
     what: str
     rows: int
@@ -30,7 +30,7 @@ class Cost:
 
 
 def make_tables(sample: Sample, sizes: tuple[int, ...], shapes: tuple[tuple[int, int], ...]) -> None:
-    """Make the tables, unless an earlier run has."""
+    """Create the tables unless they exist. sizes: rows of users. shapes: (columns, rows)."""
     for rows in sizes:
         name = _sized(rows)
         if sample.query(f"SELECT to_regclass('{name}') IS NULL") == "t":
@@ -42,7 +42,7 @@ def make_tables(sample: Sample, sizes: tuple[int, ...], shapes: tuple[tuple[int,
     for columns, rows in shapes:
         name = _shaped(columns)
         if sample.query(f"SELECT to_regclass('{name}') IS NULL") == "t":
-            # A number, a word and a moment, in turn.
+            # A number, a text and a timestamp, in turn.
             kinds = (
                 "n * {0}",
                 "'value ' || n % ({0} * 7)",
@@ -63,7 +63,7 @@ def measure(
     rounds: int,
     say: Callable[[str], None],
 ) -> list[Cost]:
-    """Each table in turn with its reference, round by round."""
+    """Download each table in turn with its reference, round by round, and return the medians."""
     tables = [(f"{rows:,} users", _sized(rows), rows) for rows in sizes]
     tables += [(f"{columns} columns", _shaped(columns), rows) for columns, rows in shapes]
     large = int(sample.query(f"SELECT count(*) FROM {MEGABYTES}"))
@@ -100,12 +100,12 @@ def _shaped(columns: int) -> str:
 
 
 def _words(number: int) -> str:
-    """The number in letters: the comparisons' servers take plain names only."""
+    """Return the number in letters, because the other servers accept plain names only."""
     return "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
 def table(costs: list[Cost]) -> str:
-    """One line a table, as Markdown."""
+    """Return a table with one line for each table, as Markdown."""
     lines = [
         r"| table | rows | wall time, s | `\copy`, s | × `\copy` | worker's CPU, µs a row |",
         "|---|--:|--:|--:|--:|--:|",
@@ -119,7 +119,7 @@ def table(costs: list[Cost]) -> str:
 
 
 def verdicts(costs: list[Cost]) -> list[str]:
-    """Whether the time grows with the rows and no faster."""
+    """Return a verdict on whether the time grows in proportion to the rows."""
     by_rows = {cost.what: cost.seconds for cost in costs}
     largest, reference = by_rows.get("10,000,000 users"), by_rows.get("3,000,000 users")
     if largest is None or reference is None:

@@ -1,4 +1,4 @@
-"""The command line: `python -m server serve | dsn | seed`."""
+"""The command line: `python -m server serve | dsn | seed`. Parses arguments; the commands' work is elsewhere."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 import os
 import sys
 
-from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.sample_data import seed
 from server.settings import Settings, SettingsError, read_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return its exit status. arguments: those of the process if None."""
     parser = argparse.ArgumentParser(prog="python -m server", description="Stream PostgreSQL relations as CSV.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="serve; without DATABASE_URL or DB_HOST, from an embedded PostgreSQL")
-    commands.add_parser("dsn", help="print the libpq URI of the running embedded database, or the configured one")
+    commands.add_parser("serve", help="serve; start an embedded PostgreSQL if no database is configured")
+    commands.add_parser("dsn", help="print the libpq URI of the configured or the running embedded database")
     commands.add_parser("seed", help="fill the embedded database with sample data, if it is empty")
     command = parser.parse_args(arguments).command
     try:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    # The driver and gunicorn take half a second to import, which `dsn` need not wait for.
+    # Importing the driver and gunicorn takes half a second, which the other commands do not need.
     from server.app import create_runner
     from server.process.serve import serve
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Chunk(NamedTuple):
     """A piece of the file.
 
-    data: the bytes. rows: how many rows end in them. done: the share of the relation that has been read by then,
-    from 0 to 1, or None where it is not known.
+    data: the bytes. rows: the number of rows that end in them. done: the fraction of the relation that has been read
+    so far, from 0 to 1, or None if it is not known.
     """
 
     data: bytes

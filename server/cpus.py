@@ -1,4 +1,4 @@
-"""How many processors this process may use. Reads /proc and /sys; sets nothing."""
+"""The number of processors that this process may use. Reads /proc and /sys; changes nothing."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def available_cpus() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = cgroup_quota(_OWN_CGROUP, _CGROUPS)
-    return count if quota is None else max(1, min(count, math.ceil(quota)))
+    return count if quota is None else min(count, math.ceil(quota))
 
 
 def cgroup_quota(own_cgroup: Path, mount: Path) -> float | None:
     """Return the smallest CPU quota of the control groups in which the process is, in processors.
 
-    own_cgroup: a file like /proc/self/cgroup. mount: where the hierarchies are mounted. Return None where no group
-    has a quota or where the system has no control groups.
+    own_cgroup: a file in the format of /proc/self/cgroup. mount: where the hierarchies are mounted. Return None if no
+    group has a quota or the system has no control groups.
     """
     quotas = [quota for folder in _cgroup_folders(own_cgroup, mount) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
 def _cgroup_folders(own_cgroup: Path, mount: Path) -> Iterator[Path]:
-    """The folders of the process's groups and of all groups above them (cgroups(7), "/proc/pid/cgroup")."""
+    """Yield the folders of the process's groups and of all groups above them (cgroups(7), "/proc/pid/cgroup")."""
     try:
         lines = own_cgroup.read_text().splitlines()
     except OSError:
@@ -46,7 +46,7 @@ def _cgroup_folders(own_cgroup: Path, mount: Path) -> Iterator[Path]:
             continue
         root = mount / controllers if controllers else mount
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's, of which only the root is mounted.
+        # In a container the path may be that of the host, while only the container's own group is mounted, as the root.
         yield from (folder, *(above for above in folder.parents if above.is_relative_to(root)))
 
 
@@ -58,5 +58,5 @@ def _quota(folder: Path) -> float | None:
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
         return None

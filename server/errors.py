@@ -1,17 +1,18 @@
 """The errors that a user may see: a stable code, an HTTP status and a message that is safe to send.
 
-Raise these anywhere below the routes; they become `application/problem+json` (RFC 9457) in one place,
-`server/problems.py`. A message here must never hold SQL text, a path of the server, a host or a password.
+Any module may raise them; `server/http/problems.py` turns them into `application/problem+json` (RFC 9457). A message
+must not hold SQL text, a path of the server, a host or a password.
 """
 
 from __future__ import annotations
 
 
 class ExportError(Exception):
-    """An export that cannot be given. Subclasses fix `status` and a default `code`.
+    """A request that cannot be answered. Each subclass sets the HTTP `status` and a default `code`.
 
-    detail: what is wrong, in the user's terms. hint: what to change. retry_after: seconds.
-    transient: the same request may work at once on another connection; only before the first byte.
+    detail: what is wrong, in the user's terms. hint: what to change. code: replaces the default of the class.
+    retry_after: seconds after which the request may work, for the header Retry-After. transient: the request may work
+    at once on another connection, so it is retried as long as nothing has been sent.
     """
 
     status = 500
@@ -28,41 +29,41 @@ class ExportError(Exception):
 
 
 class InvalidRequest(ExportError):
-    """The URL or one of its values is wrong: the user changes it."""
+    """The URL, or a value in it, is wrong."""
 
     status = 400
     code = "invalid_request"
 
 
 class Forbidden(ExportError):
-    """The database role may not read all of what was asked for."""
+    """The database role lacks a privilege that the export needs."""
 
     status = 403
     code = "forbidden"
 
 
 class RelationNotFound(ExportError):
-    """No such relation, or none that may be read: the two are not told apart."""
+    """The relation does not exist or may not be read. The error does not tell which."""
 
     status = 404
     code = "relation_not_found"
 
 
 class RelationGone(RelationNotFound):
-    """The relation was there a moment ago. Looked up anew, another of its name may be."""
+    """The relation was dropped after it had been looked up. Another one of its name may exist by now."""
 
     transient = True
 
 
 class QueryFailed(ExportError):
-    """PostgreSQL stopped the query for a reason that the user cannot mend in the URL."""
+    """PostgreSQL rejected or ended the query for a reason that no change of the URL removes."""
 
     status = 500
     code = "query_failed"
 
 
 class ServerBusy(ExportError):
-    """Every export slot is taken."""
+    """All export slots, or all control connections, are in use."""
 
     status = 503
     code = "busy"
@@ -70,7 +71,7 @@ class ServerBusy(ExportError):
 
 
 class DatabaseUnavailable(ExportError):
-    """The database cannot be reached, or dropped the connection."""
+    """The database cannot be reached, or it closed the connection."""
 
     status = 503
     code = "database_unavailable"
@@ -78,13 +79,13 @@ class DatabaseUnavailable(ExportError):
 
 
 class ConnectionLost(DatabaseUnavailable):
-    """An open connection died: a fresh one may work at once (a restarted server, a pooler's recycling)."""
+    """An open connection was lost. A new one may work at once, for example after a restart of the server."""
 
     transient = True
 
 
 class SnapshotConflict(ExportError):
-    """A replica's recovery or a deadlock ended the query; the same query may well work next time."""
+    """A conflict with a replica's recovery, a serialization failure or a deadlock ended the query."""
 
     status = 503
     code = "conflict_with_recovery"
@@ -93,7 +94,7 @@ class SnapshotConflict(ExportError):
 
 
 class RelationChanged(ExportError):
-    """DDL came between looking the relation up and reading it: looked up anew, it may well be there."""
+    """DDL changed the relation after it had been looked up. Looked up again, it may be readable."""
 
     status = 503
     code = "relation_changed"
@@ -102,7 +103,7 @@ class RelationChanged(ExportError):
 
 
 class QueryCancelled(ExportError):
-    """Somebody cancelled the query in the database."""
+    """A user or an administrator cancelled the query in the database."""
 
     status = 503
     code = "query_cancelled"
@@ -110,21 +111,21 @@ class QueryCancelled(ExportError):
 
 
 class QueryTimeout(ExportError):
-    """The query gave nothing within STATEMENT_TIMEOUT."""
+    """The query delivered no row within its time limit, for exports STATEMENT_TIMEOUT."""
 
     status = 504
     code = "query_timeout"
 
 
 class ExportNotFound(ExportError):
-    """No saved export has this id, or no longer."""
+    """No saved export has this id, or it has been removed."""
 
     status = 404
     code = "export_not_found"
 
 
 class ExportNotFinished(ExportError):
-    """The saved export has no file yet."""
+    """The file of the saved export is not complete yet."""
 
     status = 409
     code = "export_not_finished"
@@ -132,28 +133,28 @@ class ExportNotFinished(ExportError):
 
 
 class ExportFailed(ExportError):
-    """The saved export has no file and will have none."""
+    """The saved export failed or was cancelled: there will be no file."""
 
     status = 410
     code = "export_failed"
 
 
 class ExportUnreadable(ExportError):
-    """What is on the disk for this export is not understood; it is left alone."""
+    """The folder of this export is not understood. It is left unchanged."""
 
     status = 500
     code = "export_unreadable"
 
 
 class KeyReused(ExportError):
-    """The Idempotency-Key was given with another request before."""
+    """An earlier, different request had the same Idempotency-Key."""
 
     status = 422
     code = "idempotency_key_reused"
 
 
 class StorageUnavailable(ExportError):
-    """The folder of saved exports cannot be used."""
+    """The folder of saved exports cannot be read or written."""
 
     status = 503
     code = "storage_unavailable"
@@ -161,14 +162,14 @@ class StorageUnavailable(ExportError):
 
 
 class NoSpaceLeft(ExportError):
-    """The disk, or the room that saved exports may take, is full."""
+    """The disk is full, or saved exports have used up their quota."""
 
     status = 507
     code = "no_space_left"
 
 
 class ForeignPage(ExportError):
-    """A page of another site asks for a change in the name of whoever is looking at it."""
+    """A page of another site sent a request that changes something (cross-site request forgery)."""
 
     status = 403
     code = "foreign_page"

@@ -1,8 +1,8 @@
 """What is worth observing, as values: one class for each kind of event, with named fields.
 
-An event is made where it happens; the module `events.py` of each package holds its classes. `emit` hands an event to
-every observer. The log line is made in `server/process/logs.py`; metrics and an audit trail are to be observers too. An
-event never holds SQL text, a password or a value of a row.
+The module `events.py` of each package holds the classes. An event is created where it happens, and `emit` passes it to
+every observer. `server/process/logs.py` makes the log line from it; metrics or an audit trail would be further
+observers. An event must not hold SQL text, a password or a value of a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event. name: what the log calls it. level: its severity, as in `logging`. error: the exception to log."""
+    """An event. name: its name in the log. level: its severity, as in `logging`. error: the exception to log."""
 
     name: ClassVar[str]
     level: ClassVar[int] = logging.INFO
@@ -23,7 +23,7 @@ class Event:
     error: BaseException | None = None
 
     def fields(self) -> dict[str, object]:
-        """Return the fields that have a value, by name in camel case."""
+        """Return the fields that are not None, by name in camel case, without `error`."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "error")
         return {_camel_case(name): value for name, value in values if value is not None}
 
@@ -34,13 +34,13 @@ _observers: list[Observer] = []
 
 
 def subscribe(observer: Observer) -> None:
-    """Call the observer with every event from now on. An observer must not block or raise."""
+    """Call the observer once with every event from now on, however often it subscribes. It must not block or raise."""
     if observer not in _observers:
         _observers.append(observer)
 
 
 def emit(event: Event) -> None:
-    """Hand the event to every observer. Safe in any thread."""
+    """Pass the event to every observer, in the thread of the caller."""
     for observer in _observers:
         observer(event)
 

@@ -1,7 +1,7 @@
 """The settings: one frozen value, read once from the environment when the process starts.
 
-Every setting is a field of `Settings` with its variable, its meaning and its default beside it; the README's
-table is checked against them. Nothing else in the project reads the environment.
+Each setting is a field of `Settings` with its variable, description, default and parser. A test compares the README's
+table with them. No other module reads a setting from the environment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.cpus import available_cpus
 
 
 class SettingsError(ValueError):
-    """A variable of the environment has a value that cannot be used; the message names it."""
+    """A variable of the environment has a value that cannot be used. The message names the variable."""
 
 
 def _setting(variable: str, doc: str, default: Any, parse: Callable[[str], Any] = str, secret: bool = False) -> Any:
@@ -37,7 +37,7 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 def _seconds(text: str) -> float:
     number = float(text)
-    if not 0 <= number <= 2_000_000:  # PostgreSQL keeps its timeouts as 32 bits of milliseconds
+    if not 0 <= number <= 2_000_000:  # PostgreSQL's timeouts are 32-bit integers in milliseconds
         raise ValueError("a number of seconds from 0 to 2000000 is needed")
     return number
 
@@ -53,16 +53,16 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 
 
 def _bytes(text: str) -> int:
-    """`10GB`, `512MiB` or plain bytes: decimal units, binary ones with an i."""
+    """Parse a number of bytes: `500000000`, `10GB` (decimal unit) or `512MiB` (binary unit)."""
     found = re.fullmatch(r"(\d{1,18})\s*(?:([KMGTP]?)(I?)B)?", text.strip().upper(), re.ASCII)
     if found is None or (found[3] and not found[2]):
-        raise ValueError("a number of bytes is needed, as 500000000 or 500MB")
+        raise ValueError("a number of bytes is needed, such as 500000000 or 500MB")
     unit = _UNITS[found[2] or ""]
     if found[3]:
         unit = 1024 ** list(_UNITS).index(found[2])
     number = int(found[1]) * unit
     if number >= 2**63:
-        raise ValueError("that is more than any disk holds")
+        raise ValueError("the number is larger than any disk")
     return number
 
 
@@ -92,103 +92,115 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings. Times are in seconds."""
+    """All settings. Times are in seconds, sizes in bytes."""
 
     api_host: str = _setting("API_HOST", "Address to listen on", "127.0.0.1")
-    api_port: int = _setting("API_PORT", "Port to listen on; 0 takes any free one", 8080, _whole(0, 65535))
+    api_port: int = _setting("API_PORT", "Port to listen on; 0 selects a free one", 8080, _whole(0, 65535))
     workers: int = _setting("WEB_CONCURRENCY", "Worker processes, each with its own connections", 1, _whole(1, 256))
     database_url: str | None = _setting(
-        "DATABASE_URL", "libpq URI of the database; wins over the `DB_…` variables", None, secret=True
+        "DATABASE_URL", "libpq URI of the database; overrides the `DB_…` variables", None, secret=True
     )
-    db_host: str | None = _setting("DB_HOST", "Host or socket folder of the database", None)
+    db_host: str | None = _setting("DB_HOST", "Host name or socket folder of the database", None)
     db_port: int = _setting("DB_PORT", "Port of the database", 5432, _whole(1, 65535))
     db_user: str | None = _setting("DB_USER", "Role to connect as", None)
-    db_password: str | None = _setting("DB_PASSWORD", "Its password", None, secret=True)
+    db_password: str | None = _setting("DB_PASSWORD", "Password of the role", None, secret=True)
     db_name: str | None = _setting("DB_NAME", "Name of the database", None)
     export_schemas: tuple[str, ...] = _setting(
-        "EXPORT_SCHEMAS", "Schemas whose relations may be exported, with commas between", ("public",), _names
+        "EXPORT_SCHEMAS", "Schemas whose relations may be exported, separated by commas", ("public",), _names
     )
     max_concurrent_exports: int = _setting(
         "MAX_CONCURRENT_EXPORTS",
-        "Downloads and running saved exports at once per worker, one connection each (beside them there are two for "
-        "the catalogue and for cancelling, and 2 × (`PARALLEL_READERS` - 1) that readers share); past it the answer "
-        "is 503",
+        "Export slots of each worker: downloads and running saved exports at once, one connection each; further "
+        "downloads get a 503. Each worker has up to 2 + 2 × (`PARALLEL_READERS` - 1) connections more, for the "
+        "catalogue, cancellation and parallel readers",
         8,
         _whole(1, 1000),
     )
     parallel_readers: int | None = _setting(
         "PARALLEL_READERS",
-        "Connections that read one large table together, at most; not set, as many as there are cores, at most 4",
+        "Most connections that read one large table in parallel; default: the processors that the process may use, "
+        "at most 4",
         None,
         _whole(1, 64),
     )
     statement_timeout: float = _setting(
-        "STATEMENT_TIMEOUT", "Longest wait for the next batch of rows, in seconds; 0 waits for ever", 600.0, _seconds
+        "STATEMENT_TIMEOUT", "Longest wait for the next rows of a query, in seconds; 0 disables it", 600.0, _seconds
     )
     stall_timeout: float = _setting(
         "STALL_TIMEOUT",
-        "Longest time that a client may read nothing before it is cut, in seconds; 0 waits for ever",
+        "Time after which a client that reads nothing is disconnected, in seconds; 0 disables it",
         300.0,
         _seconds,
     )
     shutdown_timeout: int = _setting(
         "SHUTDOWN_TIMEOUT",
-        "Time that SIGTERM gives running downloads before they are cut, in seconds",
+        "Time that running downloads have to end after SIGTERM, in seconds",
         30,
         _whole(5, 86400),
     )
     export_storage_path: Path = _setting(
-        "EXPORT_STORAGE_PATH", "Folder for saved exports; servers may share it", Path("exports"), Path
+        "EXPORT_STORAGE_PATH", "Folder of the saved exports; servers may share it", Path("exports"), Path
     )
     max_running_exports: int = _setting(
         "MAX_RUNNING_EXPORTS",
-        "Saved exports made at once by all processes on the folder; the others wait in order",
+        "Saved exports that run at once, in all processes on the folder together; the others wait in the queue",
         2,
         _whole(1, 1000),
     )
     export_retention: float = _setting(
-        "EXPORT_RETENTION", "How long a finished export is kept, in seconds; 0 keeps it for ever", 604800.0, _retention
+        "EXPORT_RETENTION",
+        "Time for which a finished export is kept, in seconds; 0 keeps it for ever",
+        604800.0,
+        _retention,
     )
     export_storage_limit: int = _setting(
         "EXPORT_STORAGE_LIMIT",
-        "Bytes that saved exports may take, as `10GB`; past it the oldest finished go; 0 sets no limit",
+        "Bytes that saved exports may use, such as `10GB`; beyond it the oldest finished ones are removed; 0: no limit",
         0,
         _bytes,
     )
     export_min_free_space: int = _setting(
-        "EXPORT_MIN_FREE_SPACE", "Bytes that saved exports leave free on the disk, as `10GB`", 500_000_000, _bytes
+        "EXPORT_MIN_FREE_SPACE", "Bytes that saved exports leave free on the disk, such as `10GB`", 500_000_000, _bytes
     )
     export_max_attempts: int = _setting(
         "EXPORT_MAX_ATTEMPTS",
-        "How often a saved export is begun, when crashes end it, before it counts as failed",
+        "Attempts at a saved export whose process is killed before it counts as failed",
         3,
         _whole(1, 1000),
     )
     embedded_data_path: Path = _setting(
         "EMBEDDED_DATA_PATH", "Data folder of the embedded PostgreSQL", Path(".data/postgres"), Path
     )
-    seed_rows: int = _setting("SEED_ROWS", "Sample users in an empty embedded database", 1_000_000, _whole(1, 10**9))
+    seed_rows: int = _setting(
+        "SEED_ROWS", "Users in the sample data of an empty embedded database", 1_000_000, _whole(1, 10**9)
+    )
     pure_python: bool = _setting(
-        "SLUICE_PURE_PYTHON", "1 uses the pure-Python encoder even where the native one is built", False, _flag
+        "SLUICE_PURE_PYTHON", "1 selects the pure-Python encoder even if the native one is built", False, _flag
     )
     log_format: str = _setting("LOG_FORMAT", "`text` (key=value) or `json`", "text", _one_of("text", "json"))
     log_level: str = _setting(
-        "LOG_LEVEL", "Least severe level to log", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
+        "LOG_LEVEL",
+        "Least severe level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`",
+        "INFO",
+        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
     )
 
     @property
     def embedded(self) -> bool:
-        """Whether no database is configured, so that the embedded one serves."""
+        """Whether no database is configured, so that the embedded one is used."""
         return self.database_url is None and self.db_host is None
 
     @property
     def most_readers(self) -> int:
-        """How many connections may read one relation together."""
+        """Most connections that read one relation in parallel."""
         return self.parallel_readers or min(available_cpus(), 4)
 
     @property
     def dsn(self) -> str:
-        """The libpq URI to connect to (PostgreSQL manual, "Connection URIs"). Holds the password."""
+        """The libpq URI to connect to (PostgreSQL manual, "Connection URIs"), with the password.
+
+        Raise SettingsError if no database is configured.
+        """
         if self.database_url is not None:
             return self.database_url
         if self.db_host is None:
@@ -203,7 +215,7 @@ class Settings:
 
     @property
     def loopback_only(self) -> bool:
-        """Whether only this machine can reach the port."""
+        """Whether only processes of this machine can reach the port."""
         if self.api_host == "localhost":
             return True
         try:
@@ -213,13 +225,13 @@ class Settings:
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Settings from the environment; an empty variable counts as not set. Raises SettingsError."""
+    """Return the settings of this environment. An empty variable counts as not set. Raise SettingsError."""
     values: dict[str, Any] = {}
     for setting in fields(Settings):
         variable = setting.metadata["variable"]
         text = environment.get(variable, "")
         if text.strip():
-            if setting.repr:  # a password may begin or end with a blank
+            if setting.repr:  # a password may begin or end with a space
                 text = text.strip()
             try:
                 values[setting.name] = setting.metadata["parse"](text)
@@ -230,7 +242,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """(variable, default, meaning) of every setting, in order, as the README's table shows them."""
+    """Return (variable, default, description) of every setting, in the order of the README's table."""
     table = []
     for setting in fields(Settings):
         default = setting.default

@@ -1,6 +1,6 @@
-"""Fixtures: a real PostgreSQL for everything that touches one, Sluice in process, Sluice under gunicorn.
+"""Fixtures: a real PostgreSQL, Sluice in this process, and Sluice under gunicorn.
 
-SLUICE_TEST_DSN runs the suite against another server (a superuser's URI of a database of its own).
+The variable SLUICE_TEST_DSN selects another server: the URI of a database for these tests alone, as a superuser.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 
 from server.app import MAX_REQUEST_LINE, create_app
 from server.postgres.database import Database
-from server.process.embedded import EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedPostgres
+from server.process.sample_data import seed
 from server.settings import Settings
 from tests.support.engines import open_database
 from tests.support.folders import made_folder
@@ -35,7 +36,7 @@ hypothesis_settings.load_profile("sluice")
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """`made_folder` for one test."""
+    """A folder of `made_folder`, for one test."""
     with made_folder() as path:
         yield path
 
@@ -49,16 +50,14 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(path)], capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(
-            f"mounting is not allowed here: {done.stderr.strip()}; a limit on the size of files is tested all the same"
-        )
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}; other tests limit the size of files instead")
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[EmbeddedPostgres]:
-    """The embedded PostgreSQL 18, in a folder of its own, with sample data."""
+    """The embedded PostgreSQL 18 with sample data, in a folder for this run."""
     with made_folder() as folder, EmbeddedPostgres(folder / "postgres", settings={"fsync": "off"}) as running:
         seed(running, SEED_ROWS)
         yield running
@@ -83,7 +82,7 @@ def _postgres(database_url: str) -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres(_postgres: Postgres) -> Iterator[Postgres]:
-    """The database under test; what the test makes in the schema public is dropped after it."""
+    """The database under test. What the test creates in the schema public is dropped after it."""
     _postgres.keep()
     yield _postgres
     _postgres.tidy()
@@ -91,20 +90,20 @@ def postgres(_postgres: Postgres) -> Iterator[Postgres]:
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    """Settings as a test server has them."""
+    """The settings of a test server."""
     return Settings(database_url=database_url, shutdown_timeout=5, export_storage_path=tmp_path / "exports")
 
 
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
-    """Sluice's own connections, without HTTP."""
+    """Sluice's connections, without HTTP."""
     async with open_database(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 async def client(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """Sluice in this process behind aiohttp's test client: quick, but not how it behaves on a disconnect."""
+    """Sluice in this process behind aiohttp's test client: fast, but it handles a disconnect unlike gunicorn."""
     server = TestServer(create_app(settings))
     await server.start_server(max_line_size=MAX_REQUEST_LINE)
     async with TestClient(server) as opened:
@@ -113,14 +112,14 @@ async def client(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
 
 @pytest.fixture(scope="session")
 def live(database_url: str) -> Iterator[LiveServer]:
-    """Sluice under gunicorn, shared by all tests that leave it as they found it."""
+    """Sluice under gunicorn, shared by all tests that do not change its state."""
     with LiveServer(DATABASE_URL=database_url, LOG_LEVEL="DEBUG") as server:
         yield server
 
 
 @pytest.fixture
 def start_live(database_url: str) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server with settings of its own; stopped after the test."""
+    """Starts a server with other settings, which is stopped after the test."""
     started: list[LiveServer] = []
 
     def start(**environment: str) -> LiveServer:

@@ -1,4 +1,4 @@
-// The usual way in Node.js, for comparison: Express, a query stream, and csv-stringify, each as its own
+// The usual way in Node.js, for comparison: Express, a query stream and csv-stringify, each used as its
 // documentation shows it.
 const { pipeline } = require("node:stream");
 const express = require("express");

@@ -18,7 +18,7 @@ from server.query.dialect import FORMULA_STARTS, Dialect
 try:
     import server.encode._encode as _encode  # noqa: PLR0402
 except ImportError:  # built where a compiler is at hand; a line in the log says which one serves
-    _encode = None
+    _encode = None  # type: ignore[assignment]
 
 # Kinds of columns; the same numbers in server/_encode.pyx.
 PLAIN, SCAN, ALWAYS, GUARD, JSON = 0, 1, 2, 4, 8

@@ -1,6 +1,7 @@
 """The process: gunicorn, the embedded PostgreSQL of a first run, and the log.
 
-Knows how to start and how to stop, and nothing of requests: `server/__main__.py` hands it the application.
+Holds starting, stopping and logging. Knows nothing of requests: `server/__main__.py` passes it the application. Start
+with `serve.py`.
 
 May import: postgres.
 """

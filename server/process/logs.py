@@ -1,6 +1,6 @@
-"""Logging: one line an event on standard error, as key=value or as JSON; the libraries' lines too.
+"""The log: one line for each event on standard error, as key=value or JSON. Lines of libraries have the same format.
 
-Configures, and knows nothing of what is logged.
+The only place that turns an event into a line. Must not know any single event.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from server import events
 from server.settings import Settings
 
-# Control characters and the line breaks that are none to ASCII.
+# C0 and C1 control characters, and Unicode's line and paragraph separators.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send everything through one handler, in the format of the settings."""
+    """Write every event and every record of `logging` through one handler, in the format and from the level set."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -51,8 +51,8 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    logging.getLogger("aiohttp.server").addFilter(_quieten_bad_requests)
-    # One line per connection lost or statement cancelled is the driver's; ours says the same with the request.
+    logging.getLogger("aiohttp.server").addFilter(_shorten_bad_requests)
+    # The driver warns of each lost connection and cancelled statement; Sluice logs them itself, with the request.
     logging.getLogger("aiopg").setLevel(logging.ERROR)
     events.subscribe(log_event)
 
@@ -65,15 +65,15 @@ def log_event(event: events.Event) -> None:
 
 
 def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """No value can begin a line of its own or steer a terminal: names in URLs are anybody's."""
+    """Escape control characters, so that no value from a URL can begin a line of its own or control a terminal."""
     for key, value in event.items():
         if isinstance(value, str) and _CONTROLS.search(value):
             event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
     return event
 
 
-def _quieten_bad_requests(record: logging.LogRecord) -> bool:
-    """What is not HTTP is a line, not a traceback: anybody can send it."""
+def _shorten_bad_requests(record: logging.LogRecord) -> bool:
+    """Log a request that is not HTTP as one line without traceback, since any client can send one."""
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
         record.msg, record.args = f"not an HTTP request: {record.exc_info[1].message[:200]!r}", None
         record.exc_info = None
@@ -81,9 +81,10 @@ def _quieten_bad_requests(record: logging.LogRecord) -> bool:
 
 
 class GunicornLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
-    """Gunicorn's own lines through the root handler; the access log is Sluice's line per export."""
+    """Gunicorn's logger: warnings and errors go to the root handler. There is no access log, only events."""
 
     def setup(self, cfg: Any) -> None:
+        """Replace gunicorn's handlers. Called by gunicorn. cfg: not used."""
         self.error_log.handlers[:] = []
         self.error_log.propagate = True
         self.error_log.setLevel(logging.WARNING)

@@ -1,6 +1,6 @@
-"""The server process: gunicorn with aiohttp's worker on uvloop, and the embedded PostgreSQL where none is set.
+"""The server process: gunicorn with aiohttp's worker on uvloop, and the embedded PostgreSQL if no database is set.
 
-Knows how to start and stop. The application that it serves is handed to it, by `server/__main__.py`.
+Starts and stops. `server/__main__.py` passes it the function that creates the application.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ import gunicorn.app.base
 from aiohttp import web
 
 from server.postgres.connections import check_dsn
-from server.process.embedded import EmbeddedPostgres, seed
+from server.process.embedded import EmbeddedPostgres
 from server.process.logs import GunicornLogger, configure_logging
+from server.process.sample_data import seed
 from server.process.shutdown import Shutdown
 from server.settings import Settings, SettingsError
 
-# Seconds beyond SHUTDOWN_TIMEOUT: to cut the downloads that are left and to close the connections.
+# Seconds after SHUTDOWN_TIMEOUT in which the remaining downloads are cut and the connections closed.
 STOP_MARGIN = 10
 # The signals that end a worker.
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
-# Makes the application in each worker, after the fork.
+# Creates the application in each worker, after the fork.
 RunnerFactory = Callable[[Settings, Shutdown], web.AppRunner]
 
 
 class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
-    """Gunicorn configured by our settings alone."""
+    """Gunicorn, configured by `Settings` only: it reads no configuration file and no command line."""
 
     def __init__(self, settings: Settings, make_runner: RunnerFactory) -> None:
         self._settings = settings
@@ -43,31 +44,31 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        """Called by gunicorn: hand it every option that matters here."""
+        """Set gunicorn's options. Called by gunicorn."""
         settings = self._settings
         host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
         options: dict[str, Any] = {
             "bind": f"{host}:{settings.api_port}",
             "workers": settings.workers,
             "worker_class": "aiohttp.worker.GunicornUVLoopWebWorker",
-            # A restart after so many requests would cut streams.
+            # A restart after n requests would cut streams.
             "max_requests": 0,
             "graceful_timeout": settings.shutdown_timeout + STOP_MARGIN,
-            # The worker's heartbeat stops while it drains.
+            # The worker sends no heartbeat while it drains.
             "timeout": settings.shutdown_timeout + STOP_MARGIN + 30,
             "logger_class": GunicornLogger,
             "control_socket_disable": True,
             "when_ready": lambda arbiter: announce(settings, arbiter.LISTENERS[0].sock.getsockname()[1]),
-            # Called in the worker on SIGINT and SIGQUIT, that is on Ctrl-C.
+            # Called in the worker on SIGINT (Ctrl-C) and SIGQUIT.
             "worker_int": lambda worker: setattr(self._shutdown, "immediate", True),
         }
-        if Path("/dev/shm").is_dir():  # heartbeat files on a disk can block a worker
+        if Path("/dev/shm").is_dir():  # on a disk, writing the heartbeat file can block a worker
             options["worker_tmp_dir"] = "/dev/shm"
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Callable[[], Awaitable[web.AppRunner]]:
-        """Called by each worker after the fork: aiohttp's worker awaits what this returns."""
+        """Return a coroutine function that creates the runner. Called by each worker after the fork."""
 
         async def runner() -> web.AppRunner:
             return self._make_runner(self._settings, self._shutdown)
@@ -76,7 +77,11 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
 
 
 def serve(settings: Settings, make_runner: RunnerFactory) -> None:
-    """Serve until a signal; Ctrl-C and SIGTERM stop the embedded PostgreSQL too, if nobody else uses it."""
+    """Serve until a signal ends this process. Raise SettingsError or EmbeddedError if the server cannot start.
+
+    The embedded PostgreSQL, if this process uses it, is stopped too unless another process uses it.
+    make_runner: creates the application of one worker.
+    """
     configure_logging(settings)
     check_address(settings)
     if not settings.embedded:
@@ -86,7 +91,7 @@ def serve(settings: Settings, make_runner: RunnerFactory) -> None:
             embedded = stack.enter_context(EmbeddedPostgres(settings.embedded_data_path))
             seed(embedded, settings.seed_rows)
             settings = replace(settings, database_url=embedded.uri)
-        # Until a worker has handlers of its own, it would swallow signals with those of its parent.
+        # A new worker inherits the handlers of its parent, which would drop a signal, until it installs its own.
         os.register_at_fork(
             before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDING),
             after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING),
@@ -96,14 +101,14 @@ def serve(settings: Settings, make_runner: RunnerFactory) -> None:
 
 
 def restore_default_signals() -> None:
-    """Let these signals end this process, also those that came while it was being made."""
+    """Let the signals in ENDING end this process, including those that arrived during the fork."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def check_address(settings: Settings) -> None:
-    """Raises SettingsError where the address cannot be listened on: said before anything long begins."""
+    """Raise SettingsError if the address cannot be listened on. Called before anything that takes long."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.api_host, settings.api_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -114,12 +119,12 @@ def check_address(settings: Settings) -> None:
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {settings.api_host}, port {settings.api_port}: {error.strerror}; "
-            "set API_HOST or API_PORT to another"
+            "set API_HOST or API_PORT to another value"
         ) from None
 
 
 def announce(settings: Settings, port: int) -> None:
-    """Tell a person where the page is and what to type; on standard error, like everything said here."""
+    """Print the address of the page and a first command on standard error."""
     host = settings.api_host
     if host in ("0.0.0.0", "::"):
         host = "localhost"
@@ -127,7 +132,7 @@ def announce(settings: Settings, port: int) -> None:
     lines = [f"Sluice is at {address}/", f"Try: curl -O {address}/export/users.csv"]
     if not settings.loopback_only:
         lines.append(
-            f"WARNING: listening on {settings.api_host}. There is no login yet: whoever reaches this port may "
-            "export all that the database role can read."
+            f"WARNING: listening on {settings.api_host}. There is no login yet: everyone who can reach this port can "
+            "export everything that the database role can read."
         )
     print("\n" + "\n".join(lines) + "\n", file=sys.stderr, flush=True)

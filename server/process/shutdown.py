@@ -1,4 +1,4 @@
-"""How the process is asked to stop, as the application and the process see it."""
+"""How the process was asked to stop: set by the process, read by the application."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Shutdown:
-    """immediate: whether it is to be at once (Ctrl-C), so that running downloads are cut instead of finished."""
+    """The kind of shutdown. immediate: running downloads are cut at once (Ctrl-C), not drained (SIGTERM)."""
 
     immediate: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def made_folder() -> Iterator[Path]:
-    """An empty folder with a short path, for the sockets in it, that every account may enter."""
+    """Create an empty folder that every account may enter. Its path is short, because sockets are created in it."""
     path = Path(tempfile.mkdtemp(prefix="sluice-test-"))
     path.chmod(0o755)
     try:

@@ -1,4 +1,4 @@
-"""Sluice as its users run it: `python -m server serve` in a process of its own, under real gunicorn."""
+"""Sluice as users run it: `python -m server serve` in another process, under real gunicorn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
-    """Wait until this holds, of which nobody tells us: a state of PostgreSQL or of a process."""
+    """Poll until this holds, for a state of PostgreSQL or of a process. what: describes it when it fails."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -33,14 +33,14 @@ def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -
 
 
 async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
-    """wait_until, while the event loop turns."""
+    """Do as `wait_until` does, without blocking the event loop."""
     await asyncio.to_thread(wait_until, what, holds, seconds=seconds)
 
 
 class LiveServer:
-    """A running server. port: where it listens; log: everything it has said so far, line by line.
+    """A running server. port: the port it listens on. log: the lines of its log so far.
 
-    environment: variables beside those that every test server has (any free port, a folder for saved exports).
+    environment: variables in addition to those of every test server (a free port, a folder for saved exports).
     """
 
     def __init__(self, **environment: str) -> None:
@@ -90,7 +90,7 @@ class LiveServer:
             self.log.append(line.rstrip("\n"))
 
     def wait_for_log(self, pattern: str, *, seconds: float = 10, after: int = 0) -> re.Match[str]:
-        """The first match in the log lines from number `after` on; waits for it."""
+        """Wait for a line of the log that matches, and return the match. after: the number of lines to skip."""
         deadline = time.monotonic() + seconds
         while True:
             for line in list(self.log)[after:]:
@@ -104,7 +104,7 @@ class LiveServer:
             time.sleep(0.02)
 
     def export_line(self, request_id: str, *, seconds: float = 10) -> dict[str, str]:
-        """The fields of the log line of the export with this X-Request-Id; waits for it."""
+        """Wait for the log line of the export with this X-Request-Id, and return its fields."""
         pattern = rf".* event=export .*requestId={re.escape(request_id)}(?: .*|$)"
         line = self.wait_for_log(pattern, seconds=seconds)[0]
         return dict(field.partition("=")[::2] for field in shlex.split(line))
@@ -114,7 +114,7 @@ class LiveServer:
         return psutil.Process(self.process.pid).children()
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
-        """Stop it as a person (SIGINT) or a supervisor (SIGTERM) does; its exit status."""
+        """Stop it like a person (SIGINT) or a supervisor (SIGTERM), and return its exit status."""
         assert self.process.stderr is not None
         if self.process.stderr.closed:  # stopped or killed before
             return self.process.returncode
@@ -129,7 +129,7 @@ class LiveServer:
         return status
 
     def kill(self) -> None:
-        """End all its processes at once, without a word."""
+        """Kill all its processes with SIGKILL."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
         self._closed()
@@ -141,7 +141,7 @@ class LiveServer:
         shutil.rmtree(self._storage, ignore_errors=True)
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
-        """A raw socket to the server; a small receive buffer makes a slow reader felt early."""
+        """Return a socket to the server. receive_buffer: its size in bytes; a small one makes the server wait early."""
         raw = socket.socket()
         if receive_buffer is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -150,7 +150,7 @@ class LiveServer:
         return raw
 
     def request(self, path: str, *, method: str = "GET", headers: str = "", **options: Any) -> socket.socket:
-        """A raw socket on which the request has been sent, the answer not yet read."""
+        """Return a socket on which the request has been sent and no response has been read."""
         raw = self.connect(**options)
         raw.sendall(f"{method} {path} HTTP/1.1\r\nHost: sluice.test\r\n{headers}\r\n".encode())
         return raw

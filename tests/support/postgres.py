@@ -1,4 +1,4 @@
-"""The database under test, as the tests see it beside Sluice."""
+"""The database under test, through a connection that is independent of Sluice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg2.extensions
 
 
 class Postgres:
-    """The database under test, through a plain superuser connection beside Sluice's own."""
+    """The database under test, through a superuser's connection of psycopg2."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -19,19 +19,19 @@ class Postgres:
         self._kept: set[tuple[str, str, str]] = set()
 
     def connect(self) -> psycopg2.extensions.connection:
-        """Another connection, each statement a transaction of its own."""
+        """Open another connection, in autocommit mode."""
         connection = psycopg2.connect(self.dsn)
         connection.autocommit = True
         return connection
 
     def run(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """Run statements; the rows of the last one."""
+        """Run statements and return the rows of the last one."""
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values)
             return cursor.fetchall() if cursor.description else []
 
     def copy(self, query: str, options: str = "HEADER") -> bytes:
-        """What the server's own COPY writes for this query: the reference for every byte."""
+        """Return what the server's own COPY writes for this query: the reference for every byte."""
         output = io.BytesIO()
         with self.connection.cursor() as cursor:
             cursor.execute("SET synchronize_seqscans = off")
@@ -39,12 +39,15 @@ class Postgres:
         return output.getvalue()
 
     def statements(self) -> list[tuple[str, str]]:
-        """(state, query) of every session that Sluice has open."""
+        """Return (state, query) of every session that Sluice has open."""
         rows = self.run("SELECT state, query FROM pg_stat_activity WHERE application_name = 'sluice'")
         return [(state, query) for state, query in rows]
 
     def streams_at_rest(self, count: int = 1) -> bool:
-        """Whether so many streams wait for their clients, every backend of theirs, and have for a moment."""
+        """Return whether at least `count` backends wait for their clients, and no backend of Sluice does otherwise.
+
+        Looks several times, because a backend can be idle between two statements.
+        """
         for _ in range(5):
             ((backends, resting),) = self.run(
                 "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT source.%' "
@@ -66,13 +69,13 @@ class Postgres:
         )
 
     def keep(self) -> None:
-        """Whatever is in the schema public now stays when it is tidied: sample data, tables of a whole module."""
+        """Let `tidy` keep everything that is in the schema public now: sample data, tables of a whole module."""
         self._kept = self._relations()
 
     def tidy(self) -> None:
-        """Drop what a test has made in the schema public."""
+        """Drop what a test has created in the schema public."""
         words = {"v": "VIEW", "m": "MATERIALIZED VIEW", "f": "FOREIGN TABLE"}
-        # A failed test may leave a lock behind, in a server whose event loop this call keeps from letting go.
+        # A failed test may leave a lock in a server of this process, whose event loop cannot run during this call.
         self.run("SET lock_timeout = '10s'")
         for schema, name, kind in self._relations() - self._kept:
             quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, name))

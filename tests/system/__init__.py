@@ -1,1 +1,3 @@
-"""The whole: architecture, documents, command line, containers, the embedded PostgreSQL."""
+"""Tests of the whole project: architecture, documents, command line, containers, the embedded PostgreSQL, and the
+modules below all packages (`test_foundation_…`, `test_settings.py`).
+"""

@@ -1,4 +1,4 @@
-"""The command line as a person types it: serve, dsn and seed, their messages and exit statuses."""
+"""The command line: serve, dsn and seed, their messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_wrong_setting_is_named(environment: dict[str, str], message: str) -> 
     assert "secret" not in done.stderr
 
 
-def test_a_taken_port_is_said_before_anything_begins(folder: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -103,12 +103,12 @@ def test_a_taken_port_is_said_before_anything_begins(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_listening_beyond_this_machine_is_warned_of(start_live: Callable[..., LiveServer]) -> None:
+def test_listening_on_other_addresses_logs_a_warning(start_live: Callable[..., LiveServer]) -> None:
     server = start_live(API_HOST="0.0.0.0")
     server.wait_for_log("WARNING: listening on 0.0.0.0. There is no login yet")
 
 
-def test_listening_on_this_machine_is_not(start_live: Callable[..., LiveServer]) -> None:
+def test_listening_on_this_machine_only_does_not(start_live: Callable[..., LiveServer]) -> None:
     server = start_live(API_HOST="localhost")
     assert urllib.request.urlopen(f"{server.url}/health/live").status == 200
     assert not any("WARNING" in line for line in server.log)
@@ -120,7 +120,7 @@ def test_json_log_lines(start_live: Callable[..., LiveServer]) -> None:
     server.wait_for_log(r'\{.*"relation": "revenue_by_country".*"outcome": "complete".*"requestId": "[0-9a-f]{32}"')
 
 
-def test_the_pure_python_encoder_says_so_and_gives_the_same_bytes(
+def test_the_pure_python_encoder_is_logged_and_writes_the_same_bytes(
     start_live: Callable[..., LiveServer], live: LiveServer
 ) -> None:
     server = start_live(SLUICE_PURE_PYTHON="1")

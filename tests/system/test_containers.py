@@ -1,7 +1,7 @@
-"""Dockerfile, docker-compose.yml, .env.example and .dockerignore: what can be checked without a container engine.
+"""Dockerfile, docker-compose.yml, .env.example and .dockerignore, without a container engine.
 
-The files are parsed and held against the code: settings, timeouts, requirements, seeds. The health check and the
-server run for real, the latter without the packages that the image leaves out.
+The files are parsed and compared with the code: settings, timeouts, requirements, seeds. The health check and the
+server are run, the latter without the packages that the image omits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.system.test_architecture import MODULES, imported
 ROOT = Path(__file__).parents[2]
 
 SETTINGS = {setting.metadata["variable"] for setting in fields(Settings)}
-# What the issue asks of .env.example.
-ASKED = {
+# Variables that .env.example must name.
+REQUIRED = {
     *("API_PORT", "DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME"),
     *("DATABASE_URL", "EXPORT_STORAGE_PATH"),
 }
@@ -49,7 +49,7 @@ class Instruction:
 
 
 def parse_dockerfile(text: str) -> list[list[Instruction]]:
-    """The stages, each from its FROM on, with the global arguments filled in (Dockerfile reference, "Format")."""
+    """Return the stages, each beginning with FROM, with global arguments replaced (Dockerfile reference, "Format")."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     arguments: dict[str, str] = {}
     stages: list[list[Instruction]] = []
@@ -86,20 +86,20 @@ def image_environment() -> dict[str, str]:
 
 
 def healthcheck() -> list[str]:
-    """The image's health check, run by this Python in place of the image's."""
+    """Return the command of the image's health check, with this Python in place of the image's."""
     command = json.loads(the(FINAL, "HEALTHCHECK").partition("CMD ")[2])
     assert command[0] == "python"
     return [sys.executable, *command[1:]]
 
 
 def ignored(path: str, patterns: list[str]) -> bool:
-    """Whether .dockerignore keeps the path out of the build: the last pattern that matches it or a parent decides."""
+    """Return whether .dockerignore excludes the path: the last pattern that matches it or a parent decides."""
     out = False
     parents = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
     for pattern in patterns:
         bare = pattern.removeprefix("!")
         names = [Path(each).name for each in parents] if bare.startswith("**/") else parents
-        # A star does not cross a slash there, unlike in fnmatch.
+        # In .dockerignore a star does not match a slash, unlike in fnmatch.
         bare = bare.removeprefix("**/")
         if any(fnmatch(each, bare) and each.count("/") == bare.count("/") for each in names):
             out = not pattern.startswith("!")
@@ -112,7 +112,7 @@ def read_compose() -> dict[str, Any]:
 
 
 def interpolate(text: object, environment: Mapping[str, str]) -> str:
-    """`${NAME:-default}` filled in as docker compose does."""
+    """Replace `${NAME:-default}` as docker compose does."""
     return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: environment.get(found[1]) or found[2], str(text)).replace(
         "$$", "$"
     )
@@ -253,7 +253,7 @@ def dockerignore() -> list[str]:
 
 
 def left_out() -> set[str]:
-    """The packages that the Dockerfile keeps out of the final image."""
+    """Return the packages that the Dockerfile leaves out of the final image."""
     pattern = re.search(r"grep -vE '(.+?)' requirements\.txt", " ".join(values(BUILD, "RUN")))
     assert pattern
     listed = {line.partition("==")[0] for line in requirement_lines() if re.search(pattern[1], line)}
@@ -308,7 +308,7 @@ def test_it_serves_a_configured_database_without_them(
     assert answer.endswith(b"\r\n0\r\n\r\n")
 
 
-def test_without_a_database_it_says_what_to_set(without_left_out: str, tmp_path: Path) -> None:
+def test_without_a_database_the_message_names_the_setting(without_left_out: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "DATABASE_URL"))}
     environment |= {"PYTHONPATH": without_left_out, "EMBEDDED_DATA_PATH": str(tmp_path / "data"), "API_PORT": "0"}
     run = subprocess.run(
@@ -319,9 +319,9 @@ def test_without_a_database_it_says_what_to_set(without_left_out: str, tmp_path:
     assert "Traceback" not in run.stderr
 
 
-def test_without_a_database_on_a_read_only_disk_it_says_what_to_set(without_left_out: str) -> None:
+def test_without_a_database_on_a_read_only_disk_the_message_names_the_setting(without_left_out: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "DATABASE_URL"))}
-    # A folder that not even root can make: what the image's user meets in /srv/sluice.
+    # A folder that not even root can create, as /srv/sluice is for the user of the image.
     environment |= {"PYTHONPATH": without_left_out, "EMBEDDED_DATA_PATH": "/proc/none/data", "API_PORT": "0"}
     run = subprocess.run(
         [sys.executable, "-m", "server", "serve"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30
@@ -351,11 +351,11 @@ def test_the_health_check_fails_while_the_database_is_away(start_live: Callable[
 
 def test_every_variable_of_the_app_is_a_setting() -> None:
     assert set(APP["environment"]) <= SETTINGS
-    assert set(APP["environment"]) >= ASKED
+    assert set(APP["environment"]) >= REQUIRED
 
 
 @pytest.mark.parametrize("environment", [{}, EXAMPLE], ids=["defaults", ".env.example"])
-def test_the_app_is_led_to_the_database_beside_it(environment: dict[str, str]) -> None:
+def test_the_app_connects_to_the_database_of_the_compose_file(environment: dict[str, str]) -> None:
     settings = read_settings(app_environment(environment))
     made = {name: interpolate(value, environment) for name, value in DB["environment"].items()}
     assert settings.dsn == (
@@ -371,7 +371,7 @@ def test_a_database_url_wins() -> None:
 
 def test_the_example_names_what_compose_reads_with_the_same_defaults() -> None:
     found = re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
-    assert set(EXAMPLE) >= ASKED
+    assert set(EXAMPLE) >= REQUIRED
     assert dict(found) == EXAMPLE
     assert len(set(found)) == len(EXAMPLE), "one variable has two defaults"
 
@@ -388,7 +388,7 @@ def test_the_app_waits_for_a_healthy_database() -> None:
 def test_the_database_is_healthy_only_once_it_is_filled() -> None:
     kind, command = DB["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
-    # The init run of the image listens on its Unix socket only; a check over TCP waits for the end of it.
+    # While the image initialises the database it listens on its Unix socket only, so a check over TCP fails until then.
     assert interpolate(command, {}).startswith("pg_isready --quiet --host=127.0.0.1 ")
     assert re.fullmatch(r"\d+m", DB["healthcheck"]["start_period"])
 
@@ -401,7 +401,7 @@ def test_the_seeds_are_the_init_folder_of_the_database() -> None:
 
 
 def test_data_and_exports_live_in_volumes() -> None:
-    # PostgreSQL 18 images refuse a volume at /var/lib/postgresql/data.
+    # The images of PostgreSQL 18 reject a volume at /var/lib/postgresql/data.
     assert "database:/var/lib/postgresql" in DB["volumes"]
     assert [interpolate(volume, {}) for volume in APP["volumes"]] == ["exports:/exports"]
     assert set(COMPOSE["volumes"]) == {"database", "exports"}

@@ -1,4 +1,4 @@
-"""The documents say what the code does: settings, commands and dependencies are all named."""
+"""The documents agree with the code: settings, parameters, commands and dependencies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CODE_MAP = (ROOT / "docs" / "architecture.md").read_text()
 
 
 @pytest.mark.parametrize(("variable", "default", "meaning"), describe_settings())
@@ -21,13 +22,13 @@ def test_every_setting_is_in_the_readme(variable: str, default: str, meaning: st
     assert f"| `{variable}` | {shown} | {meaning} |" in README
 
 
-def test_the_readme_names_no_setting_that_is_not_there() -> None:
+def test_the_readme_names_no_setting_that_does_not_exist() -> None:
     named = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert named == {variable for variable, _, _ in describe_settings()}
 
 
 def query_table() -> list[tuple[list[str], list[str]]]:
-    """(parameters, examples) of each row of the README's table of the query string."""
+    """Return (parameters, examples) of each row of the README's table of the query string."""
     table = README.partition("| parameter | example | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [line.split(" | ") for line in table.splitlines()]
     return [(re.findall(r"`([^`]+)`", names), re.findall(r"`([^`]+)`", examples)) for names, examples, *_ in rows]
@@ -63,6 +64,30 @@ def test_every_operator_and_format_is_in_the_readme() -> None:
     assert re.findall(r"`\.(\w+)`", formats[1]) == [*FORMATS, "gz"]
 
 
+def module(path: str) -> Path:
+    """Return the file behind a path of docs/architecture.md, which is below server/ or below the root."""
+    return next((root / path for root in (ROOT / "server", ROOT) if (root / path).exists()), ROOT / "missing" / path)
+
+
+def test_every_file_in_the_code_map_exists() -> None:
+    named = set(re.findall(r"`((?:server/|tests/)?[\w/]+/[\w]+\.py)`", CODE_MAP))
+    assert len(named) > 20
+    assert {path for path in named if not module(path).exists()} == set()
+
+
+def test_every_name_in_the_code_map_is_in_its_module() -> None:
+    # `name` in `module.py`, also of a class: `Class.method` in `module.py`.
+    pairs = re.findall(r"`(?:\w+\.)?(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/]+\.py)`", CODE_MAP)
+    assert len(pairs) > 10
+    missing = {
+        (name, path)
+        for *names, path in pairs
+        for name in names
+        if name and not re.search(rf"^ *(?:class |def |async def )?{name}\b", module(path).read_text(), re.MULTILINE)
+    }
+    assert missing == set()
+
+
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make (?:-s )?([a-z]+)", README)) <= targets
@@ -83,7 +108,7 @@ def test_every_requirement_is_pinned() -> None:
             assert not line or re.match(r"(#|-r |[A-Za-z0-9-]+==\d)", line), line
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_the_changelog_has_a_section_for_this_version() -> None:
     from server import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

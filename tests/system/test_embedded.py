@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: made once, shared, stopped by its last user, never half made; as root and not."""
+"""The embedded PostgreSQL: created once and completely, shared, stopped by its last user; as root and as others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import psycopg2
 import pytest
 
 from server.process import embedded as embedded_module
-from server.process.embedded import EmbeddedError, EmbeddedPostgres, seed
+from server.process import sample_data
+from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.sample_data import seed, show_progress
 from tests.support.live_server import ROOT
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to borrow an account")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL under another account")
 
 
 def fetch_one(uri: str, sql: str) -> object:
@@ -29,7 +31,7 @@ def fetch_one(uri: str, sql: str) -> object:
         connection.close()
 
 
-def test_is_made_started_and_stopped(folder: Path) -> None:
+def test_it_is_created_started_and_stopped(folder: Path) -> None:
     data = folder / "not" / "there yet" / "postgres"
     postgres = EmbeddedPostgres(data)
     with pytest.raises(EmbeddedError, match="no embedded PostgreSQL is running"):
@@ -57,7 +59,7 @@ def test_the_last_user_stops_it(folder: Path) -> None:
 
 def test_a_server_left_behind_by_a_killed_process_is_taken_over(folder: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from server.embedded import EmbeddedPostgres;"
+        "import os, sys; from pathlib import Path; from server.process.embedded import EmbeddedPostgres;"
         "EmbeddedPostgres(Path(sys.argv[1])).__enter__(); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder / "postgres")], cwd=ROOT, check=False)
@@ -78,7 +80,9 @@ def test_a_stale_pid_file_does_not_count_as_running(folder: Path) -> None:
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 
-def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_initdb_leaves_nothing_that_looks_complete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(self: EmbeddedPostgres, name: str, *arguments: str) -> None:
         raise KeyboardInterrupt
 
@@ -94,7 +98,7 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(folder: Path, mon
 def test_data_of_another_version_is_left_alone(folder: Path) -> None:
     with EmbeddedPostgres(folder / "postgres", version=16) as postgres:
         assert str(fetch_one(postgres.uri, "SHOW server_version_num")).startswith("16")
-    with pytest.raises(EmbeddedError, match="holds the data of PostgreSQL 16, this is 18"):
+    with pytest.raises(EmbeddedError, match="holds the data of PostgreSQL 16, but this is 18"):
         EmbeddedPostgres(folder / "postgres").__enter__()
     assert (folder / "postgres" / "PG_VERSION").read_text().strip() == "16"
 
@@ -126,7 +130,7 @@ def test_an_empty_database_is_seeded_once(folder: Path, capsys: pytest.CaptureFi
         assert fetch_one(postgres.uri, utc) == first
 
 
-def test_the_seeds_hold_awkward_rows(database_url: str) -> None:
+def test_the_seeds_contain_unusual_values(database_url: str) -> None:
     for condition in (
         "name LIKE '%\"%'",
         "name LIKE E'%\\n%'",
@@ -148,7 +152,7 @@ def test_the_seeds_hold_awkward_rows(database_url: str) -> None:
 def test_broken_seeds_leave_the_database_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = folder / "broken.sql"
     broken.write_text("\\set ON_ERROR_STOP on\nBEGIN;\nCREATE TABLE half (id int);\nSELECT 1/0;\nCOMMIT;\n")
-    monkeypatch.setattr(embedded_module, "SEEDS", broken)
+    monkeypatch.setattr(sample_data, "SEEDS", broken)
     with EmbeddedPostgres(folder / "postgres") as postgres:
         with pytest.raises(EmbeddedError, match="division by zero"):
             seed(postgres, 10)
@@ -167,18 +171,18 @@ def test_broken_seeds_leave_the_database_empty(folder: Path, monkeypatch: pytest
 def test_progress_without_a_terminal_is_a_line_a_table(
     line: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embedded_module._show_progress(line)
+    show_progress(line)
     assert capsys.readouterr().err == shown
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    embedded_module._show_progress("users 50 of 100")
+    show_progress("users 50 of 100")
     shown = capsys.readouterr().err
     assert shown.startswith("\rLoading sample data: users")
     assert "█" * 15 + " " * 15 in shown
     assert "50%" in shown
-    embedded_module._show_progress("indexes")
+    show_progress("indexes")
     assert capsys.readouterr().err.startswith("\rLoading sample data: indexes ")
 
 
@@ -194,7 +198,7 @@ def test_root_leaves_modes_and_accounts_as_they_were(folder: Path, monkeypatch: 
     assert home.stat().st_mode & 0o777 == 0o700
     assert (home / "sluice" / ".data" / "postgres").is_symlink()
     assert Path("/etc/passwd").read_bytes() == accounts
-    with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # and finds it again
+    with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # it is found again
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 

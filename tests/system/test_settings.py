@@ -1,5 +1,5 @@
-"""Settings from the environment: what each variable takes, what is said of a value that it does not, and that no
-secret is ever shown."""
+"""Settings from the environment: the values of each variable, the message for a wrong one, and secrets that are never
+shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from server.settings import Settings, SettingsError, describe_settings, read_settings
 
 SECRET = "gehe!m@/:?#%&=+ß"
-# What a variable of the environment and a libpq parameter can hold.
+# Text that a variable of the environment and a libpq parameter can hold.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 
 
@@ -77,7 +77,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     ],
 )
 def test_a_variable_sets_one_value(variable: str, text: str, name: str, value: Any) -> None:
-    # Against all settings, so that a variable that sets a second one beside is seen.
+    # Compared with all settings, to notice a variable that sets a second one.
     expected = dataclasses.asdict(Settings()) | {name: value}
     assert dataclasses.asdict(read_settings({variable: text})) == expected
 
@@ -107,7 +107,7 @@ BAD = [
 @pytest.mark.parametrize(("variable", "text"), [(variable, text) for variable, texts in BAD for text in texts])
 def test_a_value_that_cannot_be_used_is_shown_with_its_variable(variable: str, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        # Another setting's secret must not come along.
+        # The message must not contain the secret of another setting.
         read_settings({"DB_PASSWORD": SECRET, "DATABASE_URL": f"postgresql://u:{SECRET}@h/d", variable: text})
     message = str(caught.value)
     assert message.startswith(f"{variable}={text.strip()!r} cannot be used: ")
@@ -149,7 +149,7 @@ def test_secrets_are_in_no_repr() -> None:
 
 
 def test_a_password_is_used_as_it_is() -> None:
-    # Blanks may be part of one, as libpq's own PGPASSWORD takes them.
+    # Spaces may be part of it, as in libpq's PGPASSWORD.
     assert read_settings({"DB_PASSWORD": "  two blanks on either side  "}).db_password == (
         "  two blanks on either side  "
     )
@@ -164,7 +164,7 @@ def test_a_password_is_used_as_it_is() -> None:
         ({"DATABASE_URL": "postgresql://h/d"}, False),
     ],
 )
-def test_the_embedded_database_serves_where_none_is_named(given: dict[str, str], embedded: bool) -> None:
+def test_the_embedded_database_is_used_if_none_is_configured(given: dict[str, str], embedded: bool) -> None:
     assert read_settings(given).embedded is embedded
 
 
@@ -173,7 +173,7 @@ def test_without_a_database_there_is_no_dsn() -> None:
         _ = Settings(db_user="u", db_password="p").dsn
 
 
-def test_database_url_wins_as_it_stands() -> None:
+def test_database_url_overrides_the_others_unchanged() -> None:
     url = "postgresql://u:p%40@h:1/d?sslmode=require"
     assert Settings(database_url=url, db_host="other", db_user="other", db_name="other").dsn == url
 
@@ -185,7 +185,7 @@ def test_database_url_wins_as_it_stands() -> None:
         (Settings(db_host="db", db_port=6432), {"host": "db", "port": "6432"}),
         (Settings(db_host="db", db_user="u"), {"host": "db", "port": "5432", "user": "u"}),
         (Settings(db_host="db", db_name="d"), {"host": "db", "port": "5432", "dbname": "d"}),
-        # libpq then takes the user from the system, and the password still counts.
+        # libpq then uses the name of the operating system's user, with this password.
         (Settings(db_host="db", db_password="p"), {"host": "db", "port": "5432", "password": "p"}),
         (
             Settings(db_host="db", db_user="u", db_password="p", db_name="d"),
@@ -240,14 +240,14 @@ def test_any_character_reaches_libpq(host: str, user: str, password: str, name: 
         ("localhost.example.org", False),
         ("example.org", False),
         ("127.0.0.1.example.org", False),
-        ("127.1", False),  # not an address to ipaddress; a warning too many does no harm
+        ("127.1", False),  # no address for `ipaddress`; a superfluous warning does no harm
     ],
 )
 def test_only_loopback_counts_as_safe(host: str, loopback: bool) -> None:
     assert Settings(api_host=host).loopback_only is loopback
 
 
-def test_nobody_else_can_reach_the_default() -> None:
+def test_the_default_is_reachable_from_this_machine_only() -> None:
     assert Settings().loopback_only
 
 
@@ -260,10 +260,10 @@ def test_the_description_has_every_setting_once_with_its_meaning() -> None:
     assert all(meaning and not meaning.endswith(".") for _, _, meaning in table)
 
 
-def test_the_defaults_that_it_shows_are_the_defaults() -> None:
+def test_the_description_shows_the_real_defaults() -> None:
     shown = {variable: default for variable, default, _ in describe_settings()}
     assert read_settings(shown) == Settings()
-    # Those without one show none, the others in the form in which they are written.
+    # Settings without a default show none; the others show it as it is written in the environment.
     assert {variable for variable, default in shown.items() if not default} == {
         "DATABASE_URL",
         "DB_HOST",
