@@ -17,12 +17,11 @@ from typing import Any
 import aiopg
 import psycopg2
 import psycopg2.extensions
-import structlog
 
 from server import errors
+from server.events import emit
+from server.postgres.events import DatabaseUnreachable
 from server.settings import SettingsError
-
-log = structlog.stdlib.get_logger("sluice.connections")
 
 # Seconds: long for a network, short for a person.
 CONNECT_TIMEOUT = 5.0
@@ -57,10 +56,10 @@ class Connections:
                 async with asyncio.timeout(CONNECT_TIMEOUT), self._connecting:
                     connection = await self._connect()
             except TimeoutError:
-                log.warning("database unreachable", reason=f"no connection within {CONNECT_TIMEOUT:g} s")
+                emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
                 raise errors.DatabaseUnavailable("The database cannot be reached.") from None
             except (psycopg2.Error, OSError) as error:
-                log.warning("database unreachable", reason=str(error).strip())
+                emit(DatabaseUnreachable(reason=str(error).strip()))
                 raise errors.DatabaseUnavailable("The database cannot be reached.") from error
         self._in_use.add(connection)
         return connection

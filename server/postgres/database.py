@@ -13,16 +13,14 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any
 
-import structlog
-
 from server import errors
+from server.events import emit
 from server.postgres.connections import Connections
+from server.postgres.events import StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.query import catalogue
 from server.settings import Settings
 from server.threads import Threads
-
-log = structlog.stdlib.get_logger("sluice.database")
 
 # Connections kept for the catalogue, health checks and cancelling, so that a full house of exports cannot
 # keep those from working.
@@ -181,4 +179,4 @@ class Database:
                     {"pid": backend_pid, "start": snapshot_at},
                 )
         except errors.ExportError as error:
-            log.warning("a statement may still run in the database", pid=backend_pid, reason=error.detail)
+            emit(StatementNotCancelled(pid=backend_pid, reason=error.detail))

@@ -21,6 +21,7 @@ import aiopg
 from server import errors
 from server.chunk import Chunk
 from server.postgres import libpq
+from server.postgres.server_errors import connection_lost, statement_timed_out
 
 # How a read ended; the same numbers in server/_encode.pyx.
 MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
@@ -93,16 +94,13 @@ class Rows:
         if ended == LOST:
             raise self._loss()
         if ended == WAITED:
-            raise errors.QueryTimeout(
-                f"PostgreSQL gave no rows for {self._patience:g} seconds.",
-                hint="Ask for less, or ask the operator for a longer STATEMENT_TIMEOUT.",
-            )
+            raise statement_timed_out(self._patience)
         self.running = ended != END
         return Chunk(lines, rows)
 
     def _loss(self) -> errors.ConnectionLost:
         self.running, self.lost = False, True
-        return errors.ConnectionLost("The connection to the database was lost.")
+        return connection_lost()
 
     async def _in_thread(self, most: int, patience: int) -> tuple[bytes, int, int]:
         loop = asyncio.get_running_loop()

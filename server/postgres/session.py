@@ -21,8 +21,9 @@ import psycopg2.extras
 from server import errors
 from server.postgres.connections import cancelled_from_here
 from server.postgres.explained import Explained
-from server.postgres.libpq import result_memory, translate
+from server.postgres.libpq import result_memory
 from server.postgres.rows import RowReader, Rows
+from server.postgres.server_errors import connection_lost, statement_timed_out, translate
 from server.query import catalogue
 
 # Seconds for a catalogue query and for cancelling: short enough for a person.
@@ -214,7 +215,7 @@ class Session:
     def rows(self, reader: RowReader) -> Rows:
         """SELECTs whose rows are streamed; while they are, the session takes nothing else. Raises ConnectionLost."""
         if self.connection.closed:  # noticed since the last statement
-            raise errors.ConnectionLost("The connection to the database was lost.")
+            raise connection_lost()
         self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
         return self._rows
 
@@ -274,10 +275,7 @@ class Session:
             self._executing = False
             waited = asyncio.get_running_loop().time() - started
             if self._statement_timeout and waited >= self._statement_timeout * 0.9:
-                raise errors.QueryTimeout(
-                    f"PostgreSQL gave no rows for {self._statement_timeout:g} seconds.",
-                    hint="Ask for less, or ask the operator for a longer STATEMENT_TIMEOUT.",
-                ) from None
+                raise statement_timed_out(self._statement_timeout) from None
             raise errors.QueryCancelled("The query was cancelled in the database.") from None
         except TimeoutError:
             raise errors.QueryTimeout("The database did not answer in time.") from None

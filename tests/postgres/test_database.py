@@ -21,7 +21,8 @@ from server.app import create_app
 from server.encode.encoders import bind_libpq, make_encoder
 from server.postgres.connections import Connections
 from server.postgres.database import Database
-from server.postgres.libpq import LIBPQ, translate
+from server.postgres.libpq import LIBPQ
+from server.postgres.server_errors import translate
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
