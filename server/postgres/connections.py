@@ -1,8 +1,8 @@
-"""Connections to PostgreSQL: made, kept while idle, thrown away; bounded by whoever asks for them.
+"""Connections to PostgreSQL: opened, detached for a thread, kept while idle, closed.
 
-With `session.py` the only importer of aiopg and psycopg2. Runs no statement. In place of aiopg's own pool, which
-fixes one address for good, makes everybody wait behind a slow connect, wakes nobody when a closed connection
-comes back, and can hang when it is closed.
+Runs no statement. `Connections` replaces aiopg's pool, which uses one address for good, makes every caller wait
+behind a slow connect, wakes no waiter when a closed connection is released, and can hang when it is closed. How many
+connections there are is limited by `database.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import functools
 import socket
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
@@ -23,48 +25,144 @@ from server.events import emit
 from server.postgres.events import DatabaseUnreachable
 from server.settings import SettingsError
 
-# Seconds: long for a network, short for a person.
+# Seconds until a connection must be open: long for a network, short for a person who waits.
 CONNECT_TIMEOUT = 5.0
 
 
+class Connection(aiopg.Connection):
+    """A connection that can be detached from the event loop, for a thread to read from.
+
+    The only code that uses parts of aiopg.Connection that are not public: `_fileno`, the descriptor that the event loop
+    watches, or None; `_ready`, called with `_weakref` when the descriptor is readable.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take the arguments of aiopg.Connection."""
+        # Held by the thread that reads, and by `close`.
+        self._reading = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    @property
+    def detached(self) -> bool:
+        """Whether the event loop does not watch the connection."""
+        return self._fileno is None
+
+    @property
+    def pgconn(self) -> int:
+        """The address of libpq's PGconn. The connection must be open."""
+        address: int = self.raw.pgconn_ptr
+        return address
+
+    def detach(self) -> None:
+        """Take the connection out of the event loop, so that aiopg does not read what a thread is to read.
+
+        When a detached connection is closed, aiopg leaves the event loop alone. It must: libpq may have closed the
+        socket before, and another connection may have its number by then.
+        """
+        descriptor = self.raw.fileno()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        self._fileno = None
+
+    def reattach(self) -> None:
+        """Give a detached connection back to the event loop. Nothing may be running on it. Ignore a closed one."""
+        if not self.closed:
+            self._fileno = self.raw.fileno()
+            asyncio.get_running_loop().add_reader(self._fileno, self._ready, self._weakref)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """Keep the connection open while this thread reads from it. Yield `pgconn`, or 0 if it is closed already.
+
+        Enter it in the thread that reads.
+        """
+        with self._reading:
+            yield 0 if self.closed else self.pgconn
+
+    def close(self) -> asyncio.Future[None]:
+        """Close the connection, unless a thread is reading from it, which libpq does not survive.
+
+        A connection that is closed already is left alone: aiopg closes that of a cancelled statement by itself. If it
+        closed it again, it would stop the event loop from watching a descriptor that another connection may have now.
+        """
+        if not self.closed and self._reading.acquire(blocking=False):
+            try:
+                return super().close()
+            finally:
+                self._reading.release()
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
+        """Return the statement with its values in place of the placeholders, quoted by the driver."""
+        with contextlib.closing(self.raw.cursor()) as cursor:
+            text: bytes = cursor.mogrify(sql, values)
+        return text
+
+
 class Connections:
-    """The connections of one process, for one event loop. dsn: a libpq URI; most_idle: kept while nobody uses them."""
+    """The connections of one worker process, for one event loop."""
 
     def __init__(self, dsn: str, most_idle: int, resolver: Executor) -> None:
+        """dsn: a libpq URI. most_idle: how many unused connections are kept. resolver: threads that look up names."""
         self._resolver = resolver
         self._dsn = dsn
         self._most_idle = most_idle
-        self._idle: list[aiopg.Connection] = []
-        self._in_use: set[aiopg.Connection] = set()
+        self._idle: list[Connection] = []
+        self._in_use: set[Connection] = set()
         self._connecting = asyncio.Lock()
+        self._closed = False
 
-    def close(self) -> None:
-        """Close every connection, also those in use."""
-        for connection in (*self._idle, *self._in_use):
-            if not connection.closed:
-                connection.close()
+    def close(self) -> int:
+        """Close every connection, also those in use, but none that a thread is reading from. Return how many are left.
+
+        No connection can be acquired from then on; those that are released later are closed.
+        """
+        self._closed = True
+        connections = [*self._idle, *self._in_use]
         self._idle.clear()
+        for connection in connections:
+            connection.close()
+        return sum(not connection.closed for connection in connections)
 
-    async def acquire(self) -> aiopg.Connection:
-        """An open connection, new where none is idle. Raises DatabaseUnavailable."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                break
-        else:
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT), self._connecting:
-                    connection = await self._connect()
-            except TimeoutError:
-                emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
-                raise errors.DatabaseUnavailable("The database cannot be reached.") from None
-            except (psycopg2.Error, OSError) as error:
-                emit(DatabaseUnreachable(reason=str(error).strip()))
-                raise errors.DatabaseUnavailable("The database cannot be reached.") from error
+    async def acquire(self) -> Connection:
+        """Return an open connection: an idle one, or a new one if none is idle. Raise DatabaseUnavailable."""
+        if self._closed:
+            raise _shutting_down()
+        connection = self._take_idle() or await self._open()
+        if self._closed:  # meanwhile
+            connection.close()
+            raise _shutting_down()
         self._in_use.add(connection)
         return connection
 
-    async def _connect(self) -> aiopg.Connection:
+    def release(self, connection: Connection, *, reusable: bool) -> None:
+        """Take back a connection that `acquire` returned. reusable: no transaction is open and nothing runs."""
+        self._in_use.discard(connection)
+        if reusable and not self._closed and len(self._idle) < self._most_idle:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    async def _open(self) -> Connection:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT), self._connecting:
+                return await self._connect()
+        except TimeoutError:
+            emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
+            raise errors.DatabaseUnavailable("The database cannot be reached.") from None
+        except (psycopg2.Error, OSError) as error:
+            emit(DatabaseUnreachable(reason=str(error).strip()))
+            raise errors.DatabaseUnavailable("The database cannot be reached.") from error
+
+    async def _connect(self) -> Connection:
         """A connection to the first address that gives one; raises what the last one raised."""
         addresses = await self._addresses()
         for address in addresses[:-1]:
@@ -72,9 +170,9 @@ class Connections:
                 return await self._connect_to(address)
         return await self._connect_to(addresses[-1])
 
-    async def _connect_to(self, address: dict[str, str]) -> aiopg.Connection:
+    async def _connect_to(self, address: dict[str, str]) -> Connection:
         options: dict[str, Any] = {"client_encoding": "UTF8", "application_name": "sluice", **address}
-        connection = aiopg.Connection(
+        connection = Connection(
             self._dsn,
             CONNECT_TIMEOUT,
             enable_hstore=False,  # costs a query
@@ -127,15 +225,9 @@ class Connections:
                 addresses.append({"host": host, "hostaddr": str(sockaddr[0]), "port": port})
         return addresses
 
-    def release(self, connection: aiopg.Connection, *, reusable: bool) -> None:
-        """Take back a connection that `acquire` gave. reusable: no transaction is open and nothing runs."""
-        self._in_use.discard(connection)
-        if reusable and len(self._idle) < self._most_idle:
-            self._idle.append(connection)
-        elif not connection.closed:
-            # aiopg closes a cancelled connection by itself. Closed again, it would stop the event loop from
-            # watching that file descriptor, which may belong to another connection by then.
-            connection.close()
+
+def _shutting_down() -> errors.DatabaseUnavailable:
+    return errors.DatabaseUnavailable("The server is shutting down.")
 
 
 def cancelled_from_here() -> bool:

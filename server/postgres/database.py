@@ -16,7 +16,7 @@ from typing import Any
 from server import errors
 from server.events import emit
 from server.postgres.connections import Connections
-from server.postgres.events import StatementNotCancelled
+from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.query import catalogue
 from server.settings import Settings
@@ -27,6 +27,9 @@ from server.threads import Threads
 CONTROL_CONNECTIONS = 2
 # Downloads at once that can have all the readers they may; more of them share.
 EXPORTS_WITH_READERS = 2
+# Seconds that closing waits for sessions to end. Less than what is left of serve.STOP_MARGIN when HTTP has stopped,
+# after which the worker is killed.
+CLOSE_TIMEOUT = 4.0
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
 
@@ -56,6 +59,8 @@ class Database:
         most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
         self._connections = Connections(settings.dsn, most_idle, threads.names)
         self._threads = threads.rows
+        # Done when the session is left, from when on its `_finish` is in the background.
+        self._sessions: dict[Session, asyncio.Future[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Database:
@@ -65,9 +70,21 @@ class Database:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._background:  # one may begin another
-            await asyncio.wait(self._background, timeout=CONTROL_TIMEOUT)
-        self._connections.close()
+        for session in self._sessions:
+            session.stop()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._all_ended()
+        finally:
+            for task in self._background:
+                task.cancel()
+            if left := self._connections.close():
+                emit(ConnectionsLeftOpen(count=left))
+
+    async def _all_ended(self) -> None:
+        while unfinished := [*self._sessions.values(), *self._background]:  # one may start another
+            await asyncio.wait(unfinished)
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
@@ -128,13 +145,16 @@ class Database:
     async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
         connection = await self._connections.acquire()
         session = Session(connection, statement_timeout, self._schemas, self._threads)
+        self._sessions[session] = asyncio.get_running_loop().create_future()
         try:
             await session.begin(self._session_settings(statement_timeout), snapshot)
             yield session
         finally:
-            # In a task of its own: a client that leaves with the last byte cancels this one, and a connection
-            # that only has to say ROLLBACK is not to be thrown away for that.
-            await asyncio.shield(self._in_background(self._finish(session)))
+            # In a task of its own: a client that leaves after the last byte cancels this task, which must not cost the
+            # connection, since it only has to ROLLBACK.
+            finishing = self._in_background(self._finish(session))
+            self._sessions.pop(session).set_result(None)
+            await asyncio.shield(finishing)
 
     async def _finish(self, session: Session) -> None:
         self._connections.release(session.connection, reusable=await session.end())

@@ -33,3 +33,12 @@ class StatementNotCancelled(Event):
     level = logging.WARNING
     pid: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsLeftOpen(Event):
+    """The worker stops while threads still read from connections. count: how many connections stay open."""
+
+    name = "connections that are still read stay open until the process ends"
+    level = logging.WARNING
+    count: int

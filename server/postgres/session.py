@@ -7,10 +7,10 @@ HTTP: it runs SQL that it is given and hands over results.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, cast
 
 import aiopg
@@ -19,7 +19,7 @@ import psycopg2.extensions
 import psycopg2.extras
 
 from server import errors
-from server.postgres.connections import cancelled_from_here
+from server.postgres.connections import Connection, cancelled_from_here
 from server.postgres.explained import Explained
 from server.postgres.libpq import result_memory
 from server.postgres.rows import RowReader, Rows
@@ -101,10 +101,10 @@ class Session:
 
     def __init__(
         self,
-        connection: aiopg.Connection,
+        connection: Connection,
         statement_timeout: float,
         schemas: Sequence[str],
-        threads: concurrent.futures.Executor,
+        threads: Executor,
     ) -> None:
         self.connection = connection
         self._threads = threads
@@ -212,18 +212,21 @@ class Session:
         if (await self.query(f"SELECT {_CHANGED} AS changed{settings}"))[0]["changed"]:
             raise errors.RelationChanged("The relation was changed while it was being opened.")
 
+    @property
+    def server_version(self) -> int:
+        """The server's version as libpq gives it: 140005 for 14.5."""
+        return self.connection.server_version
+
+    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
+        """Return the statement with its values in place of the placeholders, quoted by the driver."""
+        return self.connection.bound(sql, values)
+
     def rows(self, reader: RowReader) -> Rows:
         """SELECTs whose rows are streamed; while they are, the session takes nothing else. Raises ConnectionLost."""
         if self.connection.closed:  # noticed since the last statement
             raise connection_lost()
         self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
         return self._rows
-
-    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
-        """The statement with its values in place, quoted by the driver."""
-        with contextlib.closing(self.connection.raw.cursor()) as cursor:
-            text: bytes = cursor.mogrify(sql, values)
-        return text
 
     async def declare(
         self, select: str, values: Mapping[str, str] | None = None, *, timezone: str | None = None
@@ -304,12 +307,11 @@ class Session:
         return not self.connection.closed
 
     @property
-    def server_version(self) -> int:
-        """As libpq gives it: 140005 for 14.5."""
-        version: int = self.connection.raw.server_version
-        return version
-
-    @property
     def statement_left_running(self) -> bool:
         """Whether the server may still be at work on a statement that nobody waits for."""
         return self._executing or (self._rows is not None and self._rows.running)
+
+    def stop(self) -> None:
+        """Stop a thread that reads rows of this session: see `Rows.stop`. Other statements continue."""
+        if self._rows is not None:
+            self._rows.stop()
