@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,8 @@ class Connections:
         self._most_idle = most_idle
         self._idle: list[Connection] = []
         self._in_use: set[Connection] = set()
+        # Held while one address is tried, so at most for CONNECT_TIMEOUT, and not during a look-up. The wait for it is
+        # part of each caller's own CONNECT_TIMEOUT.
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -153,24 +156,53 @@ class Connections:
 
     async def _open(self) -> Connection:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT), self._connecting:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 return await self._connect()
         except TimeoutError:
             emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
             raise errors.DatabaseUnavailable("The database cannot be reached.") from None
-        except (psycopg2.Error, OSError) as error:
+        except (psycopg2.Error, OSError, UnicodeError) as error:
             emit(DatabaseUnreachable(reason=str(error).strip()))
             raise errors.DatabaseUnavailable("The database cannot be reached.") from error
 
     async def _connect(self) -> Connection:
-        """A connection to the first address that gives one; raises what the last one raised."""
-        addresses = await self._addresses()
-        for address in addresses[:-1]:
-            with contextlib.suppress(psycopg2.Error):
-                return await self._connect_to(address)
-        return await self._connect_to(addresses[-1])
+        """Return a connection to the first address that accepts one, or raise the error of the last address.
+
+        Addresses are tried here, one by one: libpq would try them by itself, but each on a new socket, and aiopg
+        watches only the first one. A host's name is looked up when its turn comes.
+        """
+        failures: list[Exception] = []
+        for host in _hosts(self._dsn):
+            try:
+                addresses = await self._look_up(host)
+            except (OSError, UnicodeError) as error:  # UnicodeError: not a possible name
+                failures.append(error)
+                continue
+            for address in addresses:
+                try:
+                    async with self._connecting:
+                        return await self._connect_to(address)
+                except psycopg2.Error as error:
+                    failures.append(error)
+        raise failures[-1]
+
+    async def _look_up(self, host: dict[str, str]) -> list[dict[str, str]]:
+        """Return the parameters of each address of this host. Raise OSError or UnicodeError if it has none.
+
+        libpq would block the event loop while it resolves a name. A look-up cannot be interrupted: one that hangs keeps
+        its thread, and those that find no free thread time out with their caller.
+        """
+        name = host.get("host", "")
+        if not name or name.startswith(("/", "@")):  # a folder of sockets, or an abstract socket
+            return [host]
+        if _is_address(name):
+            return [{**host, "hostaddr": name}]
+        find = functools.partial(socket.getaddrinfo, name, host["port"] or None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._resolver, find)
+        return [{**host, "hostaddr": str(address[0])} for *_, address in found]
 
     async def _connect_to(self, address: dict[str, str]) -> Connection:
+        """Return a connection to this address. The caller holds `_connecting`."""
         options: dict[str, Any] = {"client_encoding": "UTF8", "application_name": "sluice", **address}
         connection = Connection(
             self._dsn,
@@ -184,46 +216,44 @@ class Connections:
         try:
             await connection
         except BaseException:
-            # libpq has closed the socket behind the event loop's back: uvloop would refuse to watch the next
-            # one of this number. Nobody else has it yet, since connections are made one at a time.
+            # libpq has closed the socket, of which the event loop knows nothing: uvloop would refuse to watch the next
+            # connection with this descriptor. There is none yet, since connections are opened one at a time.
             with contextlib.suppress(OSError, RuntimeError):
                 asyncio.get_running_loop().remove_reader(descriptor)
             raise
-        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result: whoever was
-        # to give up would go on to wait for its first answer, which behind a pooler may never come.
+        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result. The caller
+        # would then wait for the answer to its first statement, which behind a pooler may never come.
         if cancelled_from_here():
             connection.close()
             raise asyncio.CancelledError
         return connection
 
-    async def _addresses(self) -> list[dict[str, str]]:
-        """What to add to the URI for each address of its hosts, in order.
 
-        Looked up here because libpq would block the event loop, and tried one by one because libpq, going on
-        to the next address, would change the socket that aiopg watches.
-        """
-        parts = psycopg2.extensions.parse_dsn(self._dsn)
-        hosts = parts.get("host", "").split(",")
-        if "hostaddr" in parts or not any(hosts):
-            return [{}]
-        ports = parts.get("port", "5432").split(",")
-        addresses: list[dict[str, str]] = []
-        for number, host in enumerate(hosts):
-            port = ports[number] if len(ports) > 1 else ports[0]
-            if not host or host.startswith(("/", "@")):
-                addresses.append({"host": host, "port": port})
-                continue
-            try:
-                found = await asyncio.get_running_loop().run_in_executor(
-                    self._resolver, functools.partial(socket.getaddrinfo, host, port or None, type=socket.SOCK_STREAM)
-                )
-            except OSError:
-                if number == len(hosts) - 1 and not addresses:
-                    raise
-                continue
-            for *_, sockaddr in found:
-                addresses.append({"host": host, "hostaddr": str(sockaddr[0]), "port": port})
-        return addresses
+def _hosts(dsn: str) -> list[dict[str, str]]:
+    """Return the parameters `host` and `port` of each host that the URI names, in order.
+
+    A single {} if the URI is to be left to libpq: it names no host, or it gives addresses (PostgreSQL manual, "libpq",
+    "Specifying Multiple Hosts").
+    """
+    parts = psycopg2.extensions.parse_dsn(dsn)
+    hosts = parts.get("host", "").split(",")
+    if "hostaddr" in parts or not any(hosts):
+        return [{}]
+    ports = parts.get("port", "5432").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        return [{}]  # libpq says what is wrong
+    return [{"host": host, "port": port} for host, port in zip(hosts, ports, strict=True)]
+
+
+def _is_address(name: str) -> bool:
+    """Return whether a host is given as a numeric IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _shutting_down() -> errors.DatabaseUnavailable:
@@ -231,13 +261,16 @@ def _shutting_down() -> errors.DatabaseUnavailable:
 
 
 def cancelled_from_here() -> bool:
-    """Whether somebody has cancelled the current task, as against a statement in the server."""
+    """Return whether the current task is being cancelled.
+
+    aiopg raises CancelledError also for a statement that the server cancelled (SQLSTATE 57014). This tells them apart.
+    """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def check_dsn(dsn: str) -> None:
-    """Raises SettingsError where libpq cannot read this URI; without quoting it, since it may hold a password."""
+    """Raise SettingsError if libpq cannot parse this URI. The error does not quote it: it may hold a password."""
     try:
         psycopg2.extensions.parse_dsn(dsn)
     except psycopg2.Error:
