@@ -50,9 +50,9 @@ class Connection(aiopg.Connection):
 
     @property
     def pgconn(self) -> int:
-        """The address of libpq's PGconn. The connection must be open."""
-        address: int = self.raw.pgconn_ptr
-        return address
+        """The address of libpq's PGconn, 0 once the connection is closed."""
+        address: int | None = self.raw.pgconn_ptr
+        return address or 0
 
     def detach(self) -> None:
         """Take the connection out of the event loop, so that aiopg does not read what a thread is to read.
@@ -72,12 +72,12 @@ class Connection(aiopg.Connection):
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
-        """Keep the connection open while this thread reads from it. Yield `pgconn`, or 0 if it is closed already.
+        """Keep the connection open while this thread reads from it. Yield `pgconn`.
 
         Enter it in the thread that reads.
         """
         with self._reading:
-            yield 0 if self.closed else self.pgconn
+            yield self.pgconn
 
     def close(self) -> asyncio.Future[None]:
         """Close the connection, unless a thread is reading from it, which libpq does not survive.

@@ -45,7 +45,7 @@ def result_memory(result: int) -> int:
 
 
 def send_query(connection: int, sql: bytes, chunk_rows: int) -> bool:
-    """Start a statement on the PGconn at this address; return whether that worked.
+    """Start a statement on the PGconn at this address; return whether that worked. It does not at address 0.
 
     Its rows come in PGresults of at most `chunk_rows` rows. This sends what the socket takes at once; the code that
     reads the rows sends the rest (PostgreSQL manual, "libpq", "Asynchronous Command Processing").

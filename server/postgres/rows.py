@@ -79,7 +79,7 @@ class Rows:
         if the connection is closed or breaks.
         """
         self.running = True
-        if self._connection.closed or not libpq.send_query(self._connection.pgconn, sql, chunk_rows):
+        if not libpq.send_query(self._connection.pgconn, sql, chunk_rows):
             raise self._loss()
 
     async def read(self, most: int) -> Chunk:

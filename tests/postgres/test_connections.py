@@ -27,7 +27,7 @@ from server.events import Event
 from server.postgres.connections import Connections
 from server.postgres.database import Database
 from server.postgres.events import ConnectionsLeftOpen, DatabaseUnreachable, StatementNotCancelled
-from server.postgres.rows import FAILED, WOKEN, RowReader
+from server.postgres.rows import FAILED, MORE, WOKEN, RowReader
 from server.postgres.session import Session
 from server.query.dialect import Dialect
 from server.settings import Settings
@@ -319,6 +319,25 @@ async def test_a_reader_that_is_stopped_between_two_reads_reads_no_more(settings
             assert session.statement_left_running
 
 
+async def test_a_reader_to_which_rows_always_come_is_stopped_too(settings: Settings) -> None:
+    class BusyReader:
+        """Never waits at the socket, so it never sees that it is woken."""
+
+        def read(self, connection: int, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
+            return b"1\n", 1, MORE
+
+        def failure(self) -> int:
+            return 0
+
+    async with open_database(settings) as database, database.session() as session:
+        with session.rows(BusyReader()) as rows:
+            rows.start(SLEEP, 200)
+            assert (await rows.read(1)).rows == 1
+            session.stop()
+            with pytest.raises(errors.QueryCancelled):
+                await rows.read(1)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_a_session_that_does_not_end_loses_its_connection_when_the_database_closes(
     settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, streaming: bool
@@ -389,9 +408,16 @@ async def test_what_does_not_end_in_the_background_does_not_keep_the_database_fr
     await eventually("no backend is left", lambda: not backends(postgres, pids))
 
 
-async def test_nothing_is_opened_once_the_database_is_closed(settings: Settings, postgres: Postgres) -> None:
+async def test_nothing_is_opened_once_the_database_is_closed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_database(settings) as database, database.session():
         pass
+
+    async def connect(connections: Connections) -> Any:
+        raise AssertionError("it connects")
+
+    monkeypatch.setattr(Connections, "_connect", connect)
     with pytest.raises(errors.DatabaseUnavailable, match="shutting down"):
         await database.ping()
 
