@@ -1,8 +1,8 @@
-"""Connections to PostgreSQL: made, kept while idle, thrown away; bounded by whoever asks for them.
+"""Connections to PostgreSQL: opened, detached for a thread, kept while idle, closed.
 
-With `session.py` the only importer of aiopg and psycopg2. Runs no statement. In place of aiopg's own pool, which
-fixes one address for good, makes everybody wait behind a slow connect, wakes nobody when a closed connection
-comes back, and can hang when it is closed.
+Runs no statement. `Connections` replaces aiopg's pool, which uses one address for good, makes every caller wait
+behind a slow connect, wakes no waiter when a closed connection is released, and can hang when it is closed. How many
+connections there are is limited by `database.py`.
 """
 
 from __future__ import annotations
@@ -10,72 +10,201 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import socket
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
 import aiopg
 import psycopg2
 import psycopg2.extensions
-import structlog
 
 from server import errors
+from server.events import emit
+from server.postgres.events import DatabaseUnreachable
 from server.settings import SettingsError
 
-log = structlog.stdlib.get_logger("sluice.connections")
-
-# Seconds: long for a network, short for a person.
+# Seconds until a connection must be open: long for a network, short for a person who waits.
 CONNECT_TIMEOUT = 5.0
 
 
+class Connection(aiopg.Connection):
+    """A connection that can be detached from the event loop, for a thread to read from.
+
+    The only code that uses parts of aiopg.Connection that are not public: `_fileno`, the descriptor that the event loop
+    watches, or None; `_ready`, called with `_weakref` when the descriptor is readable.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take the arguments of aiopg.Connection."""
+        # Held by the thread that reads, and by `close`.
+        self._reading = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    @property
+    def detached(self) -> bool:
+        """Whether the event loop does not watch the connection."""
+        return self._fileno is None
+
+    @property
+    def pgconn(self) -> int:
+        """The address of libpq's PGconn, 0 once the connection is closed."""
+        address: int | None = self.raw.pgconn_ptr
+        return address or 0
+
+    def detach(self) -> None:
+        """Take the connection out of the event loop, so that aiopg does not read what a thread is to read.
+
+        When a detached connection is closed, aiopg leaves the event loop alone. It must: libpq may have closed the
+        socket before, and another connection may have its number by then.
+        """
+        descriptor = self.raw.fileno()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        self._fileno = None
+
+    def reattach(self) -> None:
+        """Give a detached connection back to the event loop. Nothing may be running on it. Ignore a closed one."""
+        if not self.closed:
+            self._fileno = self.raw.fileno()
+            asyncio.get_running_loop().add_reader(self._fileno, self._ready, self._weakref)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """Keep the connection open while this thread reads from it. Yield `pgconn`.
+
+        Enter it in the thread that reads.
+        """
+        with self._reading:
+            yield self.pgconn
+
+    def close(self) -> asyncio.Future[None]:
+        """Close the connection, unless a thread is reading from it, which libpq does not survive.
+
+        A connection that is closed already is left alone: aiopg closes that of a cancelled statement by itself. If it
+        closed it again, it would stop the event loop from watching a descriptor that another connection may have now.
+        """
+        if not self.closed and self._reading.acquire(blocking=False):
+            try:
+                return super().close()
+            finally:
+                self._reading.release()
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
+        """Return the statement with its values in place of the placeholders, quoted by the driver."""
+        with contextlib.closing(self.raw.cursor()) as cursor:
+            text: bytes = cursor.mogrify(sql, values)
+        return text
+
+
 class Connections:
-    """The connections of one process, for one event loop. dsn: a libpq URI; most_idle: kept while nobody uses them."""
+    """The connections of one worker process, for one event loop."""
 
     def __init__(self, dsn: str, most_idle: int, resolver: Executor) -> None:
+        """dsn: a libpq URI. most_idle: how many unused connections are kept. resolver: threads that look up names."""
         self._resolver = resolver
         self._dsn = dsn
         self._most_idle = most_idle
-        self._idle: list[aiopg.Connection] = []
-        self._in_use: set[aiopg.Connection] = set()
+        self._idle: list[Connection] = []
+        self._in_use: set[Connection] = set()
+        # Held while one address is tried, so at most for CONNECT_TIMEOUT, and not during a look-up. The wait for it is
+        # part of each caller's own CONNECT_TIMEOUT.
         self._connecting = asyncio.Lock()
+        self._closed = False
 
-    def close(self) -> None:
-        """Close every connection, also those in use."""
-        for connection in (*self._idle, *self._in_use):
-            if not connection.closed:
-                connection.close()
+    def close(self) -> int:
+        """Close every connection, also those in use, but none that a thread is reading from. Return how many are left.
+
+        No connection can be acquired from then on; those that are released later are closed.
+        """
+        self._closed = True
+        connections = [*self._idle, *self._in_use]
         self._idle.clear()
+        for connection in connections:
+            connection.close()
+        return sum(not connection.closed for connection in connections)
 
-    async def acquire(self) -> aiopg.Connection:
-        """An open connection, new where none is idle. Raises DatabaseUnavailable."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                break
-        else:
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT), self._connecting:
-                    connection = await self._connect()
-            except TimeoutError:
-                log.warning("database unreachable", reason=f"no connection within {CONNECT_TIMEOUT:g} s")
-                raise errors.DatabaseUnavailable("The database cannot be reached.") from None
-            except (psycopg2.Error, OSError) as error:
-                log.warning("database unreachable", reason=str(error).strip())
-                raise errors.DatabaseUnavailable("The database cannot be reached.") from error
+    async def acquire(self) -> Connection:
+        """Return an open connection: an idle one, or a new one if none is idle. Raise DatabaseUnavailable."""
+        if self._closed:
+            raise _shutting_down()
+        connection = self._take_idle() or await self._open()
+        if self._closed:  # meanwhile
+            connection.close()
+            raise _shutting_down()
         self._in_use.add(connection)
         return connection
 
-    async def _connect(self) -> aiopg.Connection:
-        """A connection to the first address that gives one; raises what the last one raised."""
-        addresses = await self._addresses()
-        for address in addresses[:-1]:
-            with contextlib.suppress(psycopg2.Error):
-                return await self._connect_to(address)
-        return await self._connect_to(addresses[-1])
+    def release(self, connection: Connection, *, reusable: bool) -> None:
+        """Take back a connection that `acquire` returned. reusable: no transaction is open and nothing runs."""
+        self._in_use.discard(connection)
+        if reusable and not self._closed and len(self._idle) < self._most_idle:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
-    async def _connect_to(self, address: dict[str, str]) -> aiopg.Connection:
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    async def _open(self) -> Connection:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return await self._connect()
+        except TimeoutError:
+            emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
+            raise errors.DatabaseUnavailable("The database cannot be reached.") from None
+        except (psycopg2.Error, OSError, UnicodeError) as error:
+            emit(DatabaseUnreachable(reason=str(error).strip()))
+            raise errors.DatabaseUnavailable("The database cannot be reached.") from error
+
+    async def _connect(self) -> Connection:
+        """Return a connection to the first address that accepts one, or raise the error of the last address.
+
+        Addresses are tried here, one by one: libpq would try them by itself, but each on a new socket, and aiopg
+        watches only the first one. A host's name is looked up when its turn comes.
+        """
+        failures: list[Exception] = []
+        for host in _hosts(self._dsn):
+            try:
+                addresses = await self._look_up(host)
+            except (OSError, UnicodeError) as error:  # UnicodeError: not a possible name
+                failures.append(error)
+                continue
+            for address in addresses:
+                try:
+                    async with self._connecting:
+                        return await self._connect_to(address)
+                except psycopg2.Error as error:
+                    failures.append(error)
+        raise failures[-1]
+
+    async def _look_up(self, host: dict[str, str]) -> list[dict[str, str]]:
+        """Return the parameters of each address of this host. Raise OSError or UnicodeError if it has none.
+
+        libpq would block the event loop while it resolves a name. A look-up cannot be interrupted: one that hangs keeps
+        its thread, and those that find no free thread time out with their caller.
+        """
+        name = host.get("host", "")
+        if not name or name.startswith(("/", "@")):  # a folder of sockets, or an abstract socket
+            return [host]
+        if _is_address(name):
+            return [{**host, "hostaddr": name}]
+        find = functools.partial(socket.getaddrinfo, name, host["port"] or None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._resolver, find)
+        return [{**host, "hostaddr": str(address[0])} for *_, address in found]
+
+    async def _connect_to(self, address: dict[str, str]) -> Connection:
+        """Return a connection to this address. The caller holds `_connecting`."""
         options: dict[str, Any] = {"client_encoding": "UTF8", "application_name": "sluice", **address}
-        connection = aiopg.Connection(
+        connection = Connection(
             self._dsn,
             CONNECT_TIMEOUT,
             enable_hstore=False,  # costs a query
@@ -87,66 +216,61 @@ class Connections:
         try:
             await connection
         except BaseException:
-            # libpq has closed the socket behind the event loop's back: uvloop would refuse to watch the next
-            # one of this number. Nobody else has it yet, since connections are made one at a time.
+            # libpq has closed the socket, of which the event loop knows nothing: uvloop would refuse to watch the next
+            # connection with this descriptor. There is none yet, since connections are opened one at a time.
             with contextlib.suppress(OSError, RuntimeError):
                 asyncio.get_running_loop().remove_reader(descriptor)
             raise
-        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result: whoever was
-        # to give up would go on to wait for its first answer, which behind a pooler may never come.
+        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result. The caller
+        # would then wait for the answer to its first statement, which behind a pooler may never come.
         if cancelled_from_here():
             connection.close()
             raise asyncio.CancelledError
         return connection
 
-    async def _addresses(self) -> list[dict[str, str]]:
-        """What to add to the URI for each address of its hosts, in order.
 
-        Looked up here because libpq would block the event loop, and tried one by one because libpq, going on
-        to the next address, would change the socket that aiopg watches.
-        """
-        parts = psycopg2.extensions.parse_dsn(self._dsn)
-        hosts = parts.get("host", "").split(",")
-        if "hostaddr" in parts or not any(hosts):
-            return [{}]
-        ports = parts.get("port", "5432").split(",")
-        addresses: list[dict[str, str]] = []
-        for number, host in enumerate(hosts):
-            port = ports[number] if len(ports) > 1 else ports[0]
-            if not host or host.startswith(("/", "@")):
-                addresses.append({"host": host, "port": port})
-                continue
-            try:
-                found = await asyncio.get_running_loop().run_in_executor(
-                    self._resolver, functools.partial(socket.getaddrinfo, host, port or None, type=socket.SOCK_STREAM)
-                )
-            except OSError:
-                if number == len(hosts) - 1 and not addresses:
-                    raise
-                continue
-            for *_, sockaddr in found:
-                addresses.append({"host": host, "hostaddr": str(sockaddr[0]), "port": port})
-        return addresses
+def _hosts(dsn: str) -> list[dict[str, str]]:
+    """Return the parameters `host` and `port` of each host that the URI names, in order.
 
-    def release(self, connection: aiopg.Connection, *, reusable: bool) -> None:
-        """Take back a connection that `acquire` gave. reusable: no transaction is open and nothing runs."""
-        self._in_use.discard(connection)
-        if reusable and len(self._idle) < self._most_idle:
-            self._idle.append(connection)
-        elif not connection.closed:
-            # aiopg closes a cancelled connection by itself. Closed again, it would stop the event loop from
-            # watching that file descriptor, which may belong to another connection by then.
-            connection.close()
+    A single {} if the URI is to be left to libpq: it names no host, or it gives addresses (PostgreSQL manual, "libpq",
+    "Specifying Multiple Hosts").
+    """
+    parts = psycopg2.extensions.parse_dsn(dsn)
+    hosts = parts.get("host", "").split(",")
+    if "hostaddr" in parts or not any(hosts):
+        return [{}]
+    ports = parts.get("port", "5432").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        return [{}]  # libpq says what is wrong
+    return [{"host": host, "port": port} for host, port in zip(hosts, ports, strict=True)]
+
+
+def _is_address(name: str) -> bool:
+    """Return whether a host is given as a numeric IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _shutting_down() -> errors.DatabaseUnavailable:
+    return errors.DatabaseUnavailable("The server is shutting down.")
 
 
 def cancelled_from_here() -> bool:
-    """Whether somebody has cancelled the current task, as against a statement in the server."""
+    """Return whether the current task is being cancelled.
+
+    aiopg raises CancelledError also for a statement that the server cancelled (SQLSTATE 57014). This tells them apart.
+    """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def check_dsn(dsn: str) -> None:
-    """Raises SettingsError where libpq cannot read this URI; without quoting it, since it may hold a password."""
+    """Raise SettingsError if libpq cannot parse this URI. The error does not quote it: it may hold a password."""
     try:
         psycopg2.extensions.parse_dsn(dsn)
     except psycopg2.Error:

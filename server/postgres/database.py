@@ -1,7 +1,7 @@
-"""The database as the routes see it: sessions within limits, the catalogue, and cancelling.
+"""The database as the rest of Sluice uses it: sessions within limits, the list of relations, and cancellation.
 
-Bounds how many sessions there are, and ends each so that nothing runs on in the server. Runs no SQL of its own
-but what cancels.
+Limits how many sessions there are, and ends each of them so that no statement of it continues in the server. The SQL is
+in `statements.py` and `query/catalogue.py`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,29 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any
 
-import structlog
-
 from server import errors
+from server.events import emit
+from server.postgres import statements
 from server.postgres.connections import Connections
+from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.query import catalogue
 from server.settings import Settings
 from server.threads import Threads
 
-log = structlog.stdlib.get_logger("sluice.database")
-
-# Connections kept for the catalogue, health checks and cancelling, so that a full house of exports cannot
-# keep those from working.
+# Connections reserved for the catalogue, health checks and cancelling, which must work when all export slots are in
+# use.
 CONTROL_CONNECTIONS = 2
-# Downloads at once that can have all the readers they may; more of them share.
+# How many exports at once can have all the readers that one may have. More exports share these readers.
 EXPORTS_WITH_READERS = 2
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
+# Seconds that a session may be idle in its transaction, beyond STALL_TIMEOUT, which limits how long a client may pause.
+# After that this process has hung.
+IDLE_MARGIN = 60.0
+# Seconds that closing waits for sessions and cancellations to end. The worker is killed process.serve.STOP_MARGIN
+# (10 s) after the drain's time is over, and stopping HTTP takes up to 4 s of that.
+CLOSE_TIMEOUT = 4.0
 
 
 def reading_connections(settings: Settings) -> int:
@@ -39,18 +44,21 @@ def reading_connections(settings: Settings) -> int:
 
 
 def _spare_readers(settings: Settings) -> int:
-    # Beside the exports' own connections, so that no export's readers can keep another from beginning.
+    # In addition to the exports' own connections: the readers of one export must not keep another from starting.
     return (settings.most_readers - 1) * EXPORTS_WITH_READERS
 
 
 class Database:
-    """The connections of one worker process. Open it after the fork, on the loop that uses it."""
+    """The connections of one worker process. Open it after the fork, on the event loop that uses it.
+
+    most_readers: how many connections one export may read with at once.
+    """
 
     def __init__(self, settings: Settings, threads: Threads) -> None:
+        """threads: `rows` must have a thread for each of the `reading_connections`."""
         self._schemas = settings.export_schemas
         self._statement_timeout = settings.statement_timeout
-        # A client may pause for STALL_TIMEOUT between two FETCHes; past that Sluice itself has hung.
-        self._idle_timeout = settings.stall_timeout + 60.0 if settings.stall_timeout else 0.0
+        self._idle_timeout = settings.stall_timeout + IDLE_MARGIN if settings.stall_timeout else 0.0
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
@@ -58,36 +66,56 @@ class Database:
         most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
         self._connections = Connections(settings.dsn, most_idle, threads.names)
         self._threads = threads.rows
+        # The sessions that are in use, each with a future that is done when the session is left. From then on its
+        # `_finish` is in the background.
+        self._sessions: dict[Session, asyncio.Future[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Database:
-        # No connection yet: a database that is away must not keep the server from starting.
+        # Opens no connection: the server must also start while the database is away.
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._background:  # one may begin another
-            await asyncio.wait(self._background, timeout=CONTROL_TIMEOUT)
-        self._connections.close()
+        """Stop the threads that read, wait at most CLOSE_TIMEOUT for all sessions to end, and close the connections.
+
+        A connection that a thread still reads from stays open until the process ends: libpq would read freed memory.
+        """
+        for session in self._sessions:
+            session.stop()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._all_ended()
+        finally:
+            for task in self._background:
+                task.cancel()
+            if left := self._connections.close():
+                emit(ConnectionsLeftOpen(count=left))
+
+    async def _all_ended(self) -> None:
+        while unfinished := [*self._sessions.values(), *self._background]:  # one may start another
+            await asyncio.wait(unfinished)
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """A session for one export. Raises ServerBusy, DatabaseUnavailable.
+        """Open a session in an export slot. Raise ServerBusy if all slots are in use; DatabaseUnavailable.
 
-        On leaving, the connection goes back to the pool; if a statement is still running it is thrown away
-        and the statement is cancelled in the server, without waiting for that.
+        Afterwards the connection returns to the pool. If a statement is still running, the connection is closed and the
+        statement cancelled in the server, without waiting for that.
         """
         if self._export_slots.locked():
-            raise errors.ServerBusy(
-                "All downloads that this server runs at once are taken.", hint="Try again in a few seconds."
-            )
+            raise errors.ServerBusy("All export slots of this server are in use.", hint="Try again in a few seconds.")
         async with self._export_slots, self._transaction(self._statement_timeout) as session:
             yield session
 
     @contextlib.asynccontextmanager
     async def control_session(self) -> AsyncIterator[Session]:
-        """A session for the catalogue and for health, beside the exports' slots, with a short timeout."""
+        """Open a session for short work, on one of the CONTROL_CONNECTIONS, with CONTROL_TIMEOUT for each statement.
+
+        Raise ServerBusy if none is free within CONTROL_WAIT; DatabaseUnavailable.
+        """
         try:
             async with asyncio.timeout(CONTROL_WAIT):
                 await self._control_slots.acquire()
@@ -101,7 +129,7 @@ class Database:
 
     @contextlib.contextmanager
     def spare_readers(self, wanted: int) -> Iterator[int]:
-        """How many readers an export may have beside its first, at most `wanted`; given back on leaving."""
+        """Reserve readers for an export in addition to its first, at most `wanted`. Yield how many it may use."""
         given = max(0, min(wanted, self._spare_readers))
         self._spare_readers -= given
         try:
@@ -111,18 +139,21 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:
-        """A session that sees what the one sees that exported this snapshot. To be used within `spare_readers`."""
+        """Open a session that has the snapshot of another one, within `spare_readers`. Raise DatabaseUnavailable.
+
+        snapshot: the name that `Session.export_snapshot` returned.
+        """
         async with self._transaction(self._statement_timeout, snapshot) as session:
             yield session
 
     async def relations(self) -> list[catalogue.Relation]:
-        """All relations that may be exported."""
+        """Return all relations that may be exported. Raise ServerBusy, DatabaseUnavailable."""
         async with self.control_session() as session:
             rows = await session.query(catalogue.LIST_RELATIONS, {"schemas": list(self._schemas)})
         return [catalogue.relation_from_row(row) for row in rows]
 
     async def ping(self) -> None:
-        """Whether exports can work now: opens a transaction. Raises DatabaseUnavailable and others."""
+        """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors."""
         async with self.control_session():
             pass
 
@@ -130,13 +161,16 @@ class Database:
     async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
         connection = await self._connections.acquire()
         session = Session(connection, statement_timeout, self._schemas, self._threads)
+        self._sessions[session] = asyncio.get_running_loop().create_future()
         try:
-            await session.begin(self._session_settings(statement_timeout), snapshot)
+            await session.begin(statements.session_settings(statement_timeout, self._idle_timeout), snapshot)
             yield session
         finally:
-            # In a task of its own: a client that leaves with the last byte cancels this one, and a connection
-            # that only has to say ROLLBACK is not to be thrown away for that.
-            await asyncio.shield(self._in_background(self._finish(session)))
+            # In a task of its own: a client that leaves after the last byte cancels this task, which must not cost the
+            # connection, since it only has to ROLLBACK.
+            finishing = self._in_background(self._finish(session))
+            self._sessions.pop(session).set_result(None)
+            await asyncio.shield(finishing)
 
     async def _finish(self, session: Session) -> None:
         self._connections.release(session.connection, reusable=await session.end())
@@ -149,36 +183,11 @@ class Database:
         task.add_done_callback(self._background.discard)
         return task
 
-    def _session_settings(self, statement_timeout: float) -> dict[str, str]:
-        return {
-            # The bytes must not depend on the settings of the server or the role.
-            "datestyle": "ISO, MDY",
-            "intervalstyle": "postgres",
-            "bytea_output": "hex",
-            "extra_float_digits": "1",
-            "quote_all_identifiers": "off",
-            "synchronize_seqscans": "off",
-            # All rows are wanted: without this the planner aims at the first tenth of them.
-            "cursor_tuple_fraction": "1.0",
-            "jit": "off",
-            # The driver keeps every notice, for nobody.
-            "client_min_messages": "error",
-            "statement_timeout": f"{round(statement_timeout * 1000)}ms",
-            "idle_in_transaction_session_timeout": f"{round(self._idle_timeout * 1000)}ms",
-        }
-
     async def _cancel(self, backend_pid: int, snapshot_at: datetime.datetime | None) -> None:
-        """Cancel the statement of a transaction in the server, over another connection.
-
-        The start of the transaction tells it from one that a pooler runs on the same backend by then.
-        """
+        """Cancel the statement of the transaction that started at `snapshot_at`, over another connection."""
         try:
-            # Without a slot: a catalogue that waits for somebody's lock must not keep a query running.
+            # Without a control slot: one that waits for a lock must not keep a statement running.
             async with self._transaction(CONTROL_TIMEOUT) as session:
-                await session.query(
-                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
-                    "WHERE pid = %(pid)s AND xact_start = %(start)s",
-                    {"pid": backend_pid, "start": snapshot_at},
-                )
+                await session.query(statements.CANCEL, {"pid": backend_pid, "start": snapshot_at})
         except errors.ExportError as error:
-            log.warning("a statement may still run in the database", pid=backend_pid, reason=error.detail)
+            emit(StatementNotCancelled(pid=backend_pid, reason=error.detail))

@@ -1,4 +1,4 @@
-"""The events of connections and statements. What an event is: `server/events.py`."""
+"""The events of connections and statements. `server/events.py` defines what an event is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseUnreachable(Event):
-    """No connection could be made."""
+    """No connection could be made. reason: the error of the last address that was tried."""
 
     name = "database unreachable"
     level = logging.WARNING
@@ -27,9 +27,18 @@ class DatabaseNotReady(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatementNotCancelled(Event):
-    """A statement could not be cancelled and may still run. pid: of its backend."""
+    """A statement could not be cancelled and may still run. pid: the process ID of its backend."""
 
     name = "a statement may still run in the database"
     level = logging.WARNING
     pid: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsLeftOpen(Event):
+    """The worker stops while threads still read from connections. count: how many connections stay open."""
+
+    name = "connections that are still read stay open until the process ends"
+    level = logging.WARNING
+    count: int

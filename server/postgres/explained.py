@@ -1,4 +1,4 @@
-"""What EXPLAIN says of a query, as a value. Runs nothing."""
+"""The plan that EXPLAIN returns for a query, as a value. Runs no statement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """PostgreSQL's plan of one query. node: the top node (manual, "EXPLAIN", VERBOSE, FORMAT JSON)."""
+    """PostgreSQL's plan of one query.
+
+    node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON).
+    """
 
     node: Mapping[str, Any]
 

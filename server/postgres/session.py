@@ -1,16 +1,15 @@
 """One session: a transaction, its statements, and its rows, streamed or fetched from a cursor.
 
-With `connections.py`, `libpq.py` and `rows.py` the only importer of the driver. Must not know plans, dialects or
-HTTP: it runs SQL that it is given and hands over results.
+It runs the SQL that it is given and returns results. Must not know plans, dialects or HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, cast
 
 import aiopg
@@ -19,59 +18,29 @@ import psycopg2.extensions
 import psycopg2.extras
 
 from server import errors
-from server.postgres.connections import cancelled_from_here
+from server.postgres import statements
+from server.postgres.connections import Connection, cancelled_from_here
 from server.postgres.explained import Explained
-from server.postgres.libpq import result_memory, translate
+from server.postgres.libpq import result_memory
 from server.postgres.rows import RowReader, Rows
+from server.postgres.server_errors import connection_lost, statement_timed_out, translate
 from server.query import catalogue
 
-# Seconds for a catalogue query and for cancelling: short enough for a person.
+# Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
 CONTROL_TIMEOUT = 10.0
-# Seconds that count as "for ever" to the driver, whose own timeouts cannot be switched off.
+# Seconds that stand for no limit: the driver's own timeout cannot be switched off.
 FOREVER = 10.0**7
-
-# What else the text of values and the meaning of names depend on: fixed when the transaction begins, for all readers.
-_PINNED = ("TimeZone", "lc_monetary", "search_path")
-_TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
-_SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
-
-# Whether anything that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of
-# the same name) after its snapshot was taken and before it had the lock: the snapshot would then see no rows at
-# all (PostgreSQL manual, "MVCC Caveats"); or became or ceased to be a partition, so that the plan has other tables
-# than the snapshot. pg_class and pg_inherits are read as of the snapshot, the functions look at what is now.
-_CHANGED = """
-EXISTS (
-    SELECT
-    FROM pg_locks AS l
-    LEFT JOIN pg_class AS c ON c.oid = l.relation
-    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (
-        c.oid IS NULL
-        OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))
-        OR c.relispartition <> coalesce(pg_partition_root(c.oid) <> c.oid, false)
-        OR EXISTS (
-            SELECT FROM pg_inherits AS i
-            WHERE i.inhparent = c.oid AND pg_partition_root(i.inhrelid) IS DISTINCT FROM pg_partition_root(c.oid)
-        )
-      )
-)
-"""
-
-
-# A range of blocks is read by tuple identifiers, whatever the planner thinks of it: in a small partition it may
-# expect less of an index, and the rows would come in the index's order.
-_BY_BLOCKS = "".join(
-    f", set_config('enable_{way}scan', '{'on' if way == 'tid' else 'off'}', true)"
-    for way in ("tid", "index", "indexonly", "bitmap")
-)
-_BY_BLOCKS += ", set_config('max_parallel_workers_per_gather', '0', true)"
+# Seconds that the driver waits beyond the server's own timeout, for a server that does not answer at all.
+ANSWER_MARGIN = 30.0
+# A statement that was cancelled after this share of STATEMENT_TIMEOUT was ended by the timeout; PostgreSQL has one
+# SQLSTATE (57014) for both. Less than 1, since two clocks measure the time.
+TIMED_OUT = 0.9
 
 
 class Batch:
-    """The rows of one FETCH, valid until the next FETCH but one of the same session.
+    """The rows of one FETCH. Valid until the second FETCH after it on the same session.
 
-    pgresult: address of the PGresult. count: rows. memory: bytes that libpq holds for it.
+    pgresult: the address of the PGresult. count: how many rows. memory: how many bytes libpq holds for it.
     """
 
     __slots__ = ("_cursor", "count", "memory", "pgresult")
@@ -84,62 +53,58 @@ class Batch:
 
     @property
     def types(self) -> Sequence[int]:
-        """The type OID of each column; a domain's is that of its base type."""
+        """The type OID of each column. For a domain, that of its base type."""
         return [column.type_code for column in self._cursor.description]
 
     def rows(self) -> Sequence[Sequence[bytes | None]]:
-        """The rows as PostgreSQL's text output, NULL as None."""
+        """Return the rows, each value as the text that PostgreSQL sent, NULL as None."""
         return cast("Sequence[Sequence[bytes | None]]", self._cursor.fetchall())
 
 
 class Session:
     """One read-only REPEATABLE READ transaction: one snapshot on one connection.
 
-    Made by `Database.session`. After an error nothing but leaving is allowed.
+    Made by `Database.session`. After an error the session can only be left.
+
+    backend_pid: the process ID of its backend. snapshot_at: the start of the transaction.
     """
 
     def __init__(
-        self,
-        connection: aiopg.Connection,
-        statement_timeout: float,
-        schemas: Sequence[str],
-        threads: concurrent.futures.Executor,
+        self, connection: Connection, statement_timeout: float, schemas: Sequence[str], threads: Executor
     ) -> None:
+        """statement_timeout: in seconds, 0 for none. schemas: those whose relations may be exported, in search order.
+
+        threads: one for each connection that reads rows at once.
+        """
         self.connection = connection
         self._threads = threads
         self._rows: Rows | None = None
         self._schemas = schemas
         self._statement_timeout = statement_timeout
-        # The server stops the statement first; ours is for a server that does not answer at all.
-        self._driver_timeout = statement_timeout + 30.0 if statement_timeout else FOREVER
+        self._driver_timeout = statement_timeout + ANSWER_MARGIN if statement_timeout else FOREVER
         self._executing = False
         self._cursors: list[aiopg.Cursor] = []
         self.backend_pid = 0
         self.snapshot_at: datetime.datetime | None = None
 
     async def begin(self, settings: Mapping[str, str], snapshot: str | None = None) -> None:
-        """Open the transaction with these settings, local to it (PgBouncer may share the connection).
+        """Open the transaction. Raise the errors of `query`.
 
-        snapshot: one that another session has exported, to see what that one sees.
+        settings: by name, in force until the transaction ends. snapshot: the name of a snapshot that another session
+        has exported; None for a new one.
         """
-        statements = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
-        if snapshot is not None:
-            statements.append(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-        statements += [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
-        statements += ["SELECT pg_backend_pid() AS pid, now() AS started"]
-        if self.server_version >= 140000:
-            # Lets the server notice a killed worker while it sorts. Not every platform's server can, and one
-            # that cannot answers the attempt with an error.
-            statements[-1] += (
-                ", CASE WHEN version() !~* 'windows|mingw|visual c|darwin' "
-                "THEN set_config('client_connection_check_interval', '1s', true) END"
-            )
-        statements[-1] += "".join(f", set_config('{name}', current_setting('{name}'), true)" for name in _PINNED)
-        row = (await self.query("; ".join(statements)))[0]
+        row = (await self.query(statements.begin(settings, snapshot, self.server_version)))[0]
         self.backend_pid, self.snapshot_at = row["pid"], row["started"]
 
     async def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """All rows of a small query, as dictionaries of Python values."""
+        """Return all rows of a small query, each as a dictionary of Python values by column name.
+
+        sql: one or more statements with placeholders like %(name)s; the rows are those of the last one. values: those
+        of the placeholders, by name; None if there are no placeholders (a percent sign then stands for itself).
+
+        Raise QueryTimeout, QueryCancelled, ConnectionLost, or what `server_errors.error_for` makes of the server's
+        error.
+        """
         cursor = await self._cursor(psycopg2.extras.RealDictCursor)
         with contextlib.closing(cursor):
             await self._execute(cursor, sql, values)
@@ -153,40 +118,43 @@ class Session:
         timezone: str | None = None,
         in_order: bool = False,
     ) -> Explained:
-        """PostgreSQL's plan of this SELECT.
+        """Return PostgreSQL's plan of this SELECT, and lock what it reads.
 
-        Locks what the SELECT reads, and fails as the SELECT itself would on a value that its column cannot take.
-        in_order: rows as they lie in the table, so no parallel plan, in which they would come as they please.
+        values: those of its placeholders. timezone: the time zone of the transaction from now on. in_order: the rows
+        must come in the order in which they lie in the table, so no parallel plan may be used for the rest of the
+        transaction. Raise what the SELECT itself would for a value that its column cannot take, and the errors of
+        `query`.
         """
         bound = dict(values or {})
-        statements = [f"EXPLAIN (VERBOSE, FORMAT JSON) {select}"]
+        parts = [f"EXPLAIN (VERBOSE, FORMAT JSON) {select}"]
         if in_order:
-            statements.insert(0, "SET LOCAL max_parallel_workers_per_gather = 0")
+            parts.insert(0, statements.NO_PARALLEL_PLAN)
         if timezone is not None:
             bound["timezone"] = timezone
-            statements.insert(0, _SET_TIMEZONE)
-        row = (await self.query("; ".join(statements), bound))[0]
+            parts.insert(0, statements.SET_TIMEZONE)
+        row = (await self.query("; ".join(parts), bound))[0]
         return Explained(row["QUERY PLAN"][0]["Plan"])
 
     async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
-        """Run what takes the locks of a reader beside the first, with the settings that came with its snapshot."""
-        pinned = ", ".join(f"set_config('{name}', %({name})s, true)" for name in settings)
-        await self.query(f"SELECT {pinned}; {statement}", settings)
+        """Take over the settings of the session whose snapshot this one uses, then run the statement that locks.
+
+        settings: as `export_snapshot` returned them.
+        """
+        await self.query(f"{statements.pin(settings)}; {statement}", settings)
 
     async def export_snapshot(self) -> tuple[str, dict[str, str]]:
-        """The name under which other sessions can take this one's snapshot, and the settings that go with it.
+        """Return the name under which other sessions can import this snapshot, and the settings they must take over.
 
-        It lasts as long as this transaction.
+        The name is valid as long as this transaction (PostgreSQL manual, "Snapshot Synchronization Functions").
         """
-        settings = ", ".join(f"current_setting('{name}') AS \"{name}\"" for name in _PINNED)
-        row = (await self.query(f"SELECT pg_export_snapshot() AS name, {settings}"))[0]
+        row = (await self.query(statements.EXPORT_SNAPSHOT))[0]
         name: str = row.pop("name")
         return name, row
 
     async def relation(self, wanted: catalogue.RelationName, *, exact: bool = True) -> catalogue.Relation:
-        """The relation of this name as it is now; its TOAST's size too if `exact`, which waits for locks.
+        """Return the relation of this name as it is now. Raise RelationNotFound, RelationGone.
 
-        Raises RelationNotFound.
+        exact: include the size of its TOAST table, which waits for a lock on the relation.
         """
         schemas = catalogue.schemas_to_search(wanted, self._schemas)
         find = catalogue.FIND_RELATION if exact else catalogue.DESCRIBE_RELATION
@@ -195,51 +163,58 @@ class Session:
             names = await self.query(catalogue.LIST_NAMES, {"schemas": list(self._schemas)})
             raise catalogue.relation_not_found(wanted, [row["name"] for row in names])
         relation = catalogue.relation_from_row(rows[0])
-        if any(column.readable is None for column in relation.columns):  # dropped while we looked
-            raise errors.RelationGone("The relation is gone.")
+        if any(column.readable is None for column in relation.columns):  # dropped during the query
+            raise errors.RelationGone("The relation no longer exists.")
         return relation
 
     async def settle(self, *, streaming: bool, by_blocks: bool = False) -> None:
-        """Before the first row: make sure that the snapshot fits the relations.
+        """Check that the snapshot fits the relations. Raise RelationChanged if one was rewritten since it was taken.
 
-        To be called once the query's relations are locked, by `explain` or by opening a cursor. streaming: how long
-        the next statements take, and the time between them, is up to the client, so that only the wait for rows is
-        limited, and not by PostgreSQL. by_blocks: they read ranges of blocks. Raises RelationChanged.
+        Call it before the first row is read, when the relations of the query are locked: after `explain`, `lock` or
+        `declare`.
+
+        streaming: the client determines how long the next statements take and how far apart they are, so the server's
+        timeouts are switched off; `Rows` limits the wait for a row. by_blocks: they read ranges of blocks.
         """
-        settings = "".join(f", set_config('{name}', '0', true)" for name in _TIMEOUTS) if streaming else ""
-        settings += _BY_BLOCKS if by_blocks else ""
-        if (await self.query(f"SELECT {_CHANGED} AS changed{settings}"))[0]["changed"]:
+        if (await self.query(statements.settle(streaming=streaming, by_blocks=by_blocks)))[0]["changed"]:
             raise errors.RelationChanged("The relation was changed while it was being opened.")
 
-    def rows(self, reader: RowReader) -> Rows:
-        """SELECTs whose rows are streamed; while they are, the session takes nothing else. Raises ConnectionLost."""
-        if self.connection.closed:  # noticed since the last statement
-            raise errors.ConnectionLost("The connection to the database was lost.")
-        self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
-        return self._rows
+    @property
+    def server_version(self) -> int:
+        """The server's version as libpq gives it: 140005 for 14.5."""
+        return self.connection.server_version
 
     def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
-        """The statement with its values in place, quoted by the driver."""
-        with contextlib.closing(self.connection.raw.cursor()) as cursor:
-            text: bytes = cursor.mogrify(sql, values)
-        return text
+        """Return the statement with its values in place of the placeholders, quoted by the driver."""
+        return self.connection.bound(sql, values)
+
+    def rows(self, reader: RowReader) -> Rows:
+        """Return a context manager that streams the rows of SELECTs. Within it the session takes no other statement.
+
+        reader: encodes the rows. Raise ConnectionLost if the connection has broken since the last statement.
+        """
+        if self.connection.closed:
+            raise connection_lost()
+        self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
+        return self._rows
 
     async def declare(
         self, select: str, values: Mapping[str, str] | None = None, *, timezone: str | None = None
     ) -> None:
-        """Open the session's cursor over this SELECT; its rows come with `fetch`.
+        """Open the session's only cursor over this SELECT; `fetch` returns its rows.
 
-        values: for the SELECT's placeholders. timezone: in which timestamps are written.
+        values: those of the SELECT's placeholders. timezone: the time zone of the transaction from now on. Raise
+        RelationChanged, and the errors of `query`.
         """
         bound = dict(values or {})
-        statements = [f"DECLARE sluice NO SCROLL CURSOR FOR {select}", "FETCH FORWARD 0 FROM sluice"]
+        parts = [f"DECLARE sluice NO SCROLL CURSOR FOR {select}", "FETCH FORWARD 0 FROM sluice"]
         if timezone is not None:
             bound["timezone"] = timezone
-            statements.insert(0, _SET_TIMEZONE)
-        # Two driver cursors in turn, so that a result stays valid while the next FETCH runs.
+            parts.insert(0, statements.SET_TIMEZONE)
+        # Two of the driver's cursors in turn, so that a result stays valid while the next FETCH runs.
         self._cursors = [await self._cursor(None) for _ in range(2)]
         cursor = self._cursors[0]
-        await self._execute(cursor, "; ".join(statements), bound)
+        await self._execute(cursor, "; ".join(parts), bound)
         await self.settle(streaming=False)
         # Every type as the bytes that the server sent: the driver would parse numbers and dates.
         types = [column.type_code for column in cursor.raw.description]
@@ -249,48 +224,20 @@ class Session:
             cursor.raw.string_types.update(raw)
 
     async def fetch(self, rows: int) -> Batch:
-        """The next rows, at most so many; fewer only at the end."""
+        """Return the cursor's next rows, at most `rows`. Fewer mean that these are the last.
+
+        The whole batch is held in memory. Call `declare` first. Raise the errors of `query`.
+        """
         self._cursors.reverse()
         cursor = self._cursors[0]
         await self._execute(cursor, f"FETCH FORWARD {rows} FROM sluice")
         return Batch(cursor.raw)
 
-    async def _cursor(self, factory: type[psycopg2.extensions.cursor] | None) -> aiopg.Cursor:
-        try:
-            return await self.connection.cursor(cursor_factory=factory)
-        except psycopg2.Error as error:
-            raise translate(error) from error
-
-    async def _execute(self, cursor: aiopg.Cursor, sql: str, values: Mapping[str, Any] | None = None) -> None:
-        self._executing = True
-        started = asyncio.get_running_loop().time()
-        try:
-            await cursor.execute(sql, values, timeout=self._driver_timeout)
-        except asyncio.CancelledError:
-            # aiopg gives a statement that the server cancelled (SQLSTATE 57014) the same face as a task
-            # that is cancelled; only the task itself can tell.
-            if cancelled_from_here():
-                raise
-            self._executing = False
-            waited = asyncio.get_running_loop().time() - started
-            if self._statement_timeout and waited >= self._statement_timeout * 0.9:
-                raise errors.QueryTimeout(
-                    f"PostgreSQL gave no rows for {self._statement_timeout:g} seconds.",
-                    hint="Ask for less, or ask the operator for a longer STATEMENT_TIMEOUT.",
-                ) from None
-            raise errors.QueryCancelled("The query was cancelled in the database.") from None
-        except TimeoutError:
-            raise errors.QueryTimeout("The database did not answer in time.") from None
-        except psycopg2.Error as error:
-            self._executing = False
-            raise translate(error) from error
-        self._executing = False
-        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result.
-        if cancelled_from_here():
-            raise asyncio.CancelledError
-
     async def end(self) -> bool:
-        """Close the transaction; whether the connection can be used again. Never raises but CancelledError."""
+        """Roll the transaction back. Return whether the connection can be used again.
+
+        Takes at most CONTROL_TIMEOUT seconds. Raise nothing but CancelledError.
+        """
         if self.statement_left_running or self.connection.closed or (self._rows is not None and self._rows.lost):
             return False
         try:
@@ -306,12 +253,40 @@ class Session:
         return not self.connection.closed
 
     @property
-    def server_version(self) -> int:
-        """As libpq gives it: 140005 for 14.5."""
-        version: int = self.connection.raw.server_version
-        return version
-
-    @property
     def statement_left_running(self) -> bool:
-        """Whether the server may still be at work on a statement that nobody waits for."""
+        """Whether the server may still be running a statement whose result nothing awaits."""
         return self._executing or (self._rows is not None and self._rows.running)
+
+    def stop(self) -> None:
+        """Stop a thread that reads rows of this session: see `Rows.stop`. Other statements continue."""
+        if self._rows is not None:
+            self._rows.stop()
+
+    async def _cursor(self, factory: type[psycopg2.extensions.cursor] | None) -> aiopg.Cursor:
+        try:
+            return await self.connection.cursor(cursor_factory=factory)
+        except psycopg2.Error as error:
+            raise translate(error) from error
+
+    async def _execute(self, cursor: aiopg.Cursor, sql: str, values: Mapping[str, Any] | None = None) -> None:
+        self._executing = True
+        started = asyncio.get_running_loop().time()
+        try:
+            await cursor.execute(sql, values, timeout=self._driver_timeout)
+        except asyncio.CancelledError:
+            if cancelled_from_here():
+                raise
+            self._executing = False
+            waited = asyncio.get_running_loop().time() - started
+            if self._statement_timeout and waited >= self._statement_timeout * TIMED_OUT:
+                raise statement_timed_out(self._statement_timeout) from None
+            raise errors.QueryCancelled("The query was cancelled in the database.") from None
+        except TimeoutError:
+            raise errors.QueryTimeout("The database did not answer in time.") from None
+        except psycopg2.Error as error:
+            self._executing = False
+            raise translate(error) from error
+        self._executing = False
+        # Before Python 3.12 asyncio.wait_for drops a cancellation that arrives together with the result.
+        if cancelled_from_here():
+            raise asyncio.CancelledError

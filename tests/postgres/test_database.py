@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import aiopg
 import psycopg2
 import psycopg2.extensions
 import pytest
@@ -19,9 +18,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from server import errors
 from server.app import create_app
 from server.encode.encoders import bind_libpq, make_encoder
-from server.postgres.connections import Connections
+from server.postgres.connections import Connection, Connections
 from server.postgres.database import Database
-from server.postgres.libpq import LIBPQ, translate
+from server.postgres.libpq import LIBPQ
+from server.postgres.server_errors import translate
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
@@ -301,7 +301,7 @@ async def test_whoever_has_a_whole_file_can_have_the_next_at_once(
         await asyncio.sleep(0.2)
         return await end(session)
 
-    async def counted(connections: Connections) -> aiopg.Connection:
+    async def counted(connections: Connections) -> Connection:
         made.append(await connect(connections))
         return made[-1]
 

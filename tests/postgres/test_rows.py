@@ -86,8 +86,7 @@ def open_descriptors() -> int:
 
 async def assert_usable(session: Session) -> None:
     """Ordinary queries go through aiopg again, which watches the descriptor as it did."""
-    connection = session.connection
-    assert connection._fileno == connection.raw.fileno()
+    assert not session.connection.detached
     async with asyncio.timeout(30):  # an answer that the loop does not watch for never comes
         assert await session.query("SELECT 1 AS one") == [{"one": 1}]
         assert await session.query("SELECT pg_sleep(0.01)::text AS x") == [{"x": ""}]
@@ -143,7 +142,7 @@ async def test_a_connection_that_streamed_serves_the_next_session(database: Data
 async def test_a_block_without_a_statement_leaves_the_connection_as_it_was(database: Database) -> None:
     async with database.session() as session:
         with session.rows(encoder()):
-            assert session.connection._fileno is None
+            assert session.connection.detached
         await assert_usable(session)
 
 
