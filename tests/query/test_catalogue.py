@@ -45,7 +45,7 @@ def test_a_relation_name_is_written_as_users_write_it(name: RelationName, writte
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    columns = [["id", "bigint", False, True, True], ["größe, €", "numeric(10,2)", True, False, False]]
+    columns = [["id", "bigint", False, True, True, None], ["größe, €", "mood", True, False, False, ["sad", "ok"]]]
     return {
         "oid": 16384,
         "schema": "public",
@@ -69,7 +69,7 @@ def test_a_row_becomes_a_value() -> None:
         is_partition=False,
         columns=(
             Column("id", "bigint", nullable=False, readable=True, indexed=True),
-            Column("größe, €", "numeric(10,2)", nullable=True, readable=False, indexed=False),
+            Column("größe, €", "mood", nullable=True, readable=False, indexed=False, values=("sad", "ok")),
         ),
         estimated_rows=20000,
         bytes=1 << 20,
@@ -97,18 +97,18 @@ KNOWN = ["users", "orders", "orders_2024_01", "revenue_by_country", "Größe"]
         ("user", "Did you mean users?"),
         ("usres", "Did you mean users?"),
         ("Users", "Did you mean users?"),
-        ("grösse", "The page at / lists the relations there are."),
-        ("groesse", "The page at / lists the relations there are."),
+        ("grösse", "The page at / lists all relations."),
+        ("groesse", "The page at / lists all relations."),
         ("Grösse", "Did you mean Größe?"),
         ("order", "Did you mean orders?"),
         ("orders_2024", "Did you mean orders_2024_01 or orders?"),
-        ("nothing like it", "The page at / lists the relations there are."),
+        ("nothing like it", "The page at / lists all relations."),
     ],
 )
 def test_a_misspelt_relation_comes_with_the_nearest(wanted: str, hint: str) -> None:
     error = relation_not_found(RelationName(wanted), KNOWN)
     assert (error.status, error.code) == (404, "relation_not_found")
-    assert error.detail == f'There is no relation "{wanted}" that may be exported.'
+    assert error.detail == f'The relation "{wanted}" does not exist or cannot be exported.'
     assert error.hint == hint
 
 

@@ -127,8 +127,8 @@ def test_is_takes_nothing_else(value: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("a", f"is.{value}")
     assert (error.value.status, error.value.code) == (400, "invalid_filter")
-    assert error.value.detail == f'The filter on "a" cannot compare with "is.{value.lower()}".'
-    assert error.value.hint == "After is. there is one of null, true, false, unknown."
+    assert error.value.detail == f'Unknown value "{value.lower()}" after "is" in the filter on "a".'
+    assert error.value.hint == "Use one of null, true, false, unknown."
 
 
 # --- Lists. ---
@@ -170,9 +170,9 @@ def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "detail"),
     [
-        ("", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
-        ("1,2", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
-        ("{1,2}", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
+        ("", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
+        ("1,2", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
+        ("{1,2}", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
         ("(", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
         ("(,1)", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
         ("(1,)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
@@ -182,21 +182,21 @@ def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
         (
             "(1)2",
             "unbalanced_brackets",
-            'There is text after the closing bracket in the filter on "a" at position 7: "2".',
+            'Unexpected text after the closing bracket in the filter on "a" at position 7: "2".',
         ),
         (
             "(1))",
             "unbalanced_brackets",
-            'There is text after the closing bracket in the filter on "a" at position 7: ")".',
+            'Unexpected text after the closing bracket in the filter on "a" at position 7: ")".',
         ),
         (
             "()" + "x" * 8192,
             "unbalanced_brackets",
-            f'There is text after the closing bracket in the filter on "a" at position 6: "{"x" * 100}…".',
+            f'Unexpected text after the closing bracket in the filter on "a" at position 6: "{"x" * 100}…".',
         ),
         ('(1,"a', "invalid_quotes", 'The double quote in the filter on "a" at position 7 is not closed.'),
         ('("a)', "invalid_quotes", 'The double quote in the filter on "a" at position 5 is not closed.'),
-        ('(ü,"a"b)', "invalid_quotes", 'There is text after the closing quote in the filter on "a" at position 10.'),
+        ('(ü,"a"b)', "invalid_quotes", 'Unexpected text after the closing quote in the filter on "a" at position 10.'),
         ("({1,2)", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
         ('(1,{"})', "unbalanced_brackets", 'The brace in the filter on "a" at position 7 is not closed.'),
         ("({1\\", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
@@ -249,7 +249,7 @@ def test_an_unknown_operator_is_shown_with_its_position_and_the_known_ones(
     with pytest.raises(InvalidRequest) as error:
         parse_condition("a", text)
     assert (error.value.status, error.value.code) == (400, "unknown_operator")
-    assert error.value.detail == f'The filter on "a" has no operator at position {position}: "{shown}".'
+    assert error.value.detail == f'Expected an operator in the filter on "a" at position {position}, found "{shown}".'
     assert error.value.hint is not None
     assert ", ".join(OPERATORS) in error.value.hint
 
@@ -257,7 +257,7 @@ def test_an_unknown_operator_is_shown_with_its_position_and_the_known_ones(
 def test_a_long_column_is_shortened_in_messages() -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("x" * 8192, "nothing.1")
-    assert f'The filter on "{"x" * 100}…" has' in error.value.detail
+    assert f'in the filter on "{"x" * 100}…" at position 1' in error.value.detail
 
 
 # --- Brackets. ---
@@ -313,10 +313,10 @@ def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter,
 @pytest.mark.parametrize(
     ("text", "code", "detail"),
     [
-        ("", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        ("a.eq.1", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        (" (a.eq.1)", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        (")", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        ("", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        ("a.eq.1", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        (" (a.eq.1)", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        (")", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
         ("(", "missing_name", 'A name is missing in "or" at position 2.'),
         ("()", "missing_name", 'A name is missing in "or" at position 2.'),
         ("(,a.eq.1)", "missing_name", 'A name is missing in "or" at position 2.'),
@@ -331,32 +331,32 @@ def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter,
         ("(a.eq.1,or(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 11 is not closed.'),
         ("(a.eq.1,not.and(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 16 is not closed.'),
         ("(ü.eq.1,a.in.(1,2", "unbalanced_brackets", 'The bracket in "or" at position 14 is not closed.'),
-        ("(a.eq.1))", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: ")".'),
-        ("(a.eq.1)x", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: "x".'),
+        ("(a.eq.1))", "unbalanced_brackets", 'Unexpected text after the closing bracket in "or" at position 9: ")".'),
+        ("(a.eq.1)x", "unbalanced_brackets", 'Unexpected text after the closing bracket in "or" at position 9: "x".'),
         (
             "(a.eq.f(x),b.lt.2)",
             "unbalanced_brackets",
-            'There is text after the closing bracket in "or" at position 11: ",b.lt.2)".',
+            'Unexpected text after the closing bracket in "or" at position 11: ",b.lt.2)".',
         ),
         ("(a.cs.{1,2)", "unbalanced_brackets", 'The brace in "or" at position 7 is not closed.'),
         ('(b.lt.2,a.cs.{"})', "unbalanced_brackets", 'The brace in "or" at position 14 is not closed.'),
         ('(a.eq."x)', "invalid_quotes", 'The double quote in "or" at position 7 is not closed.'),
         ('("a.eq.1)', "invalid_quotes", 'The double quote in "or" at position 2 is not closed.'),
         ('(a.in.("x)', "invalid_quotes", 'The double quote in "or" at position 8 is not closed.'),
-        ('(a.eq."x"y)', "invalid_quotes", 'There is text after the closing quote in "or" at position 10.'),
-        ('("a"b.eq.1)', "invalid_quotes", 'There is text after the closing quote in "or" at position 5.'),
-        ("(a)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
-        ("(a,b.lt.2)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
-        ("(b.lt.2,xor(a.eq.1))", "invalid_filter", 'The condition on "xor" in "or" has no operator, at position 12.'),
-        ("(" + "x" * 8192, "invalid_filter", f'The condition on "{"x" * 100}…" in "or" has no operator, at'),
-        ("(a.1)", "unknown_operator", '"or" has no operator at position 4: "1)".'),
-        ("(a.not.1)", "unknown_operator", '"or" has no operator at position 8: "1)".'),
-        ("(b.lt.2,a.equals.1)", "unknown_operator", '"or" has no operator at position 11: "equals.".'),
-        ("(a.eq)", "unknown_operator", '"or" has no operator at position 4: "eq)".'),
-        ("(not.a.eq.1)", "unknown_operator", '"or" has no operator at position 6: "a.".'),
-        ("(a.in.1)", "invalid_filter", '"or" needs a list in brackets at position 7.'),
+        ('(a.eq."x"y)', "invalid_quotes", 'Unexpected text after the closing quote in "or" at position 10.'),
+        ('("a"b.eq.1)', "invalid_quotes", 'Unexpected text after the closing quote in "or" at position 5.'),
+        ("(a)", "invalid_filter", 'Expected an operator after "a" in "or" at position 3.'),
+        ("(a,b.lt.2)", "invalid_filter", 'Expected an operator after "a" in "or" at position 3.'),
+        ("(b.lt.2,xor(a.eq.1))", "invalid_filter", 'Expected an operator after "xor" in "or" at position 12.'),
+        ("(" + "x" * 8192, "invalid_filter", f'Expected an operator after "{"x" * 100}…" in "or" at'),
+        ("(a.1)", "unknown_operator", 'Expected an operator in "or" at position 4, found "1)".'),
+        ("(a.not.1)", "unknown_operator", 'Expected an operator in "or" at position 8, found "1)".'),
+        ("(b.lt.2,a.equals.1)", "unknown_operator", 'Expected an operator in "or" at position 11, found "equals.".'),
+        ("(a.eq)", "unknown_operator", 'Expected an operator in "or" at position 4, found "eq)".'),
+        ("(not.a.eq.1)", "unknown_operator", 'Expected an operator in "or" at position 6, found "a.".'),
+        ("(a.in.1)", "invalid_filter", 'Expected a list in brackets in "or" at position 7.'),
         ("(a.in.(1,))", "invalid_filter", 'An item is missing in "or" at position 10.'),
-        ("(a.is.nothing)", "invalid_filter", '"or" cannot compare with "is.nothing".'),
+        ("(a.is.nothing)", "invalid_filter", 'Unknown value "nothing" after "is" in "or".'),
     ],
 )
 def test_brackets_that_are_not_understood_say_where(text: str, code: str, detail: str) -> None:
@@ -391,7 +391,7 @@ def test_past_the_limit_they_are_refused_at_once(depth: int) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_group("and", nested(depth))
     assert (error.value.status, error.value.code) == (400, "too_deep")
-    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} deep.'
+    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} levels deep.'
     assert time.monotonic() - started < 0.5
 
 

@@ -161,9 +161,9 @@ def test_a_name_ends_at_a_stop(text: str, start: int, stops: str, name: str, end
         ("a.", 2, ".", "missing_name", "A name is missing in the path at position 3."),
         ('ü.""', 2, ".", "missing_name", "A name is missing in the path at position 3."),
         ('"a', 0, ".", "invalid_quotes", "The double quote in the path at position 1 is not closed."),
-        ('"a"b', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
-        ('"a" ', 0, "", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
-        ('"🦥"x', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
+        ('"a"b', 0, ".", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
+        ('"a" ', 0, "", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
+        ('"🦥"x', 0, ".", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
     ],
 )
 def test_what_is_no_name_is_named_by_its_position(text: str, start: int, stops: str, code: str, detail: str) -> None:

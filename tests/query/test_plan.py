@@ -191,33 +191,33 @@ GUARDED = relation(column("id"), column("salary", readable=False), column("name"
 @pytest.mark.parametrize(
     ("select", "named"),
     [
-        ((), '"salary", "notes"'),
-        (("id", "salary"), '"salary"'),
-        ((("id", "notes"),), '"notes"'),
+        ((), 'columns "salary", "notes"'),
+        (("id", "salary"), 'column "salary"'),
+        ((("id", "notes"),), 'column "notes"'),
     ],
 )
 def test_columns_that_the_role_may_not_read_are_named(select: tuple[str | tuple[str, str], ...], named: str) -> None:
     error = refused(GUARDED, *select)
     assert isinstance(error, Forbidden)
     assert (error.status, error.code) == (403, "columns_not_readable")
-    assert error.detail == f"The database role may not read the columns {named}."
-    assert error.hint == "Name the others: select=id,name"
+    assert error.detail == f"The database role may not read the {named}."
+    assert error.hint == "Select only the others: select=id,name"
 
 
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        ("select=id&salary=gt.1", '"salary"'),
-        ("select=id&order=notes", '"notes"'),
-        ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", '"salary", "notes"'),
-        ("select=id&order=notes,salary&salary=eq.1", '"salary", "notes"'),
+        ("select=id&salary=gt.1", 'column "salary"'),
+        ("select=id&order=notes", 'column "notes"'),
+        ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", 'columns "salary", "notes"'),
+        ("select=id&order=notes,salary&salary=eq.1", 'columns "salary", "notes"'),
     ],
 )
 def test_a_column_that_may_not_be_read_can_neither_filter_nor_sort(query: str, named: str) -> None:
-    """Either would tell what is in it."""
+    """Either would reveal what is in it."""
     with pytest.raises(Forbidden) as caught:
         asked(query, GUARDED)
-    assert caught.value.detail == f"The database role may not read the columns {named}."
+    assert caught.value.detail == f"The database role may not read the {named}."
 
 
 def test_readable_columns_of_a_guarded_relation_can_be_had() -> None:
@@ -228,7 +228,7 @@ def test_the_hint_with_the_readable_columns_can_be_typed_as_it_stands() -> None:
     odd = relation(column("a,b"), column("c:d"), column('"e"'), column("salary", readable=False))
     hint = refused(odd).hint
     assert hint is not None
-    query = hint.removeprefix("Name the others: ")
+    query = hint.removeprefix("Select only the others: ")
     select = parse_export_request("users.csv", query).select
     assert select is not None
     assert [item.column for item in select] == ["a,b", "c:d", '"e"']
