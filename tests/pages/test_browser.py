@@ -128,7 +128,7 @@ def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -
     row.get_by_label("Date", exact=True).fill("2023-01-01")
     page.get_by_role("group", name="New sort key").get_by_label("Column").select_option("id")
     page.get_by_role("group", name="Sort by id").get_by_label("Direction").select_option("desc")
-    page.get_by_label("Most rows").fill("50")
+    page.get_by_label("Maximum rows").fill("50")
 
     sql = (
         'SELECT id, name AS "full name", signup_date FROM users '
@@ -175,7 +175,7 @@ def test_search_within_a_schema_and_back(browser: Browser, database_url: str, po
             schema.select_option("")
             expect(names).to_have_text(["users", "second.users_of_old"])
             search.fill("nothing like that")
-            expect(page.get_by_role("heading", name="No table matches")).to_be_visible()
+            expect(page.get_by_role("heading", name="No tables match")).to_be_visible()
     finally:
         postgres.run("DROP SCHEMA second CASCADE")
 
@@ -184,7 +184,7 @@ def test_a_server_that_is_gone_is_said(browser: Browser, database_url: str) -> N
     with LiveServer(DATABASE_URL=database_url) as server, open_page(browser, server.url) as page:
         go_to_table(page, "users", "limit=1")
         server.stop()
-        page.get_by_label("Most rows").fill("2")
+        page.get_by_label("Maximum rows").fill("2")
         expect(page.locator("#preview")).to_contain_text("The server cannot be reached")
 
 
@@ -231,7 +231,7 @@ def test_columns_move_by_keyboard_and_keep_the_focus(page: Page) -> None:
 def test_what_the_form_cannot_show_stays(page: Page) -> None:
     go_to_table(page, "users", "or=(id.eq.3,id.eq.5)&limit=9")
     expect(page.get_by_label("More conditions")).to_have_value("or=(id.eq.3,id.eq.5)")
-    page.get_by_label("Most rows").fill("8")
+    page.get_by_label("Maximum rows").fill("8")
     expect(page).to_have_url(re.compile(r"\?or=\(id\.eq\.3,id\.eq\.5\)&limit=8$"))
     expect(page.locator(".preview tbody tr")).to_have_count(2)
 
@@ -248,7 +248,7 @@ def test_an_error_appears_beside_its_field_and_goes(page: Page) -> None:
     expect(row.locator(".fault")).to_be_hidden()
     expect(page.locator(".preview tbody tr")).to_have_count(1)
     expect(page.locator("#download")).to_be_visible()
-    page.get_by_label("Most rows").fill("many")
+    page.get_by_label("Maximum rows").fill("many")
     expect(page.locator("#fault-limit")).to_contain_text("a whole number")
 
 
@@ -295,7 +295,7 @@ def test_names_that_are_markup_are_text(page: Page, postgres: Postgres) -> None:
         expect(page.locator(".preview td")).to_have_text(name)
         page.get_by_role("group", name="New filter").get_by_label("Column").select_option(name)
         page.locator("[aria-label='Value']").first.fill("<img src=x onerror=alert(2)>")
-        expect(page.get_by_text("No row matches")).to_be_visible()
+        expect(page.get_by_text("No rows match")).to_be_visible()
         assert page.locator("img").count() == 0
 
 
@@ -411,7 +411,7 @@ def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres
         )
         assert download(page, "article a.primary") == postgres.copy(sql)
         page.get_by_role("button", name="Delete").click()
-        expect(page.get_by_text("Nothing is saved yet")).to_be_visible()
+        expect(page.get_by_text("No saved exports yet")).to_be_visible()
 
 
 # --- For everybody ---

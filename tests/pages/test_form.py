@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ExportError, InvalidRequest
-from server.pages.controls import CHOICES, condition_of, control_of, has_picker, kind_of, list_text, read_list
-from server.pages.form import Form, encoded, field_of, readable
+from server.pages.controls import (
+    COMPARISONS_BY_KIND,
+    condition_of,
+    fits_picker,
+    input_of,
+    kind_of,
+    read_list,
+    write_list,
+)
+from server.pages.faults import fault_of
+from server.pages.form import Form, encode_pair, readable_pair
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
 from server.query.filters import IS_VALUES, OPERATORS, Condition, conditions_of
@@ -54,12 +63,12 @@ def fields_of(form: Form) -> list[tuple[str, str]]:
             fields.append(("t", str(number)))
     for filter in form.filters:
         prefix = f"f{filter.number}."
-        fields += [(prefix + "column", filter.column), (prefix + "op", filter.choice.key)]
-        if filter.kind == "timestamp" and has_picker("timestamp", filter.values):
-            first = (filter.values or ("",))[0]
+        fields += [(prefix + "column", filter.column), (prefix + "op", filter.filled.comparison.key)]
+        if filter.kind == "timestamp" and fits_picker("timestamp", filter.filled.values):
+            first = (filter.filled.values or ("",))[0]
             fields += [(prefix + "value", first[:10]), (prefix + "time", first[11:])]
         else:
-            fields += [(prefix + "value", value) for value in filter.values]
+            fields += [(prefix + "value", value) for value in filter.filled.values]
     for sort in form.sorts:
         fields += [(f"s{sort.number}.column", sort.column), (f"s{sort.number}.direction", sort.direction)]
     fields += [("format", form.format), *([("gzip", "gz")] if form.gzip else [])]
@@ -199,7 +208,7 @@ def test_no_fields_are_too_odd_for_the_form(fields: list[tuple[str, str]]) -> No
 )
 def test_a_filter_is_shown_by_its_control(query: str, shown: tuple[str, tuple[str, ...]]) -> None:
     (row,) = form_of_query(USERS, query).filters
-    assert (row.choice.key, row.values) == shown
+    assert (row.filled.comparison.key, row.filled.values) == shown
 
 
 @pytest.mark.parametrize("query", ["or=(id.eq.1,id.eq.2)", "tier=in.(gone)", "active=eq.true", "name=ilike.a_c", "x=1"])
@@ -288,14 +297,14 @@ def test_an_error_of_the_request_is_shown_beside_its_field(query: str, field: st
     form = form_of_query(USERS, query)
     with pytest.raises(ExportError) as caught:
         make_plan(parse_export_request(f"users.{form.suffix}", form.query), USERS)
-    assert field_of(caught.value, form) == field
+    assert fault_of(caught.value, form).field == field
 
 
 def test_no_column_ticked_is_the_columns_fault() -> None:
     form = form_of_fields(USERS, [("c", "id"), ("a", ""), ("c", "name"), ("a", "")])
     with pytest.raises(InvalidRequest) as caught:
         parse_export_request("users.csv", form.query)
-    assert field_of(caught.value, form) == "columns"
+    assert fault_of(caught.value, form).field == "columns"
 
 
 def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
@@ -303,7 +312,7 @@ def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
     form = form_of_fields(USERS, fields)
     with pytest.raises(InvalidRequest) as caught:
         parse_export_request("users.csv", form.query)
-    assert field_of(caught.value, form) == "f7"
+    assert fault_of(caught.value, form).field == "f7"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +327,7 @@ def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
     ],
 )
 def test_an_error_of_the_database_is_shown_beside_its_field(query: str, detail: str, field: str) -> None:
-    assert field_of(InvalidRequest(detail, code="invalid_value"), form_of_query(USERS, query)) == field
+    assert fault_of(InvalidRequest(detail, code="invalid_value"), form_of_query(USERS, query)).field == field
 
 
 # --- Pieces ---
@@ -326,7 +335,7 @@ def test_an_error_of_the_database_is_shown_beside_its_field(query: str, detail: 
 
 @given(st.lists(texts.filter(lambda text: "\r" not in text and "\n" not in text)))
 def test_a_list_is_read_as_it_is_written(values: list[str]) -> None:
-    assert read_list(list_text(tuple(values))) == tuple(values)
+    assert read_list(write_list(tuple(values))) == tuple(values)
 
 
 @pytest.mark.parametrize(
@@ -344,18 +353,18 @@ def test_a_list_as_a_person_writes_it(text: str, values: tuple[str, ...]) -> Non
     assert read_list(text) == values
 
 
-@given(st.sampled_from(sorted(CHOICES)), st.sampled_from(OPERATORS), st.booleans(), awkward)
+@given(st.sampled_from(sorted(COMPARISONS_BY_KIND)), st.sampled_from(OPERATORS), st.booleans(), awkward)
 def test_a_control_writes_the_very_condition_it_shows(kind: str, operator: str, negated: bool, value: str) -> None:
     condition = Condition("x", operator, (value,), negated)
-    found = control_of(condition, kind, ("free",))
+    found = input_of(condition, kind, ("free",))
     if found is not None:
-        assert condition_of("x", *found) == condition
+        assert condition_of("x", found) == condition
 
 
 @given(texts.filter(lambda text: "\n" not in text and "\r" not in text))
 def test_a_line_is_written_as_it_was_read(text: str) -> None:
-    piece = f"or=({quote(text)})"
-    assert parse_qsl(encoded(readable(piece))) == parse_qsl(piece)
+    pair = f"or=({quote(text)})"
+    assert parse_qsl(encode_pair(readable_pair(pair))) == parse_qsl(pair)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +391,6 @@ def test_the_kind_of_a_type(type: str, kind: str) -> None:
 def test_every_kind_is_understood_by_the_grammar() -> None:
     request = ExportRequest(parse_export_request("x.csv", "").relation)
     assert conditions_of(request.filters) == []
-    for choices in CHOICES.values():
-        assert all(choice.operator in OPERATORS for choice in choices)
-        assert len({choice.key for choice in choices}) == len(choices)
+    for comparisons in COMPARISONS_BY_KIND.values():
+        assert all(comparison.operator in OPERATORS for comparison in comparisons)
+        assert len({comparison.key for comparison in comparisons}) == len(comparisons)

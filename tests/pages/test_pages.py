@@ -194,7 +194,7 @@ async def test_a_thousand_tables_weigh_little(other: TestClient[Any, Any], postg
 
 
 async def test_a_longer_list_is_cut_and_says_so(client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MOST_ROWS", 5)
+    monkeypatch.setattr(listing, "MOST_LISTED", 5)
     found = await page(client, "/")
     assert len([link for link in found.links() if link.startswith("table/")]) == 5
     assert f"The first 5 of {await count(client)} are shown" in found.text
@@ -242,7 +242,26 @@ async def test_the_preview_is_that_of_the_export(client: TestClient[Any, Any], p
     for number, email in postgres.run("SELECT id, email FROM users WHERE id <= 3 ORDER BY id DESC"):
         assert f"{number}{email}" in found.text
     assert "All 3 rows" in found.text
-    assert "No row matches" in (await page(client, "/table/users?id=lt.0")).text
+    assert "No rows match" in (await page(client, "/table/users?id=lt.0")).text
+
+
+@pytest.mark.parametrize(
+    ("query", "content"),
+    [
+        ("", "contain only its header line"),
+        ("format=tsv", "contain only its header line"),
+        ("header=false", "be empty"),
+        ("format=ndjson", "be empty"),
+    ],
+)
+async def test_a_preview_without_rows_tells_what_the_file_will_contain(
+    client: TestClient[Any, Any], query: str, content: str
+) -> None:
+    found = await page(client, f"/table/users?id=lt.0&{query}")
+    assert f"The file will {content}." in found.text
+    (download,) = found.all("a", id="download")
+    async with client.get(str(download["href"])) as response:
+        assert bool(await response.read()) == ("header" in content)
 
 
 async def test_null_and_the_empty_text_look_different(client: TestClient[Any, Any], postgres: Postgres) -> None:
@@ -287,7 +306,7 @@ async def test_a_slow_preview_does_not_keep_the_page(
     monkeypatch.setattr(table, "FIRST_PREVIEW_SECONDS", 0.1)
     postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n")
     found = await page(client, "/table/slow")
-    assert any("data-again" in field for field in found.all("div"))
+    assert any("data-retry" in field for field in found.all("div"))
     assert found.all("a", id="download")  # a download may take its time
 
 
@@ -364,7 +383,7 @@ async def test_a_person_gets_errors_as_pages(client: TestClient[Any, Any], path:
 
 async def test_saving_from_the_page_leads_to_the_saved_exports(client: TestClient[Any, Any]) -> None:
     nothing = await page(client, "/saved")
-    assert "Nothing is saved yet" in nothing.text
+    assert "No saved exports yet" in nothing.text
     async with client.post("/export/users.csv?id=lte.3", headers=BROWSER, allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (303, "/saved")
     async with client.post("/export/users.csv?id=lte.3") as response:

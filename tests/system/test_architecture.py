@@ -29,8 +29,10 @@ PURE = [
     "saved.status",
     "http.byte_ranges",
     "pages.controls",
+    "pages.faults",
     "pages.form",
     "pages.form_reader",
+    "pages.formatting",
     "pages.snippets",
 ]
 OUTSIDE_PURE = {"aiohttp", "aiopg", "psycopg2", "gunicorn", "asyncio", "socket", "structlog", "uvloop", "concurrent"}
