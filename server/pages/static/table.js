@@ -19,6 +19,12 @@ function showFault(changes) {
   slot.append(...changes.childNodes);
   slot.hidden = false;
   slot.closest("details")?.setAttribute("open", "");
+  markInvalid(slot);
+}
+
+// Marks the inputs of the field that this message is about.
+function markInvalid(slot) {
+  const field = slot.id.slice("fault-".length);
   const control = form.elements[`${field}.value`] ?? form.elements[`${field}.column`] ?? form.elements[field];
   for (const input of control instanceof Element ? [control] : control ?? []) {
     input.setAttribute("aria-invalid", "true");
@@ -97,6 +103,7 @@ for (const select of form.querySelectorAll("[name$='.op']")) pickComparison(sele
 numberRows(form);
 disableUnusedOptions();
 showCopyButtons();
+form.querySelectorAll(".fault:not([hidden])").forEach(markInvalid);
 // Columns chosen before this script ran, or restored by the browser.
 const chosen = [...form.querySelectorAll(".new [name$='.column']")].filter((select) => select.value);
 chosen.forEach(pickColumn);
