@@ -1,7 +1,7 @@
 """The web page: the list of relations, a form for each relation, and the saved exports.
 
-Holds the form and its query string, the pages' own routes, `templates/` and `static/`. It works without JavaScript and
-makes no request that the API does not serve too.
+Holds the form and its query string, the routes of the pages, `templates/` and `static/`. Every page works without
+JavaScript, and shows or does nothing that the API does not offer too.
 
 May import: query, postgres, encode, export, saved, http.
 """

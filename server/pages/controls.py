@@ -1,7 +1,7 @@
-"""What a person picks in a form to filter a column ↔ a condition: operators in words, by the column's kind.
+"""The inputs of one filter in the form ↔ a condition: operators in words, by the kind of the column.
 
-Pure. A condition is shown by a control only where the control writes that very condition again; all others are
-for `form.py` to keep as text.
+Pure. A condition is shown in inputs only if the same inputs write the same condition again. `form.py` keeps all other
+conditions as text.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from server.query.grammar import read_quoted, write_quoted
 _NUMBER = re.compile(r"(smallint|integer|bigint|numeric|real|double precision)\b")
 _TEXT = re.compile(r"(text|character|citext|name)\b")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?")
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One operator as a person reads it. key: its name in the form. fixed: a value that leaves none to give.
+class Comparison:
+    """An entry of the menu of comparisons.
 
-    around: what a pattern has before and after the value. many: it takes a list of values.
+    key: its value in the form. label: its text. fixed: the value of the condition, for a comparison that asks for none.
+    wildcards: what a pattern has before and after the value. takes_list: whether it takes a list of values.
     """
 
     key: str
@@ -32,85 +33,93 @@ class Choice:
     operator: str
     negated: bool = False
     fixed: str | None = None
-    around: tuple[str, str] | None = None
-    many: bool = False
+    wildcards: tuple[str, str] | None = None
+    takes_list: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilterInput:
+    """What the inputs of one filter hold: the comparison chosen, and the values (none for a fixed one)."""
+
+    comparison: Comparison
+    values: tuple[str, ...]
 
 
 _NULL = (
-    Choice("null", "is empty (NULL)", "is", fixed="null"),
-    Choice("not_null", "is not empty", "is", True, fixed="null"),
+    Comparison("null", "is NULL", "is", fixed="null"),
+    Comparison("not_null", "is not NULL", "is", True, fixed="null"),
 )
 _LIST = (
-    Choice("in", "is one of", "in", many=True),
-    Choice("not_in", "is not one of", "in", True, many=True),
+    Comparison("in", "is one of", "in", takes_list=True),
+    Comparison("not_in", "is not one of", "in", True, takes_list=True),
 )
 _ORDERED = (
-    Choice("eq", "is", "eq"),
-    Choice("neq", "is not", "neq"),
-    Choice("gte", "at least", "gte"),
-    Choice("lte", "at most", "lte"),
-    Choice("gt", "more than", "gt"),
-    Choice("lt", "less than", "lt"),
+    Comparison("eq", "is", "eq"),
+    Comparison("neq", "is not", "neq"),
+    Comparison("gte", "at least", "gte"),
+    Comparison("lte", "at most", "lte"),
+    Comparison("gt", "more than", "gt"),
+    Comparison("lt", "less than", "lt"),
 )
-_DAYS = (
-    Choice("gte", "from", "gte"),
-    Choice("lt", "before", "lt"),
-    Choice("gt", "after", "gt"),
-    Choice("lte", "up to", "lte"),
-    Choice("eq", "is exactly", "eq"),
-    Choice("neq", "is not", "neq"),
+_DATES = (
+    Comparison("gte", "from", "gte"),
+    Comparison("lt", "before", "lt"),
+    Comparison("gt", "after", "gt"),
+    Comparison("lte", "up to", "lte"),
+    Comparison("eq", "is exactly", "eq"),
+    Comparison("neq", "is not", "neq"),
 )
 _TEXTS = (
-    Choice("contains", "contains", "ilike", around=("%", "%")),
-    Choice("not_contains", "does not contain", "ilike", True, around=("%", "%")),
-    Choice("begins", "begins with", "ilike", around=("", "%")),
-    Choice("ends", "ends with", "ilike", around=("%", "")),
-    Choice("eq", "is", "eq"),
-    Choice("neq", "is not", "neq"),
+    Comparison("contains", "contains", "ilike", wildcards=("%", "%")),
+    Comparison("not_contains", "does not contain", "ilike", True, wildcards=("%", "%")),
+    Comparison("begins", "begins with", "ilike", wildcards=("", "%")),
+    Comparison("ends", "ends with", "ilike", wildcards=("%", "")),
+    Comparison("eq", "is", "eq"),
+    Comparison("neq", "is not", "neq"),
     *_LIST,
-    Choice("blank", 'is the empty text ""', "eq", fixed=""),
-    Choice("not_blank", 'is not the empty text ""', "neq", fixed=""),
+    Comparison("blank", 'is the empty text ""', "eq", fixed=""),
+    Comparison("not_blank", 'is not the empty text ""', "neq", fixed=""),
     *_NULL,
-    Choice("gte", "sorts at or after", "gte"),
-    Choice("lt", "sorts before", "lt"),
-    Choice("like", "is like (pattern, exact case)", "like"),
-    Choice("match", "matches regular expression", "match"),
-    Choice("imatch", "matches, any case", "imatch"),
+    Comparison("gte", "sorts at or after", "gte"),
+    Comparison("lt", "sorts before", "lt"),
+    Comparison("like", "matches pattern (case-sensitive)", "like"),
+    Comparison("match", "matches regular expression", "match"),
+    Comparison("imatch", "matches regular expression (any case)", "imatch"),
 )
 _SETS = (
-    Choice("cs", "contains", "cs"),
-    Choice("cd", "is contained in", "cd"),
-    Choice("ov", "overlaps with", "ov"),
-    Choice("eq", "is", "eq"),
-    Choice("neq", "is not", "neq"),
+    Comparison("cs", "contains", "cs"),
+    Comparison("cd", "is contained in", "cd"),
+    Comparison("ov", "overlaps", "ov"),
+    Comparison("eq", "is", "eq"),
+    Comparison("neq", "is not", "neq"),
     *_NULL,
 )
-# The first is what a new filter begins with.
-CHOICES: dict[str, tuple[Choice, ...]] = {
+# The comparisons of each kind of column. The first is the default of a new filter.
+COMPARISONS_BY_KIND: dict[str, tuple[Comparison, ...]] = {
     "boolean": (
-        Choice("true", "is true", "is", fixed="true"),
-        Choice("false", "is false", "is", fixed="false"),
-        Choice("not_true", "is not true", "is", True, fixed="true"),
-        Choice("not_false", "is not false", "is", True, fixed="false"),
+        Comparison("true", "is true", "is", fixed="true"),
+        Comparison("false", "is false", "is", fixed="false"),
+        Comparison("not_true", "is not true", "is", True, fixed="true"),
+        Comparison("not_false", "is not false", "is", True, fixed="false"),
         *_NULL,
     ),
     "enum": (*_LIST, *_NULL),
     "number": (*_ORDERED, *_LIST, *_NULL),
-    "date": (*_DAYS, *_NULL),
-    "timestamp": (*_DAYS, *_NULL),
+    "date": (*_DATES, *_NULL),
+    "timestamp": (*_DATES, *_NULL),
     "text": _TEXTS,
     "set": _SETS,
     "other": (
         *_ORDERED,
         *_LIST,
         *_NULL,
-        *(Choice(name, name, name) for name in OPERATORS if name in ("like", "ilike", "match", "cs", "cd", "ov")),
+        *(Comparison(name, name, name) for name in OPERATORS if name in ("like", "ilike", "match", "cs", "cd", "ov")),
     ),
 }
 
 
 def kind_of(column: Column | None) -> str:
-    """Which of CHOICES suits this column; "other" for one that is not there."""
+    """Return the key of COMPARISONS_BY_KIND for this column; "other" for None, a column that does not exist."""
     if column is None:
         return "other"
     if column.values is not None:
@@ -126,50 +135,57 @@ def kind_of(column: Column | None) -> str:
     return "text" if _TEXT.match(column.type) else "other"
 
 
-def choice_of(kind: str, key: str) -> Choice | None:
-    """The choice of this key."""
-    return next((choice for choice in CHOICES[kind] if choice.key == key), None)
+def comparison_of(kind: str, key: str) -> Comparison:
+    """Return the comparison of this kind with this key, or the default one if there is none."""
+    comparisons = COMPARISONS_BY_KIND[kind]
+    return next((comparison for comparison in comparisons if comparison.key == key), comparisons[0])
 
 
-def has_picker(kind: str, values: tuple[str, ...]) -> bool:
-    """Whether the date picker can show these values of a date or timestamp column; infinity and the like it cannot."""
-    pattern = _DATE if kind == "date" else _MOMENT
+def fits_picker(kind: str, values: tuple[str, ...]) -> bool:
+    """Return whether a date picker can show these values. kind: date or timestamp. It cannot show `infinity`."""
+    pattern = _DATE if kind == "date" else _TIMESTAMP
     return all(pattern.fullmatch(value) for value in values)
 
 
-def condition_of(column: str, choice: Choice, values: tuple[str, ...]) -> Condition | None:
-    """The condition behind what was picked; None while its value is still missing. Raises InvalidRequest."""
-    if choice.fixed is not None:
-        return Condition(column, choice.operator, (choice.fixed,), choice.negated)
+def condition_of(column: str, filled: FilterInput) -> Condition | None:
+    """Return the condition that these inputs write, or None while the value is missing."""
+    comparison, values = filled.comparison, filled.values
+    if comparison.fixed is not None:
+        return Condition(column, comparison.operator, (comparison.fixed,), comparison.negated)
     if not any(values):
         return None
-    if choice.around is not None:
-        values = (choice.around[0] + _pattern(values[0]) + choice.around[1],)
-    return Condition(column, choice.operator, values, choice.negated)
+    if comparison.wildcards is not None:
+        before, after = comparison.wildcards
+        values = (before + _like_pattern(values[0]) + after,)
+    return Condition(column, comparison.operator, values, comparison.negated)
 
 
-def control_of(condition: Condition, kind: str, labels: tuple[str, ...] = ()) -> tuple[Choice, tuple[str, ...]] | None:
-    """What was picked for this condition, or None where no control of this kind writes it. labels: of the enum."""
-    for choice in CHOICES[kind]:
-        if (choice.operator, choice.negated) != (condition.operator, condition.negated):
+def input_of(condition: Condition, kind: str, labels: tuple[str, ...] = ()) -> FilterInput | None:
+    """Return the inputs that write this condition, or None if no comparison of this kind does. labels: of the enum."""
+    for comparison in COMPARISONS_BY_KIND[kind]:
+        if (comparison.operator, comparison.negated) != (condition.operator, condition.negated):
             continue
-        values = condition.values if choice.fixed is None else ()
-        if choice.around is not None:
-            values = (_unpattern(values[0], choice.around),)
+        values = condition.values if comparison.fixed is None else ()
+        if comparison.wildcards is not None:
+            values = (_text_of_pattern(values[0], comparison.wildcards),)
         if kind == "enum" and not set(values) <= set(labels):
             continue
-        if condition_of(condition.column, choice, values) == condition:
-            return choice, values
+        filled = FilterInput(comparison, values)
+        if condition_of(condition.column, filled) == condition:
+            return filled
     return None
 
 
-def list_text(values: tuple[str, ...]) -> str:
-    """The values with commas between, one in double quotes where it needs them; `read_list` reads it."""
-    return ", ".join(_item(value) for value in values)
+def write_list(values: tuple[str, ...]) -> str:
+    """Return the values with commas between them, in double quotes where needed, as `read_list` reads them."""
+    return ", ".join(_list_item(value) for value in values)
 
 
 def read_list(text: str) -> tuple[str, ...]:
-    """The values of a list with commas between; spaces around a value do not count. Raises InvalidRequest."""
+    """Return the values of a comma-separated list. Spaces around a value are ignored, unless it is in double quotes.
+
+    Raise InvalidRequest if a double quote is not closed, or text follows a closing one.
+    """
     items: list[str] = []
     position = 0
     while text[position:].strip():
@@ -178,7 +194,7 @@ def read_list(text: str) -> tuple[str, ...]:
             item, position = read_quoted(text, position, "the list")
             rest, comma, _ = text[position:].partition(",")
             if rest.strip():
-                raise InvalidRequest("There is text after a closing quote in the list.", code="invalid_quotes")
+                raise InvalidRequest("Unexpected text after a closing quote in the list.", code="invalid_quotes")
         else:
             rest, comma, _ = text[position:].partition(",")
             item = rest.rstrip()
@@ -188,33 +204,33 @@ def read_list(text: str) -> tuple[str, ...]:
 
 
 def write_condition(condition: Condition) -> str:
-    """`op.value`, as `filters.parse_condition` reads it."""
+    """Return `op.value` or `not.op.value`, as `filters.parse_condition` reads it."""
     if condition.operator == "in":
-        value = "(" + ",".join(_bracketed(value) for value in condition.values) + ")"
+        value = "(" + ",".join(_operand_of_in(value) for value in condition.values) + ")"
     else:
         value = condition.values[0]
         if condition.operator in ("like", "ilike"):
-            value = value.replace("%", "*")  # reads better in a URL, and is read as the same
+            value = value.replace("%", "*")  # means the same, and needs no percent-encoding
     return f"{'not.' if condition.negated else ''}{condition.operator}.{value}"
 
 
-def _bracketed(value: str) -> str:
-    """A value as it stands in the brackets of `in`."""
+def _operand_of_in(value: str) -> str:
     plain = value and not value.startswith(('"', "{")) and "," not in value and ")" not in value
     return value if plain else write_quoted(value)
 
 
-def _item(value: str) -> str:
+def _list_item(value: str) -> str:
     plain = value and value == value.strip() and not value.startswith('"') and "," not in value
     return value if plain else write_quoted(value)
 
 
-def _pattern(text: str) -> str:
-    """The LIKE pattern for this text, in which * stands for anything and no other character for another."""
+def _like_pattern(text: str) -> str:
+    """Return the LIKE pattern for this text: `*` is a wildcard, all other characters are literal."""
     return re.sub(r"[\\%_]", r"\\\g<0>", text).replace("*", "%")
 
 
-def _unpattern(pattern: str, around: tuple[str, str]) -> str:
-    """The text behind such a pattern; `condition_of` finds out where it was none."""
-    inner = pattern[len(around[0]) : len(pattern) - len(around[1])]
+def _text_of_pattern(pattern: str, wildcards: tuple[str, str]) -> str:
+    """Return the text of a pattern that `_like_pattern` made. For any other pattern the result is meaningless."""
+    before, after = wildcards
+    inner = pattern[len(before) : len(pattern) - len(after)]
     return re.sub(r"\\([\\%_])|%", lambda found: found[1] or "*", inner)

@@ -1,40 +1,34 @@
-"""The form of the page ↔ the query string of an export. Pure, and no second grammar: `request.py` reads every piece.
+"""The form of a relation as a value, and the query string that it writes. Pure.
 
-A form is what a person sees: rows of columns, filters and sort keys, options as text, and in `more` whatever no
-control can show, word for word. Nothing of a query is dropped, and what is wrong with it stays where it was typed.
+The form shows rows of columns, filters and sort keys, and options as text. `more` holds every pair of the query string
+that no input can show, as text. There is no second grammar: `request.py` parses every pair. Nothing of a query is lost.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from server.errors import ExportError, InvalidRequest
-from server.pages.controls import (
-    Choice,
-    condition_of,
-    read_list,
-    write_condition,
-)
+from server.errors import InvalidRequest
+from server.pages.controls import FilterInput, condition_of, read_list, write_condition
 from server.query.catalogue import Relation
 from server.query.grammar import write_name, write_quoted
 from server.query.parameters import DIALECT_PARAMETERS
 from server.query.request import FORMATS, GZIP_SUFFIX, PARAMETERS, ExportRequest, parse_relation_request
 
-# Everything in a query string that has a control of its own and is one text.
+# The parameters that have an input of their own, whose text is the value.
 OPTIONS = ("limit", "offset", *DIALECT_PARAMETERS, "timezone", "filename")
-# The page's own parameter; its values are no operators, so a column called format can still be filtered.
+# The page's own parameter. Its values are no operators, so a column named format can still be filtered.
 FORMAT = "format"
 SUFFIXES = tuple(name + gzip for name in FORMATS for gzip in ("", f".{GZIP_SUFFIX}"))
-# What may stand in a query string as it is (RFC 3986) and reads better so.
+# Characters that a query string may contain as they are (RFC 3986, section 3.4), except & + = and the apostrophe.
 _PLAIN = "!$*(),;:@/?-._~"
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnRow:
-    """A column in the order of the file. alias: "" keeps its name."""
+    """A column in the order of the file. alias: its name in the file, "" for its own. taken: whether it is selected."""
 
     column: str
     alias: str = ""
@@ -43,18 +37,20 @@ class ColumnRow:
 
 @dataclass(frozen=True, slots=True)
 class FilterRow:
-    """One filter as picked. number: of its fields' names. values: as in its fields, a list being one text."""
+    """A filter with inputs of its own. number: in the names of its fields.
+
+    A list of values is one text, as in its field, except for an enum, which has a checkbox for each label.
+    """
 
     number: int
     column: str
     kind: str
-    choice: Choice
-    values: tuple[str, ...]
+    filled: FilterInput
 
 
 @dataclass(frozen=True, slots=True)
 class SortRow:
-    """One sort key. direction: what follows the column in `order=`."""
+    """A sort key. number: in the names of its fields. direction: the modifiers after the column in `order=`."""
 
     number: int
     column: str
@@ -62,8 +58,16 @@ class SortRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldPair:
+    """A pair `name=value` of the query string, percent-encoded, and the field of the form that writes it."""
+
+    field: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
-    """What the form shows. options: those that are not left as they are. more: pieces of a query string."""
+    """What the form shows. options: text by name, without those left at their default. more: pairs as text."""
 
     relation: Relation
     format: str = FORMATS[0]
@@ -76,13 +80,13 @@ class Form:
 
     @property
     def suffix(self) -> str:
-        """What the file's name ends with: csv, csv.gz, …"""
+        """The end of the file's name without its dot: csv, csv.gz, …"""
         return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
 
     @property
     def query(self) -> str:
         """The query string of the export."""
-        return "&".join(piece for _, piece in pieces(self))
+        return "&".join(pair.text for pair in query_pairs(self))
 
     @property
     def page_query(self) -> str:
@@ -90,100 +94,76 @@ class Form:
         own = [] if self.suffix == FORMATS[0] else [f"{FORMAT}={self.suffix}"]
         return "&".join([*own, *filter(None, [self.query])])
 
-    def unused(self, taken: Iterable[str]) -> tuple[str, ...]:
-        """The readable columns that are not among these."""
-        names = set(taken)
-        return tuple(c.name for c in self.relation.columns if c.readable and c.name not in names)
+    @property
+    def readable_columns(self) -> tuple[str, ...]:
+        """The names of the columns that may be read, in table order."""
+        return tuple(column.name for column in self.relation.columns if column.readable)
 
 
-def pieces(form: Form) -> list[tuple[str, str]]:
-    """(field, piece) of the query string, percent-encoded, in the order in which they are written."""
-    found: list[tuple[str, str]] = []
-    every = [column.name for column in form.relation.columns]
-    taken = [row for row in form.columns if row.taken]
-    chosen = any(line.startswith("select=") for line in form.more) and len(taken) == len(form.columns)
-    whole = [row.column for row in taken] == every and not any(row.alias for row in taken)
-    if not whole and not chosen:
-        found.append(("columns", _pair("select", _select_text(taken))))
+def query_pairs(form: Form) -> list[FieldPair]:
+    """Return the pairs of the export's query string in the order in which they are written."""
+    found: list[FieldPair] = []
+    selected = _select_text(form)
+    if selected is not None:
+        found.append(FieldPair("columns", _write_pair("select", selected)))
     for row in form.filters:
         text = _condition_text(row)
         if text is not None:
-            found.append((f"f{row.number}", _pair(_parameter_name(row.column), text)))
-    found += [("more", encoded(line)) for line in form.more]
+            found.append(FieldPair(f"f{row.number}", _write_pair(_parameter_name(row.column), text)))
+    found += [FieldPair("more", encode_pair(line)) for line in form.more]
     if form.sorts:
         keys = (write_name(row.column, ".,") + (f".{row.direction}" if row.direction else "") for row in form.sorts)
-        found.append(("sort", _pair("order", ",".join(keys))))
-    found += [(name, _pair(name, form.options[name])) for name in OPTIONS if name in form.options]
+        found.append(FieldPair("sort", _write_pair("order", ",".join(keys))))
+    found += [FieldPair(name, _write_pair(name, form.options[name])) for name in OPTIONS if name in form.options]
     return found
 
 
-def field_of(error: ExportError, form: Form) -> str:
-    """The field that the error is about, as `pieces` calls it; "" where that cannot be told."""
-    written = pieces(form)
-    if isinstance(error, InvalidRequest):
-        for name, piece in written:
-            if read_alone(piece) is None:
-                return name
-    for name, _ in written:
-        if name in OPTIONS and error.code == "contradiction" and re.search(rf'"{name}["=]', error.detail):
-            return name
-    known = {column.name for column in form.relation.columns if column.readable}
-    missing = error.code in ("unknown_column", "columns_not_readable")
-    if missing and any(row.taken and row.column not in known for row in form.columns):
-        return "columns"
-    suspects = [row for row in form.filters if _named(row.column, error) and (row.column not in known or not missing)]
-    suspects.sort(key=lambda row: not any(value and value in error.detail for value in row.values))
-    sorted_by = any(_named(row.column, error) for row in form.sorts)
-    if sorted_by and ("sort" in error.detail or not suspects):
-        return "sort"
-    if suspects:
-        return f"f{suspects[0].number}"
-    return "more" if form.more and _named_at_all(error) else ""
+def readable_pair(pair: str) -> str:
+    """Return a pair of a query string decoded for a reader, if `encode_pair` writes the same pair from it."""
+    pair = pair.replace("+", "%20")
+    try:
+        text = unquote(pair, errors="strict")
+    except UnicodeDecodeError:
+        return pair
+    kept = not set(text) & {"\n", "\r"} and encode_pair(text) == encode_pair(pair) and text.strip() == text
+    return text if kept else pair
 
 
-def readable(piece: str) -> str:
-    """A piece of a query string as a person reads it; `encoded` writes the same piece again."""
-    piece = piece.replace("+", "%20")
-    text = unquote(piece, errors="strict") if _is_text(piece) else piece
-    return text if not set(text) & {"\n", "\r"} and encoded(text) == encoded(piece) and text.strip() == text else piece
-
-
-def encoded(line: str) -> str:
-    """A line that a person wrote as a piece of a query string: only what may not stand there is percent-encoded."""
+def encode_pair(line: str) -> str:
+    """Return a line that a user wrote as a pair of a query string: percent-encoded only where it must be."""
     name, equals, value = line.partition("=")
     return quote(name, safe=_PLAIN + "%") + equals + quote(value, safe=_PLAIN + "=%")
 
 
-def _is_text(piece: str) -> bool:
+def parse_pair(pair: str) -> ExportRequest | None:
+    """Return what this pair of a query string asks for by itself, or None if it is invalid."""
     try:
-        unquote(piece, errors="strict")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def read_alone(piece: str) -> ExportRequest | None:
-    """What this piece of a query string asks for; None where it is wrong by itself."""
-    try:
-        return parse_relation_request("relation", piece)
+        return parse_relation_request("relation", pair)
     except InvalidRequest:
         return None
 
 
-def _select_text(rows: list[ColumnRow]) -> str:
-    items = ((f"{write_name(row.alias, ',:')}:" if row.alias else "") + write_name(row.column, ",:") for row in rows)
+def _select_text(form: Form) -> str | None:
+    """Return the value of `select=`, or None if all columns are selected or `more` has a selection of its own."""
+    taken = [row for row in form.columns if row.taken]
+    all_taken = [row.column for row in taken] == [column.name for column in form.relation.columns]
+    if all_taken and not any(row.alias for row in taken):
+        return None
+    if len(taken) == len(form.columns) and any(line.startswith("select=") for line in form.more):
+        return None
+    items = ((f"{write_name(row.alias, ',:')}:" if row.alias else "") + write_name(row.column, ",:") for row in taken)
     text = ",".join(items)
-    return write_quoted(text) if text == "*" else text  # a column of this name, not all of them
+    return write_quoted(text) if text == "*" else text  # a column named *, not all columns
 
 
 def _condition_text(row: FilterRow) -> str | None:
-    values = row.values
-    if row.choice.many and row.kind != "enum":
+    comparison, values = row.filled.comparison, row.filled.values
+    if comparison.takes_list and row.kind != "enum":
         try:
             values = read_list("".join(values))
-        except InvalidRequest:  # refused by the grammar too, which says why
-            return f"{'not.' if row.choice.negated else ''}in.({''.join(values)}"
-    condition = condition_of(row.column, row.choice, values)
+        except InvalidRequest:  # written as it is: the grammar refuses it too, and says why
+            return f"{'not.' if comparison.negated else ''}in.({''.join(values)}"
+    condition = condition_of(row.column, FilterInput(comparison, values))
     return None if condition is None else write_condition(condition)
 
 
@@ -191,13 +171,5 @@ def _parameter_name(column: str) -> str:
     return write_quoted(column) if column in PARAMETERS else write_name(column, "")
 
 
-def _pair(name: str, value: str) -> str:
+def _write_pair(name: str, value: str) -> str:
     return f"{quote(name, safe=_PLAIN)}={quote(value, safe=_PLAIN + '=')}"
-
-
-def _named(column: str, error: ExportError) -> bool:
-    return f'"{column}"' in error.detail or f'"{column[:100]}"' in error.detail
-
-
-def _named_at_all(error: ExportError) -> bool:
-    return '"' in error.detail and error.code != "relation_not_found"

@@ -1,16 +1,26 @@
-"""What a browser sends → the form: the query string of the page, or the fields of the form itself.
+"""What a browser sends → the form: the query string of the page, or the fields of the form.
 
-Pure, and raises nothing: what is wrong or has no control is kept as it came, for `form.py` to say so beside it.
+Pure, and raises no error: what is invalid or has no input is kept as it is, so that the page can show it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 
 from server.errors import InvalidRequest
-from server.pages.controls import CHOICES, choice_of, control_of, kind_of, list_text
-from server.pages.form import FORMAT, OPTIONS, SUFFIXES, ColumnRow, FilterRow, Form, SortRow, read_alone, readable
+from server.pages.controls import FilterInput, comparison_of, input_of, kind_of, write_list
+from server.pages.form import (
+    FORMAT,
+    OPTIONS,
+    SUFFIXES,
+    ColumnRow,
+    FilterRow,
+    Form,
+    SortRow,
+    parse_pair,
+    readable_pair,
+)
 from server.query.catalogue import Relation
 from server.query.filters import Condition
 from server.query.grammar import percent_decode
@@ -19,146 +29,192 @@ from server.query.request import FORMATS, ExportRequest
 
 
 def form_of_query(relation: Relation, query: str) -> Form:
-    """The form that shows this query string of the page. Raises nothing: what is wrong is kept to be shown."""
-    columns: tuple[ColumnRow, ...] | None = None
-    filters: list[FilterRow] = []
-    sorts: tuple[SortRow, ...] = ()
-    options: dict[str, str] = {}
-    more: list[str] = []
-    seen: set[str] = set()
-    suffix = None
-    for piece in filter(None, query.split("&")):
-        name, value = _decoded(piece)
-        if name == FORMAT and value in SUFFIXES and suffix is None:
-            suffix = value
-            continue
-        if name in OPTIONS and name not in options:
-            options[name] = value
-            continue
-        read = read_alone(piece)
-        row = None if read is None else _filter_row(relation, read, len(filters))
-        if row is not None:
-            filters.append(row)
-        elif read is None or name in seen or name not in ("select", "order"):
-            more.append(readable(piece))
-        elif name == "select" and not any(_has_line_break(item.alias or "") for item in read.select or ()):
-            columns = tuple(ColumnRow(item.column, item.alias or "") for item in read.select or ()) or None
-        elif name == "select":
-            more.append(readable(piece))
-        else:
-            sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in enumerate(read.order))
-        seen.add(name)
-    format, _, gzip = (suffix or FORMATS[0]).partition(".")
-    return Form(
-        relation,
-        format,
-        bool(gzip),
-        _all_columns(relation, columns),
-        tuple(filters),
-        sorts,
-        options,
-        tuple(more),
-    )
+    """Return the form that shows this query string of the page."""
+    reader = _QueryReader(relation)
+    for pair in filter(None, query.split("&")):
+        reader.read(pair)
+    return reader.form()
 
 
 def readable_query(query: str) -> str:
-    """A query string as a person reads it."""
-    return "&".join(readable(piece) for piece in query.split("&") if piece)
+    """Return a query string decoded for a reader, except for what would then mean something else."""
+    return "&".join(readable_pair(pair) for pair in query.split("&") if pair)
 
 
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
-    """The form whose fields were sent, with whatever its buttons ask for done."""
-    # A browser sends every line break, also one in the name of a column, as CR LF.
-    names_sent = {"\r\n".join(re.split("\r\n?|\n", column.name)): column.name for column in relation.columns}
-    given: dict[str, list[str]] = {}
-    for name, value in fields:
-        given.setdefault(name, []).append(names_sent.get(value, value))
+    """Return the form with these fields, after what the pressed button asks for: `move` a column, `drop` a row.
 
-    def one(name: str) -> str:
-        return given.get(name, [""])[0].strip() if name != "null" else given.get(name, [""])[0]
-
-    taken = set(given.get("t", []))
-    names, aliases = given.get("c", []), given.get("a", [])
-    rows = [
-        ColumnRow(name, alias.strip(), str(number) in taken)
-        for number, (name, alias) in enumerate(zip(names, aliases, strict=False))
-    ]
+    fields: (name, value) as a browser sends them, decoded.
+    """
+    sent = _Fields(relation, fields)
+    format, dropped = sent.text(FORMAT), sent.text("drop")
     return Form(
         relation,
-        one(FORMAT) if one(FORMAT) in FORMATS else FORMATS[0],
-        bool(one("gzip")),
-        tuple(_moved(rows, one("move"))) or _all_columns(relation, None),
-        tuple(_filters_of_fields(relation, given, one("drop"))),
+        format if format in FORMATS else FORMATS[0],
+        bool(sent.text("gzip")),
+        tuple(_moved(_column_rows(sent), sent.text("move"))) or _all_columns(relation, None),
+        tuple(row for row in _filter_rows(relation, sent) if dropped != f"f{row.number}"),
         tuple(
-            SortRow(number, column, one(f"s{number}.direction"))
-            for number, column in _numbered(given, "s")
-            if column and one("drop") != f"s{number}"
+            SortRow(number, column, sent.text(f"s{number}.direction"))
+            for number, column in sent.numbered("s")
+            if column and dropped != f"s{number}"
         ),
-        {name: one(name) for name in OPTIONS if one(name)},
-        tuple(line.strip() for line in re.split("[\r\n]+", one("more")) if line.strip()),
+        # Spaces around the text for NULL are part of it.
+        {name: text for name in OPTIONS if (text := sent.first(name) if name == "null" else sent.text(name))},
+        tuple(line.strip() for line in re.split("[\r\n]+", sent.text("more")) if line.strip()),
     )
 
 
-def _decoded(piece: str) -> tuple[str, str]:
-    name, _, value = piece.partition("=")
+class _QueryReader:
+    """Builds a form from the pairs of a query string. A pair that no input can show goes to `more`."""
+
+    def __init__(self, relation: Relation) -> None:
+        self._relation = relation
+        self._suffix: str | None = None
+        self._columns: tuple[ColumnRow, ...] | None = None
+        self._filters: list[FilterRow] = []
+        self._sorts: tuple[SortRow, ...] = ()
+        self._options: dict[str, str] = {}
+        self._more: list[str] = []
+        self._names: set[str] = set()
+
+    def read(self, pair: str) -> None:
+        """Add a pair, still percent-encoded."""
+        name, value = _decoded(pair)
+        if name == FORMAT and value in SUFFIXES and self._suffix is None:
+            self._suffix = value
+        elif name in OPTIONS and name not in self._options:
+            self._options[name] = value
+        else:
+            request = parse_pair(pair)
+            if request is None or not self._read_request(name, request):
+                self._more.append(readable_pair(pair))
+            self._names.add(name)
+
+    def form(self) -> Form:
+        """Return the form with the pairs read so far."""
+        format, _, gzip = (self._suffix or FORMATS[0]).partition(".")
+        return Form(
+            self._relation,
+            format,
+            bool(gzip),
+            _all_columns(self._relation, self._columns),
+            tuple(self._filters),
+            self._sorts,
+            self._options,
+            tuple(self._more),
+        )
+
+    def _read_request(self, name: str, request: ExportRequest) -> bool:
+        """Show what a pair of this name asks for. Return False if no input can, or has been given another pair."""
+        row = _filter_row(self._relation, request, len(self._filters))
+        if row is not None:
+            self._filters.append(row)
+            return True
+        if name in self._names:
+            return False
+        if name == "select":
+            selected = request.select or ()
+            if any(_has_line_break(item.alias or "") for item in selected):
+                return False
+            self._columns = tuple(ColumnRow(item.column, item.alias or "") for item in selected) or None
+            return True
+        if name == "order":
+            keys = enumerate(request.order)
+            self._sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in keys)
+            return True
+        return False
+
+
+class _Fields:
+    """The fields of a form as a browser sends them: values by name, in order."""
+
+    def __init__(self, relation: Relation, fields: Iterable[tuple[str, str]]) -> None:
+        # HTML, "Constructing the entry list": a browser sends every line break, also one in a column's name, as CR LF.
+        sent_as = {"\r\n".join(re.split("\r\n?|\n", column.name)): column.name for column in relation.columns}
+        self._values: dict[str, list[str]] = {}
+        for name, value in fields:
+            self._values.setdefault(name, []).append(sent_as.get(value, value))
+
+    def all(self, name: str) -> list[str]:
+        """Return all values of this name."""
+        return self._values.get(name, [])
+
+    def first(self, name: str) -> str:
+        """Return the first value of this name, or ""."""
+        return self._values.get(name, [""])[0]
+
+    def text(self, name: str) -> str:
+        """Return the first value of this name without spaces around it, or ""."""
+        return self.first(name).strip()
+
+    def numbered(self, letter: str) -> list[tuple[int, str]]:
+        """Return (number, column) of each row of filters (letter `f`) or sort keys (`s`), by number."""
+        matches = ((re.fullmatch(rf"{letter}(\d{{1,6}})\.column", name), name) for name in self._values)
+        return sorted((int(match[1]), self.first(name)) for match, name in matches if match)
+
+
+def _decoded(pair: str) -> tuple[str, str]:
+    name, _, value = pair.partition("=")
     try:
         return percent_decode(name.replace("+", " "), ""), percent_decode(value.replace("+", " "), "")
     except InvalidRequest:
         return "", ""
 
 
-def _filter_row(relation: Relation, read: ExportRequest, number: int) -> FilterRow | None:
-    if len(read.filters) != 1 or not isinstance(read.filters[0], Condition):
+def _filter_row(relation: Relation, request: ExportRequest, number: int) -> FilterRow | None:
+    """Return the row that shows the only filter of this request, or None if there is no such filter or row."""
+    if len(request.filters) != 1 or not isinstance(request.filters[0], Condition):
         return None
-    condition = read.filters[0]
+    condition = request.filters[0]
     column = next((column for column in relation.columns if column.name == condition.column), None)
     kind = kind_of(column)
-    found = control_of(condition, kind, () if column is None else column.values or ())
-    if found is None:
+    filled = input_of(condition, kind, () if column is None else column.values or ())
+    if filled is None or any(_has_line_break(value) for value in filled.values):
         return None
-    choice, values = found
-    if any(_has_line_break(value) for value in values):
-        return None  # an input would lose it
-    if choice.many and kind != "enum":
-        values = (list_text(values),)
-    return FilterRow(number, condition.column, kind, choice, values)
+    if filled.comparison.takes_list and kind != "enum":
+        filled = FilterInput(filled.comparison, (write_list(filled.values),))
+    return FilterRow(number, condition.column, kind, filled)
 
 
 def _has_line_break(text: str) -> bool:
+    """Return whether an input, which holds one line, would change this text."""
     return "\n" in text or "\r" in text
 
 
-def _filters_of_fields(relation: Relation, given: Mapping[str, list[str]], dropped: str) -> Iterable[FilterRow]:
+def _column_rows(sent: _Fields) -> list[ColumnRow]:
+    taken = set(sent.all("t"))
+    return [
+        ColumnRow(name, alias.strip(), str(number) in taken)
+        for number, (name, alias) in enumerate(zip(sent.all("c"), sent.all("a"), strict=False))
+    ]
+
+
+def _filter_rows(relation: Relation, sent: _Fields) -> Iterator[FilterRow]:
     columns = {column.name: column for column in relation.columns}
-    for number, column in _numbered(given, "f"):
-        if not column or dropped == f"f{number}":
+    for number, column in sent.numbered("f"):
+        if not column:
             continue
         kind = kind_of(columns.get(column))
-        choice = choice_of(kind, given.get(f"f{number}.op", [""])[0]) or CHOICES[kind][0]
-        values = given.get(f"f{number}.value", [])
-        time = given.get(f"f{number}.time", [""])[0]
+        values = sent.all(f"f{number}.value")
+        time = sent.first(f"f{number}.time")
         if kind == "timestamp" and time and values and values[0]:
             values = [f"{values[0]}T{time}"]
-        yield FilterRow(number, column, kind, choice, tuple(values))
-
-
-def _numbered(given: Mapping[str, list[str]], letter: str) -> list[tuple[int, str]]:
-    """(number, column) of each row of filters or sort keys, in order."""
-    found = ((re.fullmatch(rf"{letter}(\d{{1,6}})\.column", name), values[0]) for name, values in given.items())
-    return sorted((int(match[1]), column) for match, column in found if match)
+        comparison = comparison_of(kind, sent.first(f"f{number}.op"))
+        yield FilterRow(number, column, kind, FilterInput(comparison, tuple(values)))
 
 
 def _moved(rows: list[ColumnRow], wanted: str) -> list[ColumnRow]:
-    """The rows after `3.up` or `3.down`."""
-    number, _, way = wanted.partition(".")
+    """Return the rows after a move. wanted: the number of a row and a direction, `3.up` or `3.down`."""
+    number, _, direction = wanted.partition(".")
     if number.isascii() and number.isdigit() and len(number) < 6 and int(number) < len(rows):
         row = rows.pop(int(number))
-        rows.insert(max(0, int(number) + (-1 if way == "up" else 1)), row)
+        rows.insert(max(0, int(number) + (-1 if direction == "up" else 1)), row)
     return rows
 
 
 def _all_columns(relation: Relation, chosen: tuple[ColumnRow, ...] | None) -> tuple[ColumnRow, ...]:
-    """The chosen columns, then all others that may be read."""
+    """Return the chosen columns, then the other readable ones, not taken. chosen: None to take all readable ones."""
     names = [column.name for column in relation.columns if column.readable]
     if chosen is None:
         return tuple(ColumnRow(name) for name in names)

@@ -1,4 +1,4 @@
-"""`GET /`: what can be exported. `?q=` and `?schema=` search it, with JavaScript while typing."""
+"""`GET /`: the list of relations. `?q=` and `?schema=` filter it; with JavaScript it is filtered while typing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from server.pages.site import render
 from server.query.catalogue import LIST_WITHOUT_COLUMNS, Relation, relation_from_row
 from server.query.request import relation_path
 
-# Rows of one page: a thousand weigh about 90 kB, and a browser lays them out in an instant.
-MOST_ROWS = 1000
+# Relations on the page: 1,000 make about 90 kB of HTML, which a browser lays out without noticeable delay.
+MOST_LISTED = 1000
+# Characters of the text to search for.
+LONGEST_SEARCH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One relation of the list. label: with its schema, unless that is the first of EXPORT_SCHEMAS."""
+class ListedRelation:
+    """A relation of the list. path: the last segment of its address. label: with its schema, unless that is the first
+    of EXPORT_SCHEMAS."""
 
     path: str
     label: str
@@ -26,9 +29,9 @@ class Line:
 
 
 async def index(request: web.Request) -> web.Response:
-    """The relations that match, with kind, estimated rows and size."""
+    """Show the relations that match, with kind, estimated rows and size."""
     schemas = request.app[SETTINGS].export_schemas
-    words = request.query.get("q", "").strip()[:200]
+    searched = request.query.get("q", "").strip()[:LONGEST_SEARCH]
     schema = request.query.get("schema", "")
     status, reason = 200, None
     relations: list[Relation] = []
@@ -38,17 +41,18 @@ async def index(request: web.Request) -> web.Response:
         relations = [relation_from_row(row) for row in rows]
     except DatabaseUnavailable as error:
         status, reason = error.status, error.detail
-    lines = [_line(relation, schemas[0]) for relation in relations]
-    found = [line for line in lines if words.lower() in line.label.lower() and schema in ("", line.relation.schema)]
+    listed = [_listed(relation, schemas[0]) for relation in relations]
+    found = [one for one in listed if searched.lower() in one.label.lower() and schema in ("", one.relation.schema)]
     context = {
-        "lines": found[:MOST_ROWS],
+        "listed": found[:MOST_LISTED],
         "matching": len(found),
-        "every": len(lines),
-        "whole": len(found) == len(lines) <= MOST_ROWS,
-        "words": words,
+        "total": len(listed),
+        "whole": len(found) == len(listed) <= MOST_LISTED,
+        "searched": searched,
+        "longest_search": LONGEST_SEARCH,
         "schema": schema,
-        "present": list(dict.fromkeys(relation.schema for relation in relations)),
-        "schemas": schemas,
+        "schemas": list(dict.fromkeys(relation.schema for relation in relations)),
+        "export_schemas": schemas,
         "reason": reason,
     }
     response = render(request, "index.html", context, status)
@@ -57,10 +61,10 @@ async def index(request: web.Request) -> web.Response:
     return response
 
 
-def _line(relation: Relation, default: str) -> Line:
-    schema = None if relation.schema == default else relation.schema
+def _listed(relation: Relation, default_schema: str) -> ListedRelation:
+    schema = None if relation.schema == default_schema else relation.schema
     label = relation.name if schema is None else f"{schema}.{relation.name}"
-    return Line(relation_path(schema, relation.name), label, relation)
+    return ListedRelation(relation_path(schema, relation.name), label, relation)
 
 
 def setup(app: web.Application) -> None:

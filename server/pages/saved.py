@@ -1,4 +1,4 @@
-"""`GET /saved`: the saved exports as a page. What its buttons do goes through the same objects as the API."""
+"""`GET /saved`: the page of saved exports. Its buttons use the same objects as the API."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from server.saved.status import status_json
 from server.saved.store import Entry
 from server.threads import in_thread
 
-# Newest first; who keeps more of them looks at /exports.
+# Saved exports on the page, newest first. /exports lists all of them.
 MOST_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One saved export. status: the document of the API; again: where the same is asked for anew; page: its form."""
+    """A saved export. status: its document in the API. query: its query string, decoded for a reader.
+
+    again: the path that saves the same export again. page: the path of its form.
+    """
 
     status: dict[str, Any]
     query: str
@@ -33,7 +36,7 @@ class Card:
 
 
 async def saved(request: web.Request) -> web.Response:
-    """The newest saved exports."""
+    """Show the newest saved exports."""
     store, retention = request.app[RUNNER].queue.store, request.app[SETTINGS].export_retention
 
     def read() -> tuple[list[Card], int]:
@@ -65,8 +68,8 @@ def _card(entry: Entry, retention: float) -> Card:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """A button of the page was pressed: cancel or remove, then show the page again."""
-    with contextlib.suppress(ExportNotFound):  # somebody was quicker
+    """Cancel or delete a saved export, then show the page again."""
+    with contextlib.suppress(ExportNotFound):  # it was deleted meanwhile
         await request.app[RUNNER].delete(request.match_info["id"])
     raise web.HTTPSeeOther("/saved")
 

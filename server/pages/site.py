@@ -1,11 +1,10 @@
-"""What all pages share: templates, their own files, security headers, numbers as text, and errors as pages.
+"""What all pages share: templates, static files, security headers, and errors as pages.
 
-Holds no page of its own. Everything that the catalogue says is escaped by the templates.
+Holds no page of its own. The templates escape all text from the database.
 """
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 from collections.abc import Mapping
@@ -19,15 +18,16 @@ from aiohttp.typedefs import Handler
 
 from server.errors import InvalidRequest
 from server.http.negotiation import accepts_html
+from server.pages.formatting import FILTERS
 
 FOLDER = Path(__file__).parent
 STATIC_FILES = {path.name: path for path in (FOLDER / "static").iterdir()}
 
-# Nothing from elsewhere, nothing inline, no frame: what the catalogue says can only ever be text.
+# Nothing from other sites, nothing inline, no frames: text from the database cannot become markup or script.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    # Not no-referrer: a form would then say "Origin: null", and be taken for another site's.
+    # Not no-referrer: a form would then send "Origin: null" and be refused as another site's (csrf.py).
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Vary": "Accept",
@@ -35,18 +35,18 @@ SECURITY_HEADERS = {
 
 
 def render(request: web.Request, template: str, context: Mapping[str, Any], status: int = 200) -> web.Response:
-    """The page of this template."""
+    """Return the page that this template makes of the context."""
     response = aiohttp_jinja2.render_template(template, request, dict(context), status=status)
     response.headers.update(SECURITY_HEADERS)
     return response
 
 
 def origin(request: web.Request) -> str:
-    """Scheme, host and port as the browser knows them. Raises InvalidRequest."""
+    """Return scheme, host and port as the browser sent them. Raise InvalidRequest without a valid Host header."""
     try:
         return str(request.url.origin())
     except ValueError:
-        raise InvalidRequest("The Host header names no host.") from None
+        raise InvalidRequest("The Host header does not name a host.") from None
 
 
 def wants_page(request: web.Request) -> bool:
@@ -55,8 +55,8 @@ def wants_page(request: web.Request) -> bool:
 
 
 @web.middleware
-async def pages_for_people(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What a browser would show to a person as JSON becomes a page: problems, and an export accepted for saving."""
+async def pages_for_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a browser with a page in place of JSON: for errors, and for an export accepted for saving."""
     response = await handler(request)
     if not isinstance(response, web.Response):
         return response
@@ -76,52 +76,16 @@ async def pages_for_people(request: web.Request, handler: Handler) -> web.Stream
 
 
 async def static(request: web.Request) -> web.FileResponse:
-    """One of the page's own files."""
+    """Send a static file of the pages."""
     path = STATIC_FILES.get(request.match_info["name"])
     if path is None:
         raise web.HTTPNotFound
     return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
 
 
-def grouped(number: float | None) -> str:
-    """1234567 → 1,234,567."""
-    return "" if number is None else f"{round(number):,}"
-
-
-def size(count: float | None) -> str:
-    """Bytes as 12.3 MB."""
-    if count is None:
-        return ""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def moment(text: str | None) -> str:
-    """A time of the API as a person reads it."""
-    if text is None:
-        return ""
-    return f"{datetime.datetime.fromisoformat(text).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 5 s, 3 min, 2 h or 4 days."""
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def about(number: float) -> str:
-    """An estimate with no more digits than it deserves: 1234567 → 1,230,000."""
-    return f"{float(f'{number:.3g}'):,.0f}"
-
-
 @functools.cache
 def templates() -> jinja2.Environment:
-    """All templates, read and compiled once for the process: later it would block the event loop."""
+    """Return all templates, compiled once per process. Compiling them in a request would block the event loop."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
@@ -129,14 +93,14 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": grouped, "size": size, "about": about, "moment": moment, "duration": duration}
+    environment.filters |= FILTERS
     for path in (FOLDER / "templates").glob("*.html"):
         environment.get_template(path.name)
     return environment
 
 
 def setup(app: web.Application) -> None:
-    """Add the templates, the pages' own files and error pages."""
+    """Add the templates, the static files and error pages."""
     app[aiohttp_jinja2.APP_KEY] = templates()
     app.router.add_get("/static/{name}", static)
-    app.middlewares.insert(0, pages_for_people)
+    app.middlewares.insert(0, pages_for_browsers)

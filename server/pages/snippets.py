@@ -1,6 +1,6 @@
-"""An export's address → what to paste elsewhere to read it: curl, Python, R. Pure.
+"""The URL of an export → one line for curl, Python and R that reads it. Pure.
 
-The address is percent-encoded, so that it needs no escape in any of the three; other values are quoted here.
+The URL is percent-encoded and needs no escapes in any of the three languages. Other values are quoted here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.query.request import ExportRequest
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """What to paste. key: its name in the page; label: for a person."""
+    """A line to copy. key: the id of its element in the page. label: its title."""
 
     key: str
     label: str
@@ -23,7 +23,7 @@ class Snippet:
 
 
 def snippets(url: str, filename: str, request: ExportRequest) -> tuple[Snippet, ...]:
-    """The address itself, and one line for each of the three. filename: with its suffix."""
+    """Return the URL itself and a line for each language. filename: of the file that curl writes, with suffix."""
     return (
         Snippet("url", "URL", url),
         Snippet("curl", "curl", f"curl --fail --globoff --output {shlex.quote(filename)} {shlex.quote(url)}"),
@@ -58,13 +58,10 @@ def _r(url: str, request: ExportRequest) -> str:
 
 
 def _r_arguments(dialect: Dialect) -> list[str]:
-    found = ['encoding = "UTF-8"']
-    if dialect.bom:
-        found = ['fileEncoding = "UTF-8-BOM"']
+    arguments = ['fileEncoding = "UTF-8-BOM"' if dialect.bom else 'encoding = "UTF-8"']
     if dialect.delimiter != b",":
-        found.append(f"sep = {json.dumps(dialect.delimiter.decode())}")
+        arguments.append(f"sep = {json.dumps(dialect.delimiter.decode())}")
     if not dialect.header:
-        found.append("header = FALSE")
-    null = json.dumps(dialect.null.decode(), ensure_ascii=False)
-    found.append(f"na.strings = {null}")
-    return found
+        arguments.append("header = FALSE")
+    arguments.append(f"na.strings = {json.dumps(dialect.null.decode(), ensure_ascii=False)}")
+    return arguments

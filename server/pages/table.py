@@ -1,7 +1,8 @@
-"""`GET /table/{relation}?…`: one relation, its form, a preview, and the link. `/shape/…` is where the form goes.
+"""`GET /table/{relation}?…`: the page of one relation with its form, a preview and the download link.
 
-The page's query string is that of the export, and `format=csv.gz` beside it, so that it can be kept and shared. A
-form can only send fields: `/shape/{relation}` turns them into that address, or, for the script, into what changes.
+The query string of the page is that of the export, plus `format=csv.gz`, so that the page can be bookmarked and shared.
+A browser sends the form as fields to `GET /shape/{relation}`, which redirects to the page with the equivalent query
+string. For the page's script it answers with the parts of the page that change.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
 from server.http.file_headers import safe_filename
 from server.http.keys import DATABASE, ENGINE, SETTINGS
-from server.pages.controls import CHOICES, has_picker, kind_of
-from server.pages.form import Form, field_of
+from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
+from server.pages.faults import Fault, fault_of
+from server.pages.form import Form
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.pages.site import origin, render
 from server.pages.snippets import snippets
@@ -27,41 +29,44 @@ from server.query.plan import make_plan
 from server.query.request import export_path, parse_export_request, parse_relation_request, relation_path
 
 TABLE = "/table/"
-SHAPE = "/shape/"
-# The header with which the page's script asks for what has changed only.
+FORM_ACTION = "/shape/"
+# The header by which the page's script asks only for the parts of the page that change.
 LIVE = "X-Sluice-Live"
-# Seconds that the page itself waits for its preview; the script then asks again and waits longer.
+# Seconds that a page waits for its preview before it is sent without one. Its script then asks again, with more time.
 FIRST_PREVIEW_SECONDS = 1.0
+# The modifiers of a sort key, with their names in the form.
 DIRECTIONS = {
     "": "ascending",
     "desc": "descending",
-    "nullsfirst": "ascending, empty first",
-    "desc.nullslast": "descending, empty last",
+    "nullsfirst": "ascending, NULL first",
+    "desc.nullslast": "descending, NULL last",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong, and the field it belongs to; "" for none of them."""
+class Paths:
+    """The percent-encoded paths of a form: of its export, of its page, of its fields, and of the page without query."""
 
-    field: str
-    error: ExportError
+    export: str
+    page: str
+    action: str
+    reset: str
 
 
 async def table(request: web.Request) -> web.Response:
-    """The page of one relation."""
+    """Show the page of one relation."""
     relation = await _relation(request)
     return await _answer(request, form_of_query(relation, request.rel_url.raw_query_string), live=False)
 
 
-async def shape(request: web.Request) -> web.Response:
-    """The form was sent: on to the address that says the same, or for the page's script what changes with it."""
+async def submit(request: web.Request) -> web.Response:
+    """Redirect to the page with the query string of the submitted form, or answer the page's script."""
     relation = await _relation(request)
     fields = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
     form = form_of_fields(relation, fields)
     if LIVE in request.headers:
         return await _answer(request, form, live=True)
-    raise web.HTTPSeeOther(_page(request, form))
+    raise web.HTTPSeeOther(_paths(request, form).page)
 
 
 async def _relation(request: web.Request) -> Relation:
@@ -70,52 +75,57 @@ async def _relation(request: web.Request) -> Relation:
 
 
 async def _answer(request: web.Request, form: Form, *, live: bool) -> web.Response:
-    address = export_path(_schema(request, form.relation), form.relation.name, form.suffix)
-    address += f"?{form.query}" if form.query else ""
+    """Show the form. live: only the parts that change, with as much time for the preview as it needs."""
+    paths = _paths(request, form)
     preview: Preview | None = None
     fault: Fault | None = None
     context: dict[str, Any] = {}
     try:
-        wanted = parse_export_request(*address.removeprefix("/export/").partition("?")[::2])
+        wanted = parse_export_request(*paths.export.removeprefix("/export/").partition("?")[::2])
         plan = make_plan(wanted, form.relation)
         filename = safe_filename(plan.filename) + plan.suffix
-        context = {"snippets": snippets(origin(request) + address, filename, wanted), "filename": filename}
+        context = {"snippets": snippets(origin(request) + paths.export, filename, wanted), "filename": filename}
         seconds = None if live else FIRST_PREVIEW_SECONDS
         preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:
         raise
     except ExportError as error:
-        fault = Fault(field_of(error, form), error)
+        fault = fault_of(error, form)
     context |= {
         "form": form,
         "columns": {column.name: column for column in form.relation.columns},
-        "address": address,
-        "page": _page(request, form),
-        "action": SHAPE + relation_path(_schema(request, form.relation), form.relation.name),
+        "paths": paths,
         "schema": _schema(request, form.relation),
         "preview": preview,
         "fault": fault,
-        # A query that PostgreSQL may still run: the link stays.
+        # Other errors leave the link: the export itself may still succeed.
         "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden),
         "slow": fault is not None and isinstance(fault.error, QueryTimeout) and not live,
-        "choices": CHOICES,
+        "comparisons": COMPARISONS_BY_KIND,
         "directions": DIRECTIONS,
         "kind_of": kind_of,
-        "has_picker": has_picker,
+        "fits_picker": fits_picker,
     }
     return render(request, "live.html" if live else "table.html", context)
 
 
-def _page(request: web.Request, form: Form) -> str:
-    path = TABLE + relation_path(_schema(request, form.relation), form.relation.name)
-    return f"{path}?{form.page_query}" if form.page_query else path
+def _paths(request: web.Request, form: Form) -> Paths:
+    schema, name = _schema(request, form.relation), form.relation.name
+    relation = relation_path(schema, name)
+    return Paths(
+        export=export_path(schema, name, form.suffix) + (f"?{form.query}" if form.query else ""),
+        page=TABLE + relation + (f"?{form.page_query}" if form.page_query else ""),
+        action=FORM_ACTION + relation,
+        reset=TABLE + relation,
+    )
 
 
 def _schema(request: web.Request, relation: Relation) -> str | None:
+    """Return the schema as paths and headings name it: None for the default, the first of EXPORT_SCHEMAS."""
     return None if relation.schema == request.app[SETTINGS].export_schemas[0] else relation.schema
 
 
 def setup(app: web.Application) -> None:
-    """Add this page's routes. The path is matched whole: a name may hold encoded slashes."""
+    """Add this page's routes. The pattern matches slashes, which a name may contain."""
     app.router.add_get(TABLE + "{target:(?s:.+)}", table)
-    app.router.add_get(SHAPE + "{target:(?s:.+)}", shape)
+    app.router.add_get(FORM_ACTION + "{target:(?s:.+)}", submit)

@@ -1,7 +1,7 @@
-"""What there is to export: relations and columns that the database role may SELECT, read from pg_catalog.
+"""The relations and columns that the database role may SELECT: queries on pg_catalog, and their rows as values.
 
-Holds the catalogue's query and turns its rows into values. Nothing is cached: every export asks anew inside
-its own transaction, so a change by DDL is seen at once. Runs no query itself and knows nothing of HTTP.
+Nothing is cached: every export looks its relation up inside its own transaction and so sees DDL at once. Runs no query
+itself and knows nothing of HTTP. Sources: PostgreSQL manual, "System Catalogs", "Access Privilege Inquiry Functions".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class RelationName:
-    """A relation as a user writes it; without a schema, the first of EXPORT_SCHEMAS that has it."""
+    """A relation as a user names it. schema: None for the first of EXPORT_SCHEMAS that has such a relation."""
 
     name: str
     schema: str | None = None
@@ -37,10 +37,11 @@ class RelationName:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column in table order. type: as format_type gives it.
+    """A column of a relation.
 
-    readable: the role may SELECT it; None where the relation has just gone. indexed: it leads an index, so that a
-    filter or sort on it may be quick. values: the labels of an enum in their order, None for other types.
+    type: as format_type() writes it. readable: whether the role may SELECT it; None if the relation was dropped
+    meanwhile. indexed: whether it is the first column of an index, so that filtering or sorting by it may be fast.
+    values: the labels of an enum in sort order, None for other types.
     """
 
     name: str
@@ -53,9 +54,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A relation that may be exported. estimated_rows, bytes: as of the last ANALYZE or VACUUM, in its storage.
+    """A relation that may be exported.
 
-    toast_bytes: values kept out of line. All three are None where unknown: views, foreign tables.
+    kind: one of the values of KINDS. columns: in table order. estimated_rows, bytes: rows and size on disk as of the
+    last VACUUM or ANALYZE, partitions included. toast_bytes: the part of `bytes` that is stored out of line (TOAST).
+    All three are None where PostgreSQL does not know them: for views, foreign tables, and tables not yet analyzed.
     """
 
     oid: int
@@ -69,9 +72,9 @@ class Relation:
     toast_bytes: int | None
 
 
-# One row a relation; its columns travel as one JSON document. Sizes come from pg_class, summed over the
-# partitions and children that a SELECT reads: the size functions wait for locks, and a list must not hang
-# behind somebody's ALTER TABLE. The privilege functions see the role of this session.
+# One row per relation, with its columns as one JSON document. Sizes come from pg_class, summed over the partitions and
+# children that a SELECT reads: the size functions wait for locks, and a list must not wait for an ALTER TABLE.
+# The privilege functions check the role of the session.
 _RELATIONS = """
 SELECT
     c.oid::bigint AS oid,
@@ -86,7 +89,7 @@ SELECT
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
-    -- Two ways, since the planner takes any tree for a hundred relations, and reads all of pg_class for each.
+    -- Two branches, because the planner expects a hundred relations in any tree and would scan pg_class for each.
     SELECT {storage}
     FROM pg_class AS leaf
     LEFT JOIN pg_class AS toast ON toast.oid = leaf.reltoastrelid
@@ -131,22 +134,23 @@ _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
 _IN_CATALOGUE = _STORAGE.format(
     toast_bytes="coalesce(toast.relpages, 0)::bigint * current_setting('block_size')::bigint"
 )
-# Without the cast to text a name of more than 63 bytes would be cut and find a shorter one.
+# Without the cast to text, a name of more than 63 bytes would be truncated and match a shorter one.
 _BY_NAME = "AND c.relname = %(name)s::text ORDER BY array_position(%(schemas)s, n.nspname::text) LIMIT 1"
-# Partitions last: there may be hundreds, and most people want their parent.
+# Partitions come last: there may be hundreds, and most users want the parent.
 _IN_ORDER = "ORDER BY c.relispartition, array_position(%(schemas)s, n.nspname::text), c.relname"
 
 LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _IN_ORDER
-# Of a thousand relations their columns take four fifths of the time, and a list of names shows none.
+# Columns take four fifths of the query's time (measured with 1,000 relations), and a list of names shows none.
 LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_IN_CATALOGUE) + _IN_ORDER
 DESCRIBE_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _BY_NAME
-# The size that counts for memory is the true one; an export is about to wait for the same lock anyway.
+# An export decides its memory by the size of the TOAST table, so this one is measured, not estimated. It may wait for a
+# lock, for which the export itself would have to wait too.
 FIND_RELATION = (
     _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE.format(toast_bytes="coalesce(pg_relation_size(toast.oid), 0)"))
     + _BY_NAME
 )
 
-# The names alone, to suggest one where a name was misspelt; few enough to compare while others wait.
+# Names to suggest for a misspelt one. The limit bounds the time that comparing them keeps the event loop busy.
 LIST_NAMES = """
 SELECT c.relname::text AS name
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -159,14 +163,17 @@ LIMIT 300
 
 
 def schemas_to_search(wanted: RelationName, export_schemas: Sequence[str]) -> list[str]:
-    """The schemas, in order, in which this name may be looked up; none where it names one not exported."""
+    """Return the schemas in which to look this name up, in order. The list is empty if its schema is not exported.
+
+    export_schemas: the setting EXPORT_SCHEMAS.
+    """
     if wanted.schema is None:
         return list(export_schemas)
     return [wanted.schema] if wanted.schema in export_schemas else []
 
 
 def relation_from_row(row: Mapping[str, Any]) -> Relation:
-    """A row of LIST_RELATIONS or FIND_RELATION as a value."""
+    """Return the relation that a row of LIST_RELATIONS, DESCRIBE_RELATION or FIND_RELATION describes."""
     estimated = row["estimated_rows"]
     return Relation(
         oid=row["oid"],
@@ -175,8 +182,8 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         kind=KINDS[row["kind"]],
         is_partition=row["is_partition"],
         columns=tuple(
-            Column(*column[:5], *(tuple(values) for values in column[5:] if values is not None))
-            for column in json.loads(row["columns"])
+            Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels))
+            for name, type, nullable, readable, indexed, labels in json.loads(row["columns"])
         ),
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],
@@ -185,7 +192,11 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
 
 
 def relation_not_found(wanted: RelationName, known_names: Sequence[str]) -> RelationNotFound:
-    """The error for a relation that is not there or may not be read, with the nearest names as a hint."""
-    near = difflib.get_close_matches(wanted.name[:64], known_names, n=3)
-    hint = "Did you mean " + " or ".join(near) + "?" if near else "The page at / lists the relations there are."
-    return RelationNotFound(f'There is no relation "{str(wanted)[:130]}" that may be exported.', hint=hint)
+    """Return the error for a relation that does not exist or may not be read: the two look alike to the user.
+
+    known_names: the names that the hint may suggest, at most three of them.
+    """
+    # Names of relations have at most 63 bytes; comparing more of a long name only takes time.
+    similar = difflib.get_close_matches(wanted.name[:64], known_names, n=3)
+    hint = "Did you mean " + " or ".join(similar) + "?" if similar else "The page at / lists all relations."
+    return RelationNotFound(f'The relation "{str(wanted)[:130]}" does not exist or cannot be exported.', hint=hint)

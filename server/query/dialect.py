@@ -1,6 +1,6 @@
-"""The dialect of a file: how values become text. Values and their rules; the encoders do the work.
+"""The dialect of a CSV or TSV file as a value, and the combinations that are not allowed.
 
-Contradictions are refused here, whoever asks.
+Formats nothing: the encoders do that.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from server.errors import InvalidRequest
 
 DELIMITERS = {",": b",", ";": b";", "|": b"|", "tab": b"\t"}
 QUOTE_STYLES = ("minimal", "strings", "all")
-# What a spreadsheet takes for the beginning of a formula.
+# First characters that make a spreadsheet evaluate a cell as a formula (OWASP, "CSV Injection").
 FORMULA_STARTS = (b"=", b"+", b"-", b"@", b"\t", b"\r")
 LINE_ENDS = {"lf": b"\n", "crlf": b"\r\n"}
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The default writes the very bytes of `\\copy … csv header`. delimiter, quote: one ASCII byte each.
+    """How values and lines are written. The defaults are those of `\\copy … csv header` (PostgreSQL manual, "COPY").
 
-    quote_style: minimal, strings (every non-NULL value that is text) or all (every non-NULL value, as COPY's
-    FORCE_QUOTE *). null: what stands for NULL, never in quotes. guard: text that a spreadsheet would take for
-    a formula gets a leading apostrophe. Raises InvalidRequest for contradictions.
+    delimiter, quote: one ASCII byte each. quote_style: which values are quoted: minimal (those that need it), strings
+    (every non-NULL value of a text type) or all (every non-NULL value, as COPY's FORCE_QUOTE *). null: the text for
+    NULL, never quoted. eol: the line ending. bom: whether the file begins with a byte order mark. guard: whether text
+    that a spreadsheet would evaluate as a formula gets a leading apostrophe.
+
+    Raise InvalidRequest if the text for NULL contains a delimiter, a quote or a line break.
     """
 
     delimiter: bytes = b","
@@ -43,7 +46,7 @@ class Dialect:
         ):
             if forbidden in self.null:
                 raise InvalidRequest(
-                    f'"null" holds {name}, so that NULL could not be told from other text.',
+                    f'"null" holds {name}, so NULL could not be distinguished from other text.',
                     code="contradiction",
                     hint="Choose a text without it, for example null=\\N or null=NULL",
                 )

@@ -1,6 +1,7 @@
 """The filters of a query string: text → conditions, in PostgREST's grammar.
 
-Values only: which columns there are and what SQL comes of a condition is not known here.
+The grammar is that of PostgREST's documentation, "Tables and Views", "Horizontal Filtering" and "Logical operators".
+Knows neither the columns of a relation nor SQL.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TypeVar
 from server.errors import InvalidRequest
 from server.query.grammar import read_name, read_quoted, shorten
 
-# Operators with one value, and what PostgreSQL calls them.
+# Operators that take one value, and the PostgreSQL operator of each.
 COMPARISONS = {
     "eq": "=",
     "neq": "<>",
@@ -30,7 +31,8 @@ COMPARISONS = {
 }
 OPERATORS = (*COMPARISONS, "in", "is")
 IS_VALUES = ("null", "true", "false", "unknown")
-# A request line of 128 kB could otherwise hold tens of thousands of conditions, or nest as deep.
+# Conditions of one request, and levels of nesting in one of its groups. A request line of 128 kB has space for tens of
+# thousands of either, which neither the recursive reader here nor PostgreSQL's parser should be given.
 MOST_CONDITIONS = 1000
 DEEPEST_NEST = 20
 
@@ -39,7 +41,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison. values: one; any number for `in`; for `is` one of IS_VALUES."""
+    """One comparison of a column.
+
+    operator: one of OPERATORS. values: exactly one; any number for `in`; for `is` one of IS_VALUES. A pattern of
+    `like` and `ilike` has `%` as its wildcard, as in SQL.
+    """
 
     column: str
     operator: str
@@ -49,7 +55,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Conditions joined by `and` or `or`."""
+    """Filters joined by `and` or `or`. joined_by: one of the two words. members: at least one."""
 
     joined_by: str
     members: tuple[Condition | Group, ...]
@@ -60,20 +66,24 @@ Filter = Condition | Group
 
 
 def conditions_of(filters: tuple[Filter, ...]) -> list[Condition]:
-    """Every condition in these filters, in the order in which they are written."""
+    """Return every condition of these filters, also those in groups, in the order in which they are written."""
     found: list[Condition] = []
-    waiting = list(reversed(filters))
-    while waiting:
-        item = waiting.pop()
+    pending = list(reversed(filters))
+    while pending:
+        item = pending.pop()
         if isinstance(item, Condition):
             found.append(item)
         else:
-            waiting.extend(reversed(item.members))
+            pending.extend(reversed(item.members))
     return found
 
 
 def parse_condition(column: str, text: str) -> Condition:
-    """`op.value` or `not.op.value`, the value of a parameter named like a column; the rest is the value."""
+    """Parse `op.value` or `not.op.value`, the value of a parameter that is named after a column.
+
+    column: the decoded name of the parameter. text: its decoded value. The value of an operator other than `in` is all
+    text that follows, without quotes. Raise InvalidRequest with the position of what does not fit.
+    """
     where = f'the filter on "{shorten(column)}"'
     negated, operator, position = _read_operator(text, 0, where)
     if operator == "in":
@@ -81,11 +91,15 @@ def parse_condition(column: str, text: str) -> Condition:
         _expect_end(text, position, where)
     else:
         values = (text[position:],)
-    return _checked(Condition(column, operator, values, negated), where)
+    return _normalized(Condition(column, operator, values, negated), where)
 
 
 def parse_group(joined_by: str, text: str, *, negated: bool = False) -> Group:
-    """`(a.eq.1,or(b.lt.2,c.not.is.null))`, the value of `and` and `or`."""
+    """Parse `(a.eq.1,or(b.lt.2,c.not.is.null))`, the decoded value of a parameter `and`, `or`, `not.and` or `not.or`.
+
+    joined_by: `and` or `or`. Raise InvalidRequest with the position of what does not fit, or if groups nest deeper than
+    DEEPEST_NEST.
+    """
     where = f'"{joined_by}"'
     members, position = _read_members(text, 0, where, 1)
     _expect_end(text, position, where)
@@ -94,12 +108,12 @@ def parse_group(joined_by: str, text: str, *, negated: bool = False) -> Group:
 
 def _read_members(text: str, start: int, where: str, depth: int) -> tuple[tuple[Filter, ...], int]:
     if depth > DEEPEST_NEST:
-        raise InvalidRequest(f"{where} is nested more than {DEEPEST_NEST} deep.", code="too_deep")
+        raise InvalidRequest(f"{where} is nested more than {DEEPEST_NEST} levels deep.", code="too_deep")
     if text[start : start + 1] != "(":
         raise InvalidRequest(
-            f"{where} needs an opening bracket at position {start + 1}.",
+            f"Expected an opening bracket in {where} at position {start + 1}.",
             code="invalid_filter",
-            hint="Write or=(a.eq.1,b.is.null)",
+            hint="Write conditions in brackets, for example or=(a.eq.1,b.is.null)",
         )
     return _read_items(text, start, where, lambda position: _read_member(text, position, where, depth))
 
@@ -107,7 +121,7 @@ def _read_members(text: str, start: int, where: str, depth: int) -> tuple[tuple[
 def _read_items(
     text: str, start: int, where: str, read_item: Callable[[int], tuple[Item, int]]
 ) -> tuple[tuple[Item, ...], int]:
-    """The items between the bracket at `start` and the one that closes it, with commas between them."""
+    """Read the comma-separated items from the bracket at `start` to the one that closes it."""
     items: list[Item] = []
     position = start + 1
     while True:
@@ -132,7 +146,7 @@ def _read_member(text: str, start: int, where: str, depth: int) -> tuple[Filter,
     column, position = read_name(text, start, ".,()", where)
     if text[position : position + 1] != ".":
         raise InvalidRequest(
-            f'The condition on "{shorten(column)}" in {where} has no operator, at position {position + 1}.',
+            f'Expected an operator after "{shorten(column)}" in {where} at position {position + 1}.',
             code="invalid_filter",
             hint="Write column.operator.value, for example id.eq.1",
         )
@@ -142,40 +156,40 @@ def _read_member(text: str, start: int, where: str, depth: int) -> tuple[Filter,
     else:
         value, position = _read_value(text, position, where)
         values = (value,)
-    return _checked(Condition(column, operator, values, negated), where), position
+    return _normalized(Condition(column, operator, values, negated), where), position
 
 
 def _read_operator(text: str, start: int, where: str) -> tuple[bool, str, int]:
-    """(negated, operator, where the value begins)."""
+    """Return whether the operator at `start` is negated, the operator, and the position of its value."""
     negated = text.startswith("not.", start)
-    begin = start + 4 if negated else start
+    begin = start + len("not.") if negated else start
     end = begin
     while end < len(text) and (text[end].isalnum() or text[end] == "_"):
         end += 1
     operator = text[begin:end]
     if operator not in OPERATORS or text[end : end + 1] != ".":
         raise InvalidRequest(
-            f'{_capital(where)} has no operator at position {begin + 1}: "{shorten(text[begin : end + 1])}".',
+            f'Expected an operator in {where} at position {begin + 1}, found "{shorten(text[begin : end + 1])}".',
             code="unknown_operator",
-            hint=f"Write operator.value with one of {', '.join(OPERATORS)}; not. before it negates.",
+            hint=f"Write operator.value with one of the operators {', '.join(OPERATORS)}. The prefix not. negates it.",
         )
     return negated, operator, end + 1
 
 
 def _read_value(text: str, start: int, where: str) -> tuple[str, int]:
-    """A value inside brackets: in double quotes, in braces, or up to the next comma or bracket."""
+    """Read a value inside brackets: in double quotes, in braces, or up to the next comma or closing bracket."""
     if text[start : start + 1] == '"':
         value, position = read_quoted(text, start, where)
         if text[position : position + 1] not in (",", ")", ""):
             raise InvalidRequest(
-                f"There is text after the closing quote in {where} at position {position + 1}.", code="invalid_quotes"
+                f"Unexpected text after the closing quote in {where} at position {position + 1}.", code="invalid_quotes"
             )
         return value, position
     if text[start : start + 1] == "{":
-        position = _after_braces(text, start, where)
+        position = _end_of_braces(text, start, where)
         if text[position : position + 1] not in (",", ")", ""):
             raise InvalidRequest(
-                f"There is text after the closing brace in {where} at position {position + 1}.",
+                f"Unexpected text after the closing brace in {where} at position {position + 1}.",
                 code="unbalanced_brackets",
             )
         return text[start:position], position
@@ -185,13 +199,13 @@ def _read_value(text: str, start: int, where: str) -> tuple[str, int]:
     return text[start:position], position
 
 
-def _after_braces(text: str, start: int, where: str) -> int:
-    """The position after the brace that closes the one at `start`: an array's or a JSON object's text."""
+def _end_of_braces(text: str, start: int, where: str) -> int:
+    """Return the position after the brace that closes the one at `start`: the end of an array or a JSON object."""
     depth = 0
     position = start
     while position < len(text):
         if text[position] == '"':
-            position = _after_inner_quotes(text, position)
+            position = _end_of_json_string(text, position)
             continue
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         position += 1
@@ -200,7 +214,8 @@ def _after_braces(text: str, start: int, where: str) -> int:
     raise InvalidRequest(f"The brace in {where} at position {start + 1} is not closed.", code="unbalanced_brackets")
 
 
-def _after_inner_quotes(text: str, start: int) -> int:
+def _end_of_json_string(text: str, start: int) -> int:
+    """Return the position after the quote that closes the one at `start`, in the text of an array or JSON object."""
     position = start + 1
     while position < len(text) and text[position] != '"':
         position += 2 if text[position] == "\\" else 1
@@ -208,46 +223,48 @@ def _after_inner_quotes(text: str, start: int) -> int:
 
 
 def _read_list(text: str, start: int, where: str) -> tuple[tuple[str, ...], int]:
-    """`(a,"b,c")`: the items of `in`."""
+    """Read `(a,"b,c")`, the list of `in`."""
     if text[start : start + 1] != "(":
         raise InvalidRequest(
-            f"{_capital(where)} needs a list in brackets at position {start + 1}.",
+            f"Expected a list in brackets in {where} at position {start + 1}.",
             code="invalid_filter",
-            hint='Write in.(1,2,3), an item with a comma in double quotes: in.("a,b",c)',
+            hint='Write in.(1,2,3). Put an item that contains a comma in double quotes: in.("a,b",c)',
         )
     if text.startswith("()", start):
         return (), start + 2
-    return _read_items(text, start, where, lambda position: _read_listed(text, position, where))
+    return _read_items(text, start, where, lambda position: _read_list_item(text, position, where))
 
 
-def _read_listed(text: str, start: int, where: str) -> tuple[str, int]:
+def _read_list_item(text: str, start: int, where: str) -> tuple[str, int]:
     item, position = _read_value(text, start, where)
     if position == start:
         raise InvalidRequest(
             f"An item is missing in {where} at position {start + 1}.",
             code="invalid_filter",
-            hint='The empty string is written as ""',
+            hint='Write "" for the empty string.',
         )
     return item, position
 
 
-def _checked(condition: Condition, where: str) -> Condition:
+def _normalized(condition: Condition, where: str) -> Condition:
+    """Return the condition with the word after `is` in lower case and the wildcard of a pattern as `%`."""
     if condition.operator == "is":
         value = condition.values[0].lower()
         if value not in IS_VALUES:
             raise InvalidRequest(
-                f'{_capital(where)} cannot compare with "is.{shorten(value)}".',
+                f'Unknown value "{shorten(value)}" after "is" in {where}.',
                 code="invalid_filter",
-                hint=f"After is. there is one of {', '.join(IS_VALUES)}.",
+                hint=f"Use one of {', '.join(IS_VALUES)}.",
             )
         return Condition(condition.column, "is", (value,), condition.negated)
     if condition.operator in ("like", "ilike"):
         pattern = condition.values[0].replace("*", "%")
+        # PostgreSQL would report it only at the first row that the rest of the pattern matches.
         if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
             raise InvalidRequest(
-                f'{_capital(where)} has a pattern on "{shorten(condition.column)}" that ends in a backslash.',
+                f'The pattern for "{shorten(condition.column)}" ends with an unpaired backslash.',
                 code="invalid_value",
-                hint="A backslash takes away the meaning of the next character; itself it is written twice.",
+                hint="A backslash escapes the next character. Write two backslashes for a backslash.",
             )
         return Condition(condition.column, condition.operator, (pattern,), condition.negated)
     return condition
@@ -256,11 +273,7 @@ def _checked(condition: Condition, where: str) -> Condition:
 def _expect_end(text: str, position: int, where: str) -> None:
     if position < len(text):
         raise InvalidRequest(
-            f'There is text after the closing bracket in {where} at position {position + 1}: "'
+            f'Unexpected text after the closing bracket in {where} at position {position + 1}: "'
             f'{shorten(text[position:])}".',
             code="unbalanced_brackets",
         )
-
-
-def _capital(where: str) -> str:
-    return where[0].upper() + where[1:]

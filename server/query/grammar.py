@@ -1,6 +1,7 @@
-"""The small pieces that the path and the query string are read with: percent-decoding, names, quotes.
+"""The lexical parts of a path and a query string: percent-encoding, names, double quotes.
 
-Knows no parameter and no operator. Positions in messages count characters from 1, after decoding.
+Knows no parameters and no operators. Positions in error messages count characters from 1, after percent-decoding.
+Names and double quotes follow PostgREST's grammar (its documentation, "Tables and Views", "Reserved characters").
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest
 
+# Characters of a user's text that an error message repeats: enough to recognise it, and a message stays short.
+LONGEST_IN_MESSAGE = 100
+
 
 def percent_decode(text: str, where: str) -> str:
-    """The text behind percent-encoded UTF-8. Raises InvalidRequest for other bytes and for NUL."""
+    """Decode percent-encoded UTF-8, once (WHATWG URL, "percent-decode"). A `%` without two hex digits stays.
+
+    text: bytes that are not UTF-8 as lone surrogates, as aiohttp hands them over. where: how a message names the text.
+    Raise InvalidRequest if the bytes are not UTF-8 or contain NUL, which PostgreSQL cannot store in text.
+    """
     try:
         decoded = unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8")
     except UnicodeError:
@@ -23,9 +31,10 @@ def percent_decode(text: str, where: str) -> str:
 
 
 def read_quoted(text: str, start: int, where: str) -> tuple[str, int]:
-    """The text in double quotes at `start`, and the position after its closing quote.
+    r"""Return the text inside the double quotes that open at `start`, and the position after the closing quote.
 
-    A quote in it is doubled or follows a backslash; so may a backslash.
+    Inside, `\"` or `""` is a quote and `\\` a backslash. A backslash before any other character is a backslash.
+    Raise InvalidRequest if the quote is not closed.
     """
     characters: list[str] = []
     position = start + 1
@@ -44,9 +53,10 @@ def read_quoted(text: str, start: int, where: str) -> tuple[str, int]:
 
 
 def read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int]:
-    """The name at `start`, up to one of the stops or the end, and the position after it.
+    """Return the name at `start` and the position after it, which is a stop character or the end of the text.
 
-    A name that holds a stop is written in double quotes. Raises InvalidRequest where there is none.
+    stops: the characters that end a name. A name that contains one is written in double quotes.
+    Raise InvalidRequest if there is no name, a quote is not closed, or text follows a closing quote.
     """
     position = start
     if text[position : position + 1] == '"':
@@ -59,13 +69,16 @@ def read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int]:
         raise InvalidRequest(f"A name is missing in {where} at position {start + 1}.", code="missing_name")
     if position < len(text) and text[position] not in stops:
         raise InvalidRequest(
-            f"There is text after the closing quote in {where} at position {position + 1}.", code="invalid_quotes"
+            f"Unexpected text after the closing quote in {where} at position {position + 1}.", code="invalid_quotes"
         )
     return name, position
 
 
 def read_names(text: str, stops: str, where: str) -> Iterator[tuple[str, str]]:
-    """All names of the text, each with the stop character after it ("" after the last)."""
+    """Yield each name of the text with the stop character after it ("" after the last).
+
+    Raise InvalidRequest as `read_name` does.
+    """
     position = 0
     while True:
         name, position = read_name(text, position, stops, where)
@@ -76,15 +89,15 @@ def read_names(text: str, stops: str, where: str) -> Iterator[tuple[str, str]]:
 
 
 def write_name(name: str, stops: str) -> str:
-    """The name as `read_name` reads it, in double quotes where it needs them."""
+    """Return the name as `read_name` reads it with these stops, in double quotes if it needs them."""
     return write_quoted(name) if name.startswith('"') or any(stop in name for stop in stops) else name
 
 
 def write_quoted(text: str) -> str:
-    """The text in double quotes, as `read_quoted` reads it."""
+    """Return the text in double quotes, as `read_quoted` reads it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def shorten(text: str) -> str:
-    """The text as it may stand in a message."""
-    return text if len(text) <= 100 else text[:100] + "…"
+    """Return at most LONGEST_IN_MESSAGE characters of the text, with an ellipsis if it is longer."""
+    return text if len(text) <= LONGEST_IN_MESSAGE else text[:LONGEST_IN_MESSAGE] + "…"

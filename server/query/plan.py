@@ -1,10 +1,11 @@
-"""Request + catalogue → ExportPlan: every name resolved, everything decided, nothing run.
+"""A request and its relation → ExportPlan: every name resolved, every value decided.
 
-The plan is immutable and is all that the later stages need. Knows no SQL text and no HTTP.
+The plan is immutable and is all that the later stages need. Runs nothing, and knows neither SQL nor HTTP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from server.errors import Forbidden, InvalidRequest
@@ -15,21 +16,21 @@ from server.query.grammar import write_name
 from server.query.parameters import SortKey
 from server.query.request import ExportRequest
 
-# Relations with more than this many bytes out of line may hold single values of megabytes in any row, while
-# one FETCH is held whole in memory: their batches stay short whatever the rows before looked like.
+# Bytes stored out of line. A relation with more may have values of megabytes in any row, and the rows of one FETCH are
+# all in memory: its batches stay short however narrow the rows before were.
 LARGE_TOAST_BYTES = 8 << 20
 LARGE_TOAST_FETCH_ROWS = 32
-# Matters for narrow rows only; wider ones are bounded by scan.BATCH_BYTES. Measured in docs/performance.md.
+# Rows. Limits batches of narrow rows only: wider ones are limited by scan.BATCH_BYTES. Measured in docs/performance.md.
 FETCH_ROWS = 4000
-
-
-# Rows of a preview: what a person looks at.
+# Rows of a preview: as many as fit a screen.
 PREVIEW_ROWS = 20
+# Names that an error message lists: more do not help, and a relation may have 1,600 columns.
+MOST_LISTED = 50
 
 
 @dataclass(frozen=True, slots=True)
 class OutputColumn:
-    """A column of the file: its name in the header, and the column of the relation that fills it."""
+    """A column of the file. name: in the header. column: the relation's column with its values."""
 
     name: str
     column: Column
@@ -37,8 +38,10 @@ class OutputColumn:
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """A whole export, decided. filename: without its suffix; fetch_rows: the most that one FETCH
-    may ask for; parallel: the most readers that were asked for."""
+    """An export with all names resolved. The fields of ExportRequest mean the same here.
+
+    filename: without the suffix. fetch_rows: the largest number of rows of one FETCH.
+    """
 
     relation: Relation
     columns: tuple[OutputColumn, ...]
@@ -56,36 +59,18 @@ class ExportPlan:
 
     @property
     def suffix(self) -> str:
-        """What the file's name ends with."""
+        """The end of the file's name, for example `.csv.gz`."""
         return f".{self.format}.gz" if self.gzip else f".{self.format}"
 
 
 def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
-    """The plan for this request on this relation. Raises InvalidRequest (400), Forbidden (403)."""
-    by_name = {column.name: column for column in relation.columns}
-    if request.select is None:
-        columns = tuple(OutputColumn(column.name, column) for column in relation.columns)
-    else:
-        columns = tuple(
-            OutputColumn(
-                selected.column if selected.alias is None else selected.alias,
-                _column(selected.column, by_name, relation),
-            )
-            for selected in request.select
-        )
-    used = [output.column for output in columns]
-    used += [_column(condition.column, by_name, relation) for condition in conditions_of(request.filters)]
-    used += [_column(key.column, by_name, relation) for key in request.order]
-    unreadable = list(dict.fromkeys(column.name for column in used if not column.readable))
-    if unreadable:
-        readable = [column.name for column in relation.columns if column.readable]
-        raise Forbidden(
-            f"The database role may not read the columns {_listed(unreadable)}.",
-            code="columns_not_readable",
-            hint=f"Name the others: select={','.join(write_name(name, ',:') for name in readable)}"
-            if len(readable) <= 50
-            else None,
-        )
+    """Return the plan of this request on this relation.
+
+    Raise InvalidRequest (400) if the relation has no column of a name in the request, and Forbidden (403) if the
+    database role may not SELECT a column that the request selects, filters or sorts by.
+    """
+    columns = _output_columns(request, relation)
+    _check_readable([output.column for output in columns] + _condition_columns(request, relation), relation)
     large = relation.toast_bytes is not None and relation.toast_bytes > LARGE_TOAST_BYTES
     return ExportPlan(
         relation=relation,
@@ -105,7 +90,7 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
 
 
 def file_stem(request: ExportRequest) -> str:
-    """The name of the file without the suffixes that it gets anyway."""
+    """Return the name of the file without its suffix, which a name that the user chose may already have."""
     filename = request.relation.name if request.filename is None else request.filename
     if request.filename is None:
         return filename
@@ -115,22 +100,54 @@ def file_stem(request: ExportRequest) -> str:
 
 
 def preview_of(plan: ExportPlan) -> ExportPlan:
-    """The same plan for the first rows only."""
+    """Return the same plan for its first PREVIEW_ROWS rows only."""
     limit = PREVIEW_ROWS if plan.limit is None else min(plan.limit, PREVIEW_ROWS)
     return replace(plan, limit=limit)
 
 
-def _column(name: str, by_name: dict[str, Column], relation: Relation) -> Column:
-    column = by_name.get(name)
-    if column is None:
-        raise InvalidRequest(
-            f'The relation "{relation.name}" has no column {_listed([name])}.',
-            code="unknown_column",
-            hint=f"Its columns are {_listed(list(by_name))}." if by_name else "It has no columns.",
-        )
-    return column
+def _output_columns(request: ExportRequest, relation: Relation) -> tuple[OutputColumn, ...]:
+    if request.select is None:
+        return tuple(OutputColumn(column.name, column) for column in relation.columns)
+    found = _find_columns([selected.column for selected in request.select], relation)
+    return tuple(
+        OutputColumn(column.name if selected.alias is None else selected.alias, column)
+        for selected, column in zip(request.select, found, strict=True)
+    )
 
 
-def _listed(names: list[str], most: int = 50) -> str:
-    shown = ", ".join(f'"{name[:100]}"' for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _condition_columns(request: ExportRequest, relation: Relation) -> list[Column]:
+    """Return the columns that the request filters and sorts by: either would reveal what is in them."""
+    names = [condition.column for condition in conditions_of(request.filters)] + [key.column for key in request.order]
+    return _find_columns(names, relation)
+
+
+def _find_columns(names: Iterable[str], relation: Relation) -> list[Column]:
+    by_name = {column.name: column for column in relation.columns}
+    found = []
+    for name in names:
+        if name not in by_name:
+            raise InvalidRequest(
+                f'The relation "{relation.name}" has no column {_listed([name])}.',
+                code="unknown_column",
+                hint=f"Its columns are {_listed(list(by_name))}." if by_name else "It has no columns.",
+            )
+        found.append(by_name[name])
+    return found
+
+
+def _check_readable(used: Iterable[Column], relation: Relation) -> None:
+    unreadable = list(dict.fromkeys(column.name for column in used if not column.readable))
+    if not unreadable:
+        return
+    readable = [write_name(column.name, ",:") for column in relation.columns if column.readable]
+    raise Forbidden(
+        f"The database role may not read the column{'s' * (len(unreadable) > 1)} {_listed(unreadable)}.",
+        code="columns_not_readable",
+        hint=f"Select only the others: select={','.join(readable)}" if len(readable) <= MOST_LISTED else None,
+    )
+
+
+def _listed(names: list[str]) -> str:
+    """Return the names in double quotes, at most MOST_LISTED of them."""
+    shown = ", ".join(f'"{name[:100]}"' for name in names[:MOST_LISTED])
+    return shown if len(names) <= MOST_LISTED else f"{shown} and {len(names) - MOST_LISTED} more"

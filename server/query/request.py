@@ -1,7 +1,7 @@
-"""Path and query string → ExportRequest: grammar only.
+"""The path and the query string of a URL → ExportRequest.
 
-Knows no catalogue and resolves no name: what a name means is the plan's business. Everything that is not
-understood is an InvalidRequest that names it; nothing is silently ignored.
+Grammar only: knows no catalogue and resolves no name, which `plan.py` does. Text that is not understood
+raises an InvalidRequest that names it; nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of, parse_condition, parse_group
 from server.query.grammar import percent_decode, read_name, read_names, shorten, write_name
-from server.query.parameters import DIALECT_PARAMETERS, OPTIONS, SelectedColumn, SortKey, parse_dialect
+from server.query.parameters import DIALECT_PARAMETERS, PARSERS, SelectedColumn, SortKey, parse_dialect
 
 FORMATS = ("csv", "tsv", "ndjson")
 GZIP_SUFFIX = "gz"
@@ -31,15 +31,17 @@ PARAMETERS = (
     "filename",
     "parallel",
 )
-# What a filter's value begins with, as against the value of a misspelt parameter.
-OPERATOR_AHEAD = re.compile(r"(not\.)?[A-Za-z_]+\.")
+# How the value of a filter begins. The value of a misspelt parameter seldom does.
+OPERATOR_PREFIX = re.compile(r"(not\.)?[A-Za-z_]+\.")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What a URL asks for. select: None for all columns; filters are joined by AND; limit: None for all rows.
+    """What a URL asks for, with names as the user wrote them.
 
-    parallel: the most readers, None for as many as the server likes.
+    format: one of FORMATS. gzip: whether the file is a gzip file. select: None for all columns. filters: joined by AND.
+    limit: rows, None for all. offset: rows to skip. timezone: None for the database's. filename: None for the
+    relation's name. parallel: the largest number of readers, None for the server's choice.
     """
 
     relation: RelationName
@@ -57,7 +59,7 @@ class ExportRequest:
 
 
 def parse_export_request(target: str, query: str) -> ExportRequest:
-    """The request behind `/export/{target}?{query}`, both still percent-encoded. Raises InvalidRequest."""
+    """Parse `/export/{target}?{query}`, both still percent-encoded. Raise InvalidRequest if anything is wrong."""
     parts = _split_target(target)
     gzip = len(parts) > 1 and parts[-1] == GZIP_SUFFIX
     if gzip:
@@ -70,23 +72,32 @@ def parse_export_request(target: str, query: str) -> ExportRequest:
         raise InvalidRequest(
             f'The format "{shorten(format)}" is not known.',
             code="unknown_format",
-            hint=f"Known formats: {', '.join(FORMATS)}, each also with .{GZIP_SUFFIX}. {example}",
+            hint=f"Known formats: {', '.join(FORMATS)}, each optionally followed by .{GZIP_SUFFIX}. {example}",
         )
     return _parse_parameters(query, _relation_name(parts), format, gzip)
 
 
 def parse_relation_request(target: str, query: str) -> ExportRequest:
-    """The same behind `/relations/{target}…`, whose path has no format."""
+    """Parse the target of `/relations/{target}…`, which has no format, and its query string.
+
+    Both are still percent-encoded. Raise InvalidRequest if anything is wrong.
+    """
     return _parse_parameters(query, _relation_name(_split_target(target)), FORMATS[0], gzip=False)
 
 
 def export_path(schema: str | None, name: str, format: str) -> str:
-    """The percent-encoded path that `parse_export_request` reads as this relation and format."""
+    """Return the percent-encoded path of an export.
+
+    schema: None to leave it out. format: with `.gz` if the file is to be a gzip file.
+    """
     return f"/export/{relation_path(schema, name)}.{format}"
 
 
 def relation_path(schema: str | None, name: str) -> str:
-    """The percent-encoded segment of a path that is read as this relation."""
+    """Return the percent-encoded path segment that names this relation. schema: None to leave it out.
+
+    The segment has no slash and is never `.` or `..`, which clients and proxies resolve (RFC 3986, section 5.2.4).
+    """
     parts = [name] if schema is None else [schema, name]
     return quote(".".join(write_name(part, ".") for part in parts), safe="")
 
@@ -98,9 +109,9 @@ def _split_target(target: str) -> list[str]:
 def _relation_name(parts: list[str]) -> RelationName:
     if len(parts) > 2:
         raise InvalidRequest(
-            "The path has more than a schema and a relation.",
+            "The path names more than a schema and a relation.",
             code="invalid_relation",
-            hint='A name that holds a dot is written in double quotes: /export/"my.table".csv',
+            hint='Put a name that contains a dot in double quotes: /export/"my.table".csv',
         )
     return RelationName(parts[-1], parts[0] if len(parts) == 2 else None)
 
@@ -108,12 +119,15 @@ def _relation_name(parts: list[str]) -> RelationName:
 def _parse_parameters(query: str, relation: RelationName, format: str, gzip: bool) -> ExportRequest:
     options, filters = _read_query(query)
     dialect = parse_dialect({name: options.pop(name) for name in DIALECT_PARAMETERS if name in options}, format)
-    values = {name: OPTIONS[name](text, name) for name, text in options.items()}
+    values = {name: PARSERS[name](text, name) for name, text in options.items()}
     return ExportRequest(relation, format, gzip, filters=filters, dialect=dialect, **values)
 
 
 def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
-    """The options by name, and the filters. In a query string + means a space (WHATWG URL)."""
+    """Return the decoded text of each option by name, and the filters.
+
+    Pairs and `+` for a space follow the WHATWG URL standard, "application/x-www-form-urlencoded parsing".
+    """
     options: dict[str, str] = {}
     filters: list[Filter] = []
     for pair in query.split("&"):
@@ -137,11 +151,11 @@ def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
 
 def _parse_filter(name: str, value: str, has_value: bool) -> Filter:
     column, _ = read_name(name, 0, "", "the name of a parameter")
-    if not has_value or not OPERATOR_AHEAD.match(value):
+    if not has_value or not OPERATOR_PREFIX.match(value):
         raise InvalidRequest(
-            f'The parameter "{shorten(name)}" is not known; as a filter on a column it would need an operator.',
+            f'The parameter "{shorten(name)}" is not known. A filter on a column of this name needs an operator.',
             code="unknown_parameter",
-            hint=f"Known parameters: {', '.join(PARAMETERS)}. A filter is column=operator.value with one of "
-            f"{', '.join(OPERATORS)}.",
+            hint=f"Known parameters: {', '.join(PARAMETERS)}. Write a filter as column=operator.value with one of the "
+            f"operators {', '.join(OPERATORS)}.",
         )
     return parse_condition(column, value)

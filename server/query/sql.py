@@ -1,8 +1,8 @@
-"""ExportPlan → SQL text and bound values. Pure: no connection, and no value of a user in the text.
+"""ExportPlan → SQL text and bound values. Pure: runs nothing.
 
-Identifiers get there only through `quote_identifier`, values only as placeholders that the driver fills with
-quoted literals. A literal has no type until PostgreSQL gives it that of the column it is compared
-with ("Type Conversion"), so that the column's indexes serve.
+No value of a user is in the text: identifiers get there only through `quote_identifier`, values only as placeholders,
+which the driver replaces with quoted literals. PostgreSQL gives an untyped literal the type of the column that it is
+compared with (manual, "Type Conversion", "Operators"), so that the column's indexes can be used.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ EMPTY_TEXT = "text ''"
 
 @dataclass(slots=True)
 class Statement:
-    """SQL text with `%(name)s` placeholders (so each other % is doubled), and the values for them."""
+    """SQL text with `%(name)s` placeholders, and their values by name. Any other `%` in the text is doubled."""
 
     text: str
     values: dict[str, str] = field(default_factory=dict)
 
 
 def quote_identifier(name: str) -> str:
-    """The name as a quoted identifier (PostgreSQL manual, "Identifiers and Key Words"). Raises ValueError."""
+    """Return the name as a quoted identifier for a Statement (PostgreSQL manual, "Identifiers and Key Words").
+
+    Raise ValueError if the name is empty or contains NUL, which no identifier can.
+    """
     if not name or "\0" in name:
         raise ValueError("an identifier is not empty and holds no NUL")
     return '"' + name.replace('"', '""').replace("%", "%%") + '"'
@@ -33,7 +36,7 @@ def quote_identifier(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Some pages of a table with storage of its own: from block `first` up to but not including `end`."""
+    """A range of blocks of a table: from block number `first` up to, but not including, `end`."""
 
     schema: str
     name: str
@@ -42,9 +45,10 @@ class Blocks:
 
 
 def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statement:
-    """The query whose rows are the file, or for ndjson its lines. blocks: only those that lie there.
+    """Return the SELECT whose rows are the rows of the file, or for ndjson its lines.
 
-    A range of tuple identifiers is read as such from PostgreSQL 14 on (release notes, "TID range scan").
+    blocks: return only the rows in these blocks. PostgreSQL reads a range of tuple identifiers without scanning the
+    rest of the table from version 14 on (release notes of 14, "TID range scan").
     """
     statement = Statement("")
     named = plan.format == "ndjson"
@@ -71,16 +75,17 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
         text += f" LIMIT {plan.limit}"
     if plan.offset:
         text += f" OFFSET {plan.offset}"
-    # line.* is the whole row even where a column is called line.
+    # line.* is the whole row even if a column is named line.
     statement.text = f"SELECT row_to_json(line.*) FROM ({text}) AS line" if named else text
     return statement
 
 
 def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
-    """Takes the locks that reading these tables (schema, name) needs, or fails soon.
+    """Return the statements that take the locks for reading these tables, or fail within a second.
 
-    Whoever waits for a stronger lock than the first reader's keeps others from the table, and is itself kept waiting
-    by the first reader: a reader that waited there would wait for ever.
+    tables: (schema, name) of each. A session that waits for a stronger lock blocks all later readers of the table,
+    and itself waits for the export's first reader. A second reader of the same export that waited behind that session
+    would wait forever (PostgreSQL manual, "Explicit Locking").
     """
     selects = [
         f"SELECT FROM ONLY {quote_identifier(schema)}.{quote_identifier(name)} LIMIT 0" for schema, name in tables
@@ -122,7 +127,7 @@ def _source(plan: ExportPlan) -> str:
 
 
 def _column(name: str) -> str:
-    # Qualified: ORDER BY would otherwise take another column's new name for this one's.
+    # Qualified, because ORDER BY prefers the alias of an output column to a column of the relation.
     return f"source.{quote_identifier(name)}"
 
 

@@ -1,1 +1,1 @@
-"""The web page: its form, its HTML, and a real browser."""
+"""The web page: its form, its HTML, and the pages in a browser."""

@@ -1,4 +1,4 @@
-"""The pages in a real Chromium: from finding a table to the bytes of the file, by mouse, by keyboard, scriptless."""
+"""The pages in Chromium, from finding a table to the bytes of the file: by mouse, by keyboard, without JavaScript."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PHONE = {"width": 390, "height": 844}
 OpenPage = Callable[..., AbstractContextManager[Page]]
 
 
-# Of the module: while Playwright runs, its event loop counts as running, and no asynchronous test could.
+# For the module and not the session: while Playwright runs, its event loop would prevent asynchronous tests.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -48,7 +48,7 @@ def server(database_url: str) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def visit(browser: Browser, server: LiveServer) -> OpenPage:
-    """Opens a page of its own: `with visit(viewport=…) as page`."""
+    """Return a function that opens a page with options of its own: `with visit(viewport=…) as page`."""
 
     def opened(**options: Any) -> AbstractContextManager[Page]:
         return open_page(browser, server.url, **options)
@@ -63,7 +63,7 @@ def page(visit: OpenPage) -> Iterator[Page]:
 
 
 def download(page: Page, link: str = "#download") -> bytes:
-    """What the browser has on the disk after a click on the link."""
+    """Click on the link and return the bytes of the downloaded file."""
     with page.expect_download() as started:
         page.locator(link).click()
     assert started.value.failure() is None
@@ -77,36 +77,36 @@ def go_to_table(page: Page, name: str, query: str = "") -> None:
 
 @pytest.fixture
 def gate(postgres: Postgres) -> Iterator[psycopg2.extensions.connection]:
-    """A view called gated, whose rows after the four thousandth come once this connection is closed.
+    """Create the view `gated`, which returns its first 4,000 rows, and the others once this connection is closed.
 
-    What comes before is megabytes, more than any buffer on the way to the file holds back.
+    The first rows are megabytes, more than the buffers between PostgreSQL and the file.
     """
-    keeper = postgres.connect()
-    with keeper.cursor() as cursor:
+    lock_holder = postgres.connect()
+    with lock_holder.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(20261)")
     postgres.run("""
         CREATE VIEW gated AS
         SELECT id, repeat('sluice', 150) AS filler,
             CASE WHEN id > 4000 THEN pg_advisory_xact_lock_shared(20261)::text END AS waited
         FROM (SELECT id FROM users ORDER BY id LIMIT 5000) AS first""")
-    yield keeper
-    keeper.close()
+    yield lock_holder
+    lock_holder.close()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_saved(server: LiveServer, postgres: Postgres) -> Iterator[None]:
-    """Removes what a test has saved, before the relations it reads are dropped."""
+    """Delete what a test has saved before the relations that it reads are dropped."""
     yield
     for export in json.loads(ask(server, "/exports").body)["exports"]:
-        for _ in range(2):  # one that runs is cancelled first, and then removed
+        for _ in range(2):  # the first request cancels a running export, the second deletes it
             ask(server, f"/exports/{export['exportId']}", method="DELETE")
-    wait_until("nothing is read", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60)
+    wait_until("no export runs", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60)
 
 
-# --- The main path ---
+# --- From a table to its file ---
 
 
-def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -> None:
+def test_find_a_table_and_download_a_part_of_it(page: Page, postgres: Postgres) -> None:
     page.goto("/")
     page.get_by_label("Search tables by name").fill("user")
     expect(page.locator(".relations tbody tr:visible")).to_have_count(1)
@@ -128,7 +128,7 @@ def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -
     row.get_by_label("Date", exact=True).fill("2023-01-01")
     page.get_by_role("group", name="New sort key").get_by_label("Column").select_option("id")
     page.get_by_role("group", name="Sort by id").get_by_label("Direction").select_option("desc")
-    page.get_by_label("Most rows").fill("50")
+    page.get_by_label("Maximum rows").fill("50")
 
     sql = (
         'SELECT id, name AS "full name", signup_date FROM users '
@@ -142,9 +142,9 @@ def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -
     expect(page).to_have_url(re.compile(re.escape(f"/table/users?{query}") + "$"))
     expect(page.locator("#url")).to_have_text(re.compile(re.escape(f"/export/users.csv?{query}") + "$"))
     assert download(page) == postgres.copy(sql)
-    keep_picture(page, "shaped")
+    keep_picture(page, "form")
 
-    # The address is the whole choice: opened anew, the same form.
+    # The address contains the whole form: opened again, it shows the same.
     address = page.url
     page.goto("/")
     page.goto(address)
@@ -154,7 +154,7 @@ def test_find_a_table_shape_it_and_download_it(page: Page, postgres: Postgres) -
     expect(row.get_by_label("Date", exact=True)).to_have_value("2023-01-01")
 
 
-def test_search_within_a_schema_and_back(browser: Browser, database_url: str, postgres: Postgres) -> None:
+def test_search_within_one_schema_and_in_all(browser: Browser, database_url: str, postgres: Postgres) -> None:
     postgres.run("CREATE SCHEMA second; CREATE TABLE second.users_of_old (a int); CREATE TABLE second.other (a int)")
     try:
         with (
@@ -175,20 +175,20 @@ def test_search_within_a_schema_and_back(browser: Browser, database_url: str, po
             schema.select_option("")
             expect(names).to_have_text(["users", "second.users_of_old"])
             search.fill("nothing like that")
-            expect(page.get_by_role("heading", name="No table matches")).to_be_visible()
+            expect(page.get_by_role("heading", name="No tables match")).to_be_visible()
     finally:
         postgres.run("DROP SCHEMA second CASCADE")
 
 
-def test_a_server_that_is_gone_is_said(browser: Browser, database_url: str) -> None:
+def test_an_unreachable_server_is_reported(browser: Browser, database_url: str) -> None:
     with LiveServer(DATABASE_URL=database_url) as server, open_page(browser, server.url) as page:
         go_to_table(page, "users", "limit=1")
         server.stop()
-        page.get_by_label("Most rows").fill("2")
+        page.get_by_label("Maximum rows").fill("2")
         expect(page.locator("#preview")).to_contain_text("The server cannot be reached")
 
 
-def test_pickers_by_type(page: Page, postgres: Postgres) -> None:
+def test_inputs_by_type(page: Page, postgres: Postgres) -> None:
     postgres.run("""
         CREATE TYPE stage AS ENUM ('new', 'won', 'lost, twice');
         CREATE TABLE deals (id int, stage stage, closed date, paid boolean);
@@ -228,15 +228,15 @@ def test_columns_move_by_keyboard_and_keep_the_focus(page: Page) -> None:
     expect(page).to_have_url(re.compile(r"\?select=email,id,name,"))
 
 
-def test_what_the_form_cannot_show_stays(page: Page) -> None:
+def test_conditions_without_inputs_stay_as_text(page: Page) -> None:
     go_to_table(page, "users", "or=(id.eq.3,id.eq.5)&limit=9")
     expect(page.get_by_label("More conditions")).to_have_value("or=(id.eq.3,id.eq.5)")
-    page.get_by_label("Most rows").fill("8")
+    page.get_by_label("Maximum rows").fill("8")
     expect(page).to_have_url(re.compile(r"\?or=\(id\.eq\.3,id\.eq\.5\)&limit=8$"))
     expect(page.locator(".preview tbody tr")).to_have_count(2)
 
 
-def test_an_error_appears_beside_its_field_and_goes(page: Page) -> None:
+def test_an_error_appears_at_its_field_and_disappears(page: Page) -> None:
     go_to_table(page, "users")
     page.get_by_role("group", name="New filter").get_by_label("Column").select_option("id")
     row = page.get_by_role("group", name="Filter on id")
@@ -248,11 +248,15 @@ def test_an_error_appears_beside_its_field_and_goes(page: Page) -> None:
     expect(row.locator(".fault")).to_be_hidden()
     expect(page.locator(".preview tbody tr")).to_have_count(1)
     expect(page.locator("#download")).to_be_visible()
-    page.get_by_label("Most rows").fill("many")
+    page.get_by_label("Maximum rows").fill("many")
     expect(page.locator("#fault-limit")).to_contain_text("a whole number")
+    # The page as the server sends it marks the same field.
+    go_to_table(page, "users", "id=eq.abc")
+    expect(row.get_by_label("Value")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#preview")).to_contain_text("Correct the marked field")
 
 
-def test_a_preview_that_nobody_waits_for_is_cancelled(page: Page, postgres: Postgres) -> None:
+def test_a_superseded_preview_is_cancelled(page: Page, postgres: Postgres) -> None:
     postgres.run(
         "CREATE VIEW sleepy AS SELECT id, pg_sleep(CASE WHEN id > 10 THEN 60 ELSE 0 END)::text AS s FROM users"
     )
@@ -266,7 +270,7 @@ def test_a_preview_that_nobody_waits_for_is_cancelled(page: Page, postgres: Post
     tries = itertools.count(31)
 
     def sleeping_again() -> bool:
-        if page.get_by_text("There was no preview").is_visible():  # it has ended by itself before we looked
+        if page.get_by_text("There was no preview").is_visible():  # it ended before it was seen
             value.fill(str(next(tries)))
         return sleeping()
 
@@ -285,7 +289,7 @@ def test_copy_buttons(visit: OpenPage) -> None:
             assert page.evaluate("navigator.clipboard.readText()") == page.locator(f"#{name}").inner_text()
 
 
-def test_names_that_are_markup_are_text(page: Page, postgres: Postgres) -> None:
+def test_names_with_markup_are_shown_as_text(page: Page, postgres: Postgres) -> None:
     for name in (SCRIPT, IMAGE):
         quoted = '"' + name.replace('"', '""') + '"'
         postgres.run(f"CREATE TABLE {quoted} ({quoted} text); INSERT INTO {quoted} VALUES ($x${name}$x$)")
@@ -295,14 +299,14 @@ def test_names_that_are_markup_are_text(page: Page, postgres: Postgres) -> None:
         expect(page.locator(".preview td")).to_have_text(name)
         page.get_by_role("group", name="New filter").get_by_label("Column").select_option(name)
         page.locator("[aria-label='Value']").first.fill("<img src=x onerror=alert(2)>")
-        expect(page.get_by_text("No row matches")).to_be_visible()
+        expect(page.get_by_text("No rows match")).to_be_visible()
         assert page.locator("img").count() == 0
 
 
-# --- A download that fails ---
+# --- A failing download ---
 
 
-def test_a_stream_that_breaks_is_a_failed_download(page: Page, postgres: Postgres) -> None:
+def test_a_broken_stream_is_a_failed_download(page: Page, postgres: Postgres) -> None:
     postgres.run("CREATE VIEW breaks AS SELECT id, repeat('x', 500) AS filler, 1 / (id - 19000) AS x FROM users")
     go_to_table(page, "breaks")
     with page.expect_download() as started:
@@ -332,18 +336,18 @@ def test_save_in_the_background_and_download_in_two_parts(
     with page.expect_download() as started:
         link.click()
     assert Path(started.value.path()).read_bytes() == expected
-    # What a browser does on pause and resume: leaves in the middle, and asks for the rest of the same file.
+    # As a browser does on pause and resume: aborts, then requests the rest of the same file.
     digest = page.evaluate(
         """async ([address, kept]) => {
-            const leave = new AbortController();
-            const first = await fetch(address, { signal: leave.signal });
+            const pause = new AbortController();
+            const first = await fetch(address, { signal: pause.signal });
             const parts = [];
             for (let have = 0, reader = first.body.getReader(); have < kept; ) {
                 const { value } = await reader.read();
                 parts.push(value.slice(0, kept - have));
                 have += parts.at(-1).length;
             }
-            leave.abort();
+            pause.abort();
             const headers = { Range: `bytes=${kept}-`, "If-Range": first.headers.get("ETag") };
             const rest = await fetch(address, { headers });
             if (rest.status !== 206) throw new Error(rest.status);
@@ -368,12 +372,14 @@ def test_cancel_a_saved_export(page: Page, postgres: Postgres) -> None:
     card.get_by_role("button", name="Cancel").click()
     expect(card.locator(".badge")).to_have_text("cancelled")
     expect(card.get_by_role("button", name="Save again")).to_be_visible()
-    wait_until("nothing runs on", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60)
+    wait_until(
+        "no statement runs", lambda: not any(state == "active" for state, _ in postgres.statements()), seconds=60
+    )
     card.get_by_role("button", name="Delete").click()
     expect(card).to_have_count(0)
 
 
-def test_a_saved_export_that_fails_says_why(page: Page, postgres: Postgres) -> None:
+def test_a_failed_saved_export_shows_the_reason(page: Page, postgres: Postgres) -> None:
     postgres.run("CREATE VIEW broken AS SELECT id, 1 / (id - 500) AS x FROM users")
     go_to_table(page, "broken")
     page.get_by_role("button", name="Save in background").click()
@@ -384,7 +390,7 @@ def test_a_saved_export_that_fails_says_why(page: Page, postgres: Postgres) -> N
     expect(card).to_have_count(0)
 
 
-# --- Without scripts ---
+# --- Without JavaScript ---
 
 
 def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres) -> None:
@@ -411,10 +417,10 @@ def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres
         )
         assert download(page, "article a.primary") == postgres.copy(sql)
         page.get_by_role("button", name="Delete").click()
-        expect(page.get_by_text("Nothing is saved yet")).to_be_visible()
+        expect(page.get_by_text("No saved exports yet")).to_be_visible()
 
 
-# --- For everybody ---
+# --- Accessibility and small screens ---
 
 PAGES = {
     "list": "/",
@@ -430,8 +436,8 @@ PAGES = {
 
 @pytest.mark.usefixtures("gate")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_has_a_serious_barrier(visit: OpenPage, postgres: Postgres, scheme: str) -> None:
-    """axe-core's rules, in both colour schemes; nothing serious or critical may be found."""
+def test_no_page_has_a_serious_accessibility_problem(visit: OpenPage, postgres: Postgres, scheme: str) -> None:
+    """axe-core finds nothing serious or critical, in both colour schemes."""
     postgres.run("CREATE VIEW failing AS SELECT 1 / (id - 500) AS x FROM users")
     with visit(color_scheme=scheme, viewport=DESKTOP, bypass_csp=True) as page:
         for address in ("users.csv.gz?select=id,name", "failing.csv", "gated.csv"):

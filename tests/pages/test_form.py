@@ -1,4 +1,4 @@
-"""The form of the page ↔ the query string: nothing is dropped, nothing changes its meaning, errors find their field."""
+"""The form of the page ↔ the query string: nothing is lost, nothing changes its meaning, errors have their field."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ExportError, InvalidRequest
-from server.pages.controls import CHOICES, condition_of, control_of, has_picker, kind_of, list_text, read_list
-from server.pages.form import Form, encoded, field_of, readable
+from server.pages.controls import (
+    COMPARISONS_BY_KIND,
+    condition_of,
+    fits_picker,
+    input_of,
+    kind_of,
+    read_list,
+    write_list,
+)
+from server.pages.faults import fault_of
+from server.pages.form import Form, encode_pair, readable_pair
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
 from server.query.filters import IS_VALUES, OPERATORS, Condition, conditions_of
@@ -46,7 +55,7 @@ USERS = Relation(1, "public", "users", "table", False, COLUMNS, 1000, 8192, None
 
 
 def fields_of(form: Form) -> list[tuple[str, str]]:
-    """What a browser sends of this form, as table.html draws it."""
+    """Return the fields that a browser sends of this form, as table.html shows it."""
     fields: list[tuple[str, str]] = []
     for number, row in enumerate(form.columns):
         fields += [("c", row.column), ("a", row.alias)]
@@ -54,12 +63,12 @@ def fields_of(form: Form) -> list[tuple[str, str]]:
             fields.append(("t", str(number)))
     for filter in form.filters:
         prefix = f"f{filter.number}."
-        fields += [(prefix + "column", filter.column), (prefix + "op", filter.choice.key)]
-        if filter.kind == "timestamp" and has_picker("timestamp", filter.values):
-            first = (filter.values or ("",))[0]
+        fields += [(prefix + "column", filter.column), (prefix + "op", filter.filled.comparison.key)]
+        if filter.kind == "timestamp" and fits_picker("timestamp", filter.filled.values):
+            first = (filter.filled.values or ("",))[0]
             fields += [(prefix + "value", first[:10]), (prefix + "time", first[11:])]
         else:
-            fields += [(prefix + "value", value) for value in filter.values]
+            fields += [(prefix + "value", value) for value in filter.filled.values]
     for sort in form.sorts:
         fields += [(f"s{sort.number}.column", sort.column), (f"s{sort.number}.direction", sort.direction)]
     fields += [("format", form.format), *([("gzip", "gz")] if form.gzip else [])]
@@ -67,14 +76,14 @@ def fields_of(form: Form) -> list[tuple[str, str]]:
 
 
 def meaning(query: str, suffix: str = "csv") -> tuple[object, ...]:
-    """What an export of this query string is, the order of its filters apart."""
+    """Return the plan of this query string without the order of its filters."""
     request = parse_export_request(f"users.{suffix}", query)
     plan = make_plan(request, USERS)
     filters = sorted(map(repr, request.filters))
     return (plan.columns, filters, plan.order, plan.limit, plan.offset, plan.dialect, plan.timezone, plan.filename)
 
 
-# --- The page's query string → the form → the same again ---
+# --- Query string → form → query string ---
 
 KEPT = [
     "",
@@ -115,11 +124,11 @@ KEPT = [
 def test_a_query_means_the_same_after_the_form(query: str) -> None:
     form = form_of_query(USERS, query)
     assert meaning(form.query) == meaning(query)
-    assert form_of_query(USERS, form.page_query) == form  # the address that the page shows is one and stays
+    assert form_of_query(USERS, form.page_query) == form  # the address of the page does not change again
 
 
 @pytest.mark.parametrize("query", KEPT)
-def test_a_form_that_a_browser_sends_back_means_the_same(query: str) -> None:
+def test_a_submitted_form_means_the_same(query: str) -> None:
     form = form_of_query(USERS, query)
     assert meaning(form_of_fields(USERS, fields_of(form)).query) == meaning(query)
 
@@ -132,7 +141,7 @@ awkward = st.one_of(
 
 @st.composite
 def queries(draw: st.DrawFn) -> str:
-    """Any filters with any values, and some of the rest."""
+    """Query strings with any filters and values, and some other parameters."""
     pieces = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from([each.name for each in COLUMNS]))
@@ -153,7 +162,7 @@ def queries(draw: st.DrawFn) -> str:
 
 
 @given(queries())
-def test_any_query_means_the_same_after_the_form_and_a_browser(query: str) -> None:
+def test_any_query_means_the_same_after_a_submitted_form(query: str) -> None:
     try:
         expected = meaning(query)
     except InvalidRequest:  # a pattern that ends in a backslash
@@ -166,7 +175,7 @@ def test_any_query_means_the_same_after_the_form_and_a_browser(query: str) -> No
 
 
 @given(st.text(max_size=40).map(lambda text: text.encode("utf-8", "ignore").decode()))
-def test_no_query_string_is_too_odd_for_the_form(query: str) -> None:
+def test_any_valid_query_string_means_the_same_after_the_form(query: str) -> None:
     form = form_of_query(USERS, query)
     try:
         expected = meaning(query)
@@ -176,7 +185,7 @@ def test_no_query_string_is_too_odd_for_the_form(query: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["c", "a", "t", "f0.column", "f0.op", "f1.value", "more", "move"]), texts)))
-def test_no_fields_are_too_odd_for_the_form(fields: list[tuple[str, str]]) -> None:
+def test_any_fields_make_a_form(fields: list[tuple[str, str]]) -> None:
     form = form_of_fields(USERS, fields)
     assert form.page_query.isascii()
     assert form_of_query(USERS, form.page_query).query.isascii()
@@ -197,13 +206,13 @@ def test_no_fields_are_too_odd_for_the_form(fields: list[tuple[str, str]]) -> No
         ("gone=eq.1", ("eq", ("1",))),
     ],
 )
-def test_a_filter_is_shown_by_its_control(query: str, shown: tuple[str, tuple[str, ...]]) -> None:
+def test_a_filter_is_shown_in_its_inputs(query: str, shown: tuple[str, tuple[str, ...]]) -> None:
     (row,) = form_of_query(USERS, query).filters
-    assert (row.choice.key, row.values) == shown
+    assert (row.filled.comparison.key, row.filled.values) == shown
 
 
 @pytest.mark.parametrize("query", ["or=(id.eq.1,id.eq.2)", "tier=in.(gone)", "active=eq.true", "name=ilike.a_c", "x=1"])
-def test_what_no_control_shows_is_kept_as_text(query: str) -> None:
+def test_conditions_without_inputs_are_kept_as_text(query: str) -> None:
     form = form_of_query(USERS, query)
     assert (form.filters, form.more, form.query) == ((), (query,), query)
 
@@ -215,7 +224,7 @@ def test_the_format_is_in_the_pages_address(suffix: str) -> None:
     assert form_of_query(USERS, form.page_query) == form
 
 
-def test_a_column_that_may_not_be_read_is_left_out() -> None:
+def test_an_unreadable_column_is_left_out() -> None:
     columns = (column("id", "bigint"), column("salary", "numeric", readable=False))
     form = form_of_query(Relation(1, "public", "people", "table", False, columns, 1, 1, None), "")
     assert [row.column for row in form.columns] == ["id"]
@@ -225,7 +234,7 @@ def test_a_column_that_may_not_be_read_is_left_out() -> None:
 # --- Fields → form ---
 
 
-def test_what_is_not_filled_in_yet_asks_for_nothing() -> None:
+def test_empty_fields_add_nothing_to_the_query() -> None:
     fields = [*fields_of(form_of_query(USERS, "")), ("f0.column", "name"), ("f0.op", "contains"), ("f0.value", "")]
     fields += [("f1.column", ""), ("f1.op", "eq"), ("f1.value", "x"), ("f2.column", "tier"), ("f2.op", "in")]
     fields += [("s0.column", ""), ("s0.direction", "desc"), ("limit", " "), ("more", "\r\n \r\n")]
@@ -253,12 +262,12 @@ def test_buttons_drop_filters_and_sort_keys() -> None:
     assert form_of_fields(USERS, [*fields, ("drop", "s0")]).query == "id=gt.1&name=eq.a&order=name"
 
 
-def test_another_columns_comparison_gives_way() -> None:
+def test_a_comparison_of_another_kind_is_replaced() -> None:
     fields = [*fields_of(form_of_query(USERS, "")), ("f0.column", "id"), ("f0.op", "contains"), ("f0.value", "7")]
     assert form_of_fields(USERS, fields).query == "id=eq.7"
 
 
-# --- Whose fault ---
+# --- Which field an error is about ---
 
 
 @pytest.mark.parametrize(
@@ -284,26 +293,26 @@ def test_another_columns_comparison_gives_way() -> None:
         ("or=(gone.eq.1)", "more"),
     ],
 )
-def test_an_error_of_the_request_is_shown_beside_its_field(query: str, field: str) -> None:
+def test_an_error_of_the_request_has_its_field(query: str, field: str) -> None:
     form = form_of_query(USERS, query)
     with pytest.raises(ExportError) as caught:
         make_plan(parse_export_request(f"users.{form.suffix}", form.query), USERS)
-    assert field_of(caught.value, form) == field
+    assert fault_of(caught.value, form).field == field
 
 
-def test_no_column_ticked_is_the_columns_fault() -> None:
+def test_a_form_without_columns_is_a_fault_of_the_columns() -> None:
     form = form_of_fields(USERS, [("c", "id"), ("a", ""), ("c", "name"), ("a", "")])
     with pytest.raises(InvalidRequest) as caught:
         parse_export_request("users.csv", form.query)
-    assert field_of(caught.value, form) == "columns"
+    assert fault_of(caught.value, form).field == "columns"
 
 
-def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
+def test_an_unclosed_quote_in_a_list_is_a_fault_of_its_filter() -> None:
     fields = [("c", "id"), ("a", ""), ("t", "0"), ("f7.column", "name"), ("f7.op", "in"), ("f7.value", 'a,"b')]
     form = form_of_fields(USERS, fields)
     with pytest.raises(InvalidRequest) as caught:
         parse_export_request("users.csv", form.query)
-    assert field_of(caught.value, form) == "f7"
+    assert fault_of(caught.value, form).field == "f7"
 
 
 @pytest.mark.parametrize(
@@ -317,16 +326,16 @@ def test_a_list_that_is_not_closed_is_its_filters_fault() -> None:
         ("id=eq.1", "Something else.", ""),
     ],
 )
-def test_an_error_of_the_database_is_shown_beside_its_field(query: str, detail: str, field: str) -> None:
-    assert field_of(InvalidRequest(detail, code="invalid_value"), form_of_query(USERS, query)) == field
+def test_an_error_of_the_database_has_its_field(query: str, detail: str, field: str) -> None:
+    assert fault_of(InvalidRequest(detail, code="invalid_value"), form_of_query(USERS, query)).field == field
 
 
-# --- Pieces ---
+# --- Lists, pairs, kinds ---
 
 
 @given(st.lists(texts.filter(lambda text: "\r" not in text and "\n" not in text)))
-def test_a_list_is_read_as_it_is_written(values: list[str]) -> None:
-    assert read_list(list_text(tuple(values))) == tuple(values)
+def test_a_written_list_is_read_back(values: list[str]) -> None:
+    assert read_list(write_list(tuple(values))) == tuple(values)
 
 
 @pytest.mark.parametrize(
@@ -340,22 +349,22 @@ def test_a_list_is_read_as_it_is_written(values: list[str]) -> None:
         ("a b,c", ("a b", "c")),
     ],
 )
-def test_a_list_as_a_person_writes_it(text: str, values: tuple[str, ...]) -> None:
+def test_a_list_as_a_user_writes_it(text: str, values: tuple[str, ...]) -> None:
     assert read_list(text) == values
 
 
-@given(st.sampled_from(sorted(CHOICES)), st.sampled_from(OPERATORS), st.booleans(), awkward)
-def test_a_control_writes_the_very_condition_it_shows(kind: str, operator: str, negated: bool, value: str) -> None:
+@given(st.sampled_from(sorted(COMPARISONS_BY_KIND)), st.sampled_from(OPERATORS), st.booleans(), awkward)
+def test_inputs_write_the_condition_that_they_show(kind: str, operator: str, negated: bool, value: str) -> None:
     condition = Condition("x", operator, (value,), negated)
-    found = control_of(condition, kind, ("free",))
+    found = input_of(condition, kind, ("free",))
     if found is not None:
-        assert condition_of("x", *found) == condition
+        assert condition_of("x", found) == condition
 
 
 @given(texts.filter(lambda text: "\n" not in text and "\r" not in text))
-def test_a_line_is_written_as_it_was_read(text: str) -> None:
-    piece = f"or=({quote(text)})"
-    assert parse_qsl(encoded(readable(piece))) == parse_qsl(piece)
+def test_a_readable_pair_is_encoded_back(text: str) -> None:
+    pair = f"or=({quote(text)})"
+    assert parse_qsl(encode_pair(readable_pair(pair))) == parse_qsl(pair)
 
 
 @pytest.mark.parametrize(
@@ -379,9 +388,9 @@ def test_the_kind_of_a_type(type: str, kind: str) -> None:
     assert kind_of(column("x", type)) == kind
 
 
-def test_every_kind_is_understood_by_the_grammar() -> None:
+def test_every_comparison_has_an_operator_of_the_grammar() -> None:
     request = ExportRequest(parse_export_request("x.csv", "").relation)
     assert conditions_of(request.filters) == []
-    for choices in CHOICES.values():
-        assert all(choice.operator in OPERATORS for choice in choices)
-        assert len({choice.key for choice in choices}) == len(choices)
+    for comparisons in COMPARISONS_BY_KIND.values():
+        assert all(comparison.operator in OPERATORS for comparison in comparisons)
+        assert len({comparison.key for comparison in comparisons}) == len(comparisons)

@@ -1,6 +1,6 @@
-"""The pages as HTML over HTTP: what they hold, their headers, escaping, weight, and that they work without JavaScript.
+"""The pages as HTML over HTTP: their content, headers, escaping and size, and that they work without JavaScript.
 
-What a person sees and does in a browser is in test_browser.py.
+What a user sees and does in a browser is in test_browser.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_WEIGHT = 100_000
 
 
 class Page(HTMLParser):
-    """The elements of a page: (tag, attributes) in order, and its text."""
+    """A parsed page: its elements as (tag, attributes) in order, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def other(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[TestClient[Any, Any]]:
-    """A server with settings of the test's own: indirect parameters."""
+    """A server with the settings of the test, given as an indirect parameter."""
     async with TestClient(TestServer(create_app(replace(settings, **request.param)))) as opened:
         yield opened
 
@@ -77,7 +77,7 @@ async def page(client: TestClient[Any, Any], path: str, status: int = 200) -> Pa
         assert response.headers["Cache-Control"] == "no-store"
         text = await response.text()
     found = Page(text)
-    # Nothing inline, nothing from elsewhere.
+    # Nothing inline, nothing from other sites.
     for _, attributes in found.tags:
         assert not any(name.startswith("on") or name == "style" for name in attributes)
         for name in ("src", "href", "action"):
@@ -88,7 +88,7 @@ async def page(client: TestClient[Any, Any], path: str, status: int = 200) -> Pa
 
 
 async def count(client: TestClient[Any, Any]) -> int:
-    """How many relations there are."""
+    """Return the number of relations."""
     async with client.get("/relations") as response:
         return len((await response.json())["relations"])
 
@@ -121,7 +121,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ODD)
-async def test_odd_names_are_text_everywhere(client: TestClient[Any, Any], postgres: Postgres, name: str) -> None:
+async def test_odd_names_are_shown_as_text(client: TestClient[Any, Any], postgres: Postgres, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     postgres.run(f"CREATE TABLE {quoted} (id int, {quoted} text)")
     postgres.run(f"INSERT INTO {quoted} VALUES (1, %s)".replace("50%", "50%%"), [name])
@@ -143,7 +143,7 @@ USUAL = {"table/users", "table/orders", "table/revenue_by_country"} | {
 }
 
 
-async def test_the_list_is_searched_without_javascript(client: TestClient[Any, Any]) -> None:
+async def test_the_list_can_be_searched_without_javascript(client: TestClient[Any, Any]) -> None:
     found = await page(client, "/?q=USER")
     assert [link for link in found.links() if link.startswith("table/")] == ["table/users"]
     assert f"1 of {await count(client)}" in found.text
@@ -154,7 +154,7 @@ async def test_the_list_is_searched_without_javascript(client: TestClient[Any, A
 
 
 @pytest.mark.parametrize("other", [{"export_schemas": ("public", "other <b>")}], indirect=True)
-async def test_schemas_are_named_and_chosen(other: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_the_list_names_schemas_and_filters_by_them(other: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run('CREATE SCHEMA "other <b>"; CREATE TABLE "other <b>".users (a int)')
     try:
         everything = await page(other, "/")
@@ -167,14 +167,14 @@ async def test_schemas_are_named_and_chosen(other: TestClient[Any, Any], postgre
 
 
 @pytest.mark.parametrize("other", [{"export_schemas": ("empty_schema",)}], indirect=True)
-async def test_a_database_with_nothing_to_export_says_what_to_do(other: TestClient[Any, Any]) -> None:
+async def test_an_empty_list_explains_what_to_grant(other: TestClient[Any, Any]) -> None:
     found = await page(other, "/")
     assert "nothing to export" in found.text
     assert "empty_schema" in found.text
 
 
 @pytest.mark.parametrize("other", [{"export_schemas": ("thousand",)}], indirect=True)
-async def test_a_thousand_tables_weigh_little(other: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_a_list_of_a_thousand_tables_is_small(other: TestClient[Any, Any], postgres: Postgres) -> None:
     names = [f"customer_{number:05}" for number in range(1000)]
     postgres.run("CREATE SCHEMA thousand")
     try:
@@ -193,8 +193,10 @@ async def test_a_thousand_tables_weigh_little(other: TestClient[Any, Any], postg
         postgres.run("DROP SCHEMA thousand")
 
 
-async def test_a_longer_list_is_cut_and_says_so(client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MOST_ROWS", 5)
+async def test_a_longer_list_is_truncated_with_a_notice(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_LISTED", 5)
     found = await page(client, "/")
     assert len([link for link in found.links() if link.startswith("table/")]) == 5
     assert f"The first 5 of {await count(client)} are shown" in found.text
@@ -203,7 +205,7 @@ async def test_a_longer_list_is_cut_and_says_so(client: TestClient[Any, Any], mo
 
 @pytest.mark.parametrize("other", [{"database_url": "postgresql://nobody@127.0.0.1:9/x"}], indirect=True)
 @pytest.mark.parametrize("path", ["/", "/table/users"])
-async def test_pages_say_that_the_database_is_away(other: TestClient[Any, Any], path: str) -> None:
+async def test_pages_report_an_unavailable_database(other: TestClient[Any, Any], path: str) -> None:
     found = await page(other, path, 503)
     assert "connection" in found.text or "reached" in found.text
     async with other.get(path, headers=BROWSER) as response:
@@ -228,7 +230,7 @@ async def test_the_form_shows_the_query_of_its_address(client: TestClient[Any, A
     assert urlsplit(str(download["href"])).path == "/export/users.tsv.gz"
 
 
-async def test_the_form_goes_to_the_address_that_says_the_same(client: TestClient[Any, Any]) -> None:
+async def test_a_submitted_form_redirects_to_the_equivalent_address(client: TestClient[Any, Any]) -> None:
     fields = "c=id&a=&t=0&c=name&a=full+name&t=1&c=email&a=&f0.column=id&f0.op=lte&f0.value=2&format=csv&limit=&more="
     async with client.get(f"/shape/users?{fields}", headers=BROWSER, allow_redirects=False) as response:
         assert response.status == 303
@@ -237,15 +239,34 @@ async def test_the_form_goes_to_the_address_that_says_the_same(client: TestClien
     assert "full name" in found.text
 
 
-async def test_the_preview_is_that_of_the_export(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_the_preview_shows_rows_of_the_export(client: TestClient[Any, Any], postgres: Postgres) -> None:
     found = await page(client, "/table/users?select=id,email&id=lte.3&order=id.desc")
     for number, email in postgres.run("SELECT id, email FROM users WHERE id <= 3 ORDER BY id DESC"):
         assert f"{number}{email}" in found.text
     assert "All 3 rows" in found.text
-    assert "No row matches" in (await page(client, "/table/users?id=lt.0")).text
+    assert "No rows match" in (await page(client, "/table/users?id=lt.0")).text
 
 
-async def test_null_and_the_empty_text_look_different(client: TestClient[Any, Any], postgres: Postgres) -> None:
+@pytest.mark.parametrize(
+    ("query", "content"),
+    [
+        ("", "contain only its header line"),
+        ("format=tsv", "contain only its header line"),
+        ("header=false", "be empty"),
+        ("format=ndjson", "be empty"),
+    ],
+)
+async def test_a_preview_without_rows_tells_what_the_file_will_contain(
+    client: TestClient[Any, Any], query: str, content: str
+) -> None:
+    found = await page(client, f"/table/users?id=lt.0&{query}")
+    assert f"The file will {content}." in found.text
+    (download,) = found.all("a", id="download")
+    async with client.get(str(download["href"])) as response:
+        assert bool(await response.read()) == ("header" in content)
+
+
+async def test_null_and_the_empty_string_look_different(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE TABLE halves (a text, b text); INSERT INTO halves VALUES (NULL, '')")
     found = await page(client, "/table/halves")
     assert len(found.all("i")) == 1
@@ -263,7 +284,7 @@ async def test_null_and_the_empty_text_look_different(client: TestClient[Any, An
         ("nonsense=1", "fault-more", "not known"),
     ],
 )
-async def test_an_error_is_beside_its_field(client: TestClient[Any, Any], query: str, slot: str, says: str) -> None:
+async def test_an_error_is_shown_at_its_field(client: TestClient[Any, Any], query: str, slot: str, says: str) -> None:
     found = await page(client, f"/table/users?{query}")
     shown = [field for field in found.all("p") if (field.get("class") == "fault") and "hidden" not in field]
     assert [field["id"] for field in shown] == [slot]
@@ -271,7 +292,7 @@ async def test_an_error_is_beside_its_field(client: TestClient[Any, Any], query:
     assert not found.all("a", id="download")
 
 
-async def test_the_script_is_told_what_has_changed(client: TestClient[Any, Any]) -> None:
+async def test_the_script_gets_only_the_changed_parts(client: TestClient[Any, Any]) -> None:
     live = {"X-Sluice-Live": "1", **BROWSER}
     fields = "c=id&a=&t=0&f7.column=id&f7.op=eq&f7.value=abc&format=csv"
     async with client.get(f"/shape/users?{fields}", headers=live) as response:
@@ -281,14 +302,14 @@ async def test_the_script_is_told_what_has_changed(client: TestClient[Any, Any])
     assert not changed.all("form", id="shape")
 
 
-async def test_a_slow_preview_does_not_keep_the_page(
+async def test_a_slow_preview_does_not_delay_the_page(
     client: TestClient[Any, Any], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "FIRST_PREVIEW_SECONDS", 0.1)
     postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n")
     found = await page(client, "/table/slow")
-    assert any("data-again" in field for field in found.all("div"))
-    assert found.all("a", id="download")  # a download may take its time
+    assert any("data-retry" in field for field in found.all("div"))
+    assert found.all("a", id="download")  # the export itself may take longer
 
 
 async def test_labels_of_an_enum_are_offered_and_in_the_api(client: TestClient[Any, Any], postgres: Postgres) -> None:
@@ -308,7 +329,7 @@ async def test_labels_of_an_enum_are_offered_and_in_the_api(client: TestClient[A
         postgres.run("DROP TYPE mood CASCADE")
 
 
-async def test_columns_that_may_not_be_read_are_left_out(settings: Settings, postgres: Postgres) -> None:
+async def test_unreadable_columns_are_left_out(settings: Settings, postgres: Postgres) -> None:
     postgres.run("""
         CREATE TABLE people (id int, salary int); INSERT INTO people VALUES (1, 2);
         CREATE ROLE page_reader LOGIN; GRANT SELECT (id) ON people TO page_reader""")
@@ -338,7 +359,7 @@ async def test_a_relation_without_columns(client: TestClient[Any, Any], postgres
     assert "no columns" in (await page(client, "/table/none_at_all")).text
 
 
-# --- Errors and forms for people, JSON for all others ---
+# --- Pages for browsers, JSON for other clients ---
 
 
 @pytest.mark.parametrize(
@@ -352,7 +373,7 @@ async def test_a_relation_without_columns(client: TestClient[Any, Any], postgres
         (f"/table/{quote(IMAGE[2:], safe='')}", 404, IMAGE[2:]),
     ],
 )
-async def test_a_person_gets_errors_as_pages(client: TestClient[Any, Any], path: str, status: int, says: str) -> None:
+async def test_a_browser_gets_errors_as_pages(client: TestClient[Any, Any], path: str, status: int, says: str) -> None:
     found = await page(client, path, status)
     assert says in found.text
     assert not found.all("img")
@@ -362,9 +383,9 @@ async def test_a_person_gets_errors_as_pages(client: TestClient[Any, Any], path:
             assert response.headers["Vary"] == "Accept"
 
 
-async def test_saving_from_the_page_leads_to_the_saved_exports(client: TestClient[Any, Any]) -> None:
+async def test_saving_from_the_page_redirects_to_the_saved_exports(client: TestClient[Any, Any]) -> None:
     nothing = await page(client, "/saved")
-    assert "Nothing is saved yet" in nothing.text
+    assert "No saved exports yet" in nothing.text
     async with client.post("/export/users.csv?id=lte.3", headers=BROWSER, allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (303, "/saved")
     async with client.post("/export/users.csv?id=lte.3") as response:
@@ -377,17 +398,17 @@ async def test_saving_from_the_page_leads_to_the_saved_exports(client: TestClien
         async with client.post(action, headers=BROWSER, allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (303, "/saved")
     async with client.post(deletions[0], headers=BROWSER, allow_redirects=False) as response:
-        assert response.status == 303  # somebody was quicker
+        assert response.status == 303  # already deleted
 
 
-async def test_another_sites_page_changes_nothing(client: TestClient[Any, Any]) -> None:
+async def test_requests_from_other_sites_are_refused(client: TestClient[Any, Any]) -> None:
     for path in ("/export/users.csv", "/saved/AAAAAAAAAAAAAAAAAAAAAA/delete"):
         async with client.post(path, headers={**BROWSER, "Sec-Fetch-Site": "cross-site"}) as response:
             assert response.status == 403
     assert not (await page(client, "/saved")).all("article")
 
 
-async def test_the_pages_own_files(client: TestClient[Any, Any]) -> None:
+async def test_static_files(client: TestClient[Any, Any]) -> None:
     async with client.get("/static/live.js") as response:
         assert response.status == 200
         assert response.content_type in ("text/javascript", "application/javascript")
@@ -395,7 +416,7 @@ async def test_the_pages_own_files(client: TestClient[Any, Any]) -> None:
         assert response.status == 404
 
 
-# --- Lines to paste ---
+# --- Lines to copy ---
 
 
 @pytest.mark.parametrize(
@@ -427,7 +448,7 @@ async def test_the_pages_own_files(client: TestClient[Any, Any]) -> None:
         ),
     ],
 )
-def test_a_line_to_paste(address: str, key: str, text: str) -> None:
+def test_a_line_to_copy(address: str, key: str, text: str) -> None:
     target, _, query = address.partition("?")
     request = parse_export_request(target, query)
     found = {each.key: each.text for each in snippets(f"http://x/export/{address}", "users.csv", request)}

@@ -1,1 +1,1 @@
-"""Pure stages by tables of cases, without a database: requests, plans, SQL."""
+"""Requests, plans and SQL as tables of cases, without a database."""

@@ -1,4 +1,4 @@
-"""The catalogue's pure half: which schemas are searched, a row as a value, the error with its suggestions."""
+"""The catalogue without a database: which schemas are searched, rows as values, errors with suggestions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server.query.catalogue import (
         (RelationName("users"), ["b", "a"], ["b", "a"]),
         (RelationName("users", "a"), ["b", "a"], ["a"]),
         (RelationName("users", "public"), ["public"], ["public"]),
-        # A schema that is not exported is not looked into, nor one that only looks alike.
+        # A schema that is not exported is not searched, nor is one with a similar name.
         (RelationName("pg_authid", "pg_catalog"), ["public"], []),
         (RelationName("users", "PUBLIC"), ["public"], []),
         (RelationName("users", ""), ["public"], []),
@@ -40,12 +40,12 @@ def test_only_exported_schemas_are_searched(wanted: RelationName, schemas: list[
     ("name", "written"),
     [(RelationName("users"), "users"), (RelationName("users", "public"), "public.users")],
 )
-def test_a_relation_name_is_written_as_users_write_it(name: RelationName, written: str) -> None:
+def test_a_relation_name_as_text(name: RelationName, written: str) -> None:
     assert str(name) == written
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    columns = [["id", "bigint", False, True, True], ["größe, €", "numeric(10,2)", True, False, False]]
+    columns = [["id", "bigint", False, True, True, None], ["größe, €", "mood", True, False, False, ["sad", "ok"]]]
     return {
         "oid": 16384,
         "schema": "public",
@@ -60,7 +60,7 @@ def row(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_row_becomes_a_value() -> None:
+def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
     assert relation_from_row(row()) == Relation(
         oid=16384,
         schema="public",
@@ -69,7 +69,7 @@ def test_a_row_becomes_a_value() -> None:
         is_partition=False,
         columns=(
             Column("id", "bigint", nullable=False, readable=True, indexed=True),
-            Column("größe, €", "numeric(10,2)", nullable=True, readable=False, indexed=False),
+            Column("größe, €", "mood", nullable=True, readable=False, indexed=False, values=("sad", "ok")),
         ),
         estimated_rows=20000,
         bytes=1 << 20,
@@ -77,14 +77,14 @@ def test_a_row_becomes_a_value() -> None:
     )
 
 
-def test_what_is_not_known_stays_unknown() -> None:
+def test_unknown_sizes_stay_unknown() -> None:
     relation = relation_from_row(row(estimated_rows=None, bytes=None, toast_bytes=None, columns="[]"))
     assert (relation.estimated_rows, relation.bytes, relation.toast_bytes) == (None, None, None)
     assert relation.columns == ()
 
 
 @pytest.mark.parametrize(("kind", "word"), KINDS.items())
-def test_every_kind_has_its_word(kind: str, word: str) -> None:
+def test_every_kind_of_relation_has_a_name(kind: str, word: str) -> None:
     assert relation_from_row(row(kind=kind)).kind == word
 
 
@@ -97,18 +97,18 @@ KNOWN = ["users", "orders", "orders_2024_01", "revenue_by_country", "Größe"]
         ("user", "Did you mean users?"),
         ("usres", "Did you mean users?"),
         ("Users", "Did you mean users?"),
-        ("grösse", "The page at / lists the relations there are."),
-        ("groesse", "The page at / lists the relations there are."),
+        ("grösse", "The page at / lists all relations."),
+        ("groesse", "The page at / lists all relations."),
         ("Grösse", "Did you mean Größe?"),
         ("order", "Did you mean orders?"),
         ("orders_2024", "Did you mean orders_2024_01 or orders?"),
-        ("nothing like it", "The page at / lists the relations there are."),
+        ("nothing like it", "The page at / lists all relations."),
     ],
 )
-def test_a_misspelt_relation_comes_with_the_nearest(wanted: str, hint: str) -> None:
+def test_a_misspelt_relation_gets_similar_names_as_a_hint(wanted: str, hint: str) -> None:
     error = relation_not_found(RelationName(wanted), KNOWN)
     assert (error.status, error.code) == (404, "relation_not_found")
-    assert error.detail == f'There is no relation "{wanted}" that may be exported.'
+    assert error.detail == f'The relation "{wanted}" does not exist or cannot be exported.'
     assert error.hint == hint
 
 
@@ -118,11 +118,11 @@ def test_at_most_three_are_suggested() -> None:
     assert hint.count("orders") == 3
 
 
-def test_the_schema_that_was_asked_for_is_named() -> None:
+def test_the_error_names_the_schema_of_the_request() -> None:
     assert '"secret.users"' in relation_not_found(RelationName("users", "secret"), []).detail
 
 
-def test_a_long_name_among_many_is_answered_at_once_and_shortly() -> None:
+def test_a_long_name_among_many_gets_a_short_answer_quickly() -> None:
     known = [f"table_{number:04}" + "x" * 53 for number in range(300)]
     started = time.monotonic()
     error = relation_not_found(RelationName("x" * 8192), known)

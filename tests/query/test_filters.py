@@ -1,4 +1,4 @@
-"""The grammar of filters: conditions, lists, quotes, braces and nested brackets, and what is said of what is wrong.
+"""The grammar of filters: conditions, lists, quotes, braces and nested brackets, and the errors they can have.
 
 Positions count characters from 1 within the value of the parameter. No catalogue, no database.
 """
@@ -38,13 +38,13 @@ def value_of(text: str) -> tuple[str, ...]:
 
 
 def member(text: str) -> Filter:
-    """The only member of these brackets."""
+    """Return the only member of these brackets."""
     members = parse_group("or", text).members
     assert len(members) == 1
     return members[0]
 
 
-# --- A condition that is a parameter of its own: all after the operator is the value. ---
+# --- A condition as a parameter: all text after the operator is the value. ---
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -82,7 +82,7 @@ def test_every_operator_takes_a_value_and_can_be_negated(operator: str, negated:
         "a\r\nb",
     ],
 )
-def test_the_value_is_all_that_follows_as_it_stands(operator: str, value: str) -> None:
+def test_the_value_is_all_text_that_follows(operator: str, value: str) -> None:
     assert parse_condition("a", f"{operator}.{value}") == Condition("a", operator, (value,))
     assert parse_condition("a", f"not.{operator}.{value}") == Condition("a", operator, (value,), negated=True)
 
@@ -101,8 +101,8 @@ def test_a_star_in_a_pattern_is_a_percent_sign(operator: str, value: str, patter
 @pytest.mark.parametrize(
     ("value", "whole"), [("\\", False), ("a\\", False), ("*\\\\\\", False), ("a\\\\", True), ("\\*", True)]
 )
-def test_a_pattern_does_not_end_in_half_an_escape(operator: str, value: str, whole: bool) -> None:
-    """PostgreSQL would find out only at a row that the rest of the pattern matches."""
+def test_a_pattern_does_not_end_with_an_unpaired_backslash(operator: str, value: str, whole: bool) -> None:
+    """PostgreSQL would report it only at a row that the rest of the pattern matches."""
     if whole:
         assert value_of(f"{operator}.{value}") == (value.replace("*", "%"),)
         return
@@ -117,18 +117,18 @@ def test_a_pattern_does_not_end_in_half_an_escape(operator: str, value: str, who
 
 
 @pytest.mark.parametrize("value", [*IS_VALUES, *(word.upper() for word in IS_VALUES), "Null", "tRuE"])
-def test_is_takes_its_words_in_any_case(value: str) -> None:
+def test_is_accepts_its_values_in_any_case(value: str) -> None:
     assert value_of(f"is.{value}") == (value.lower(),)
     assert member(f"(a.is.{value})") == Condition("a", "is", (value.lower(),))
 
 
 @pytest.mark.parametrize("value", ["", "nul", "null ", "not null", "1", "(null)", "distinct", "İ", '"null"'])
-def test_is_takes_nothing_else(value: str) -> None:
+def test_is_accepts_no_other_value(value: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("a", f"is.{value}")
     assert (error.value.status, error.value.code) == (400, "invalid_filter")
-    assert error.value.detail == f'The filter on "a" cannot compare with "is.{value.lower()}".'
-    assert error.value.hint == "After is. there is one of null, true, false, unknown."
+    assert error.value.detail == f'Unknown value "{value.lower()}" after "is" in the filter on "a".'
+    assert error.value.hint == "Use one of null, true, false, unknown."
 
 
 # --- Lists. ---
@@ -170,9 +170,9 @@ def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "detail"),
     [
-        ("", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
-        ("1,2", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
-        ("{1,2}", "invalid_filter", 'The filter on "a" needs a list in brackets at position 4.'),
+        ("", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
+        ("1,2", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
+        ("{1,2}", "invalid_filter", 'Expected a list in brackets in the filter on "a" at position 4.'),
         ("(", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
         ("(,1)", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
         ("(1,)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
@@ -182,34 +182,34 @@ def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
         (
             "(1)2",
             "unbalanced_brackets",
-            'There is text after the closing bracket in the filter on "a" at position 7: "2".',
+            'Unexpected text after the closing bracket in the filter on "a" at position 7: "2".',
         ),
         (
             "(1))",
             "unbalanced_brackets",
-            'There is text after the closing bracket in the filter on "a" at position 7: ")".',
+            'Unexpected text after the closing bracket in the filter on "a" at position 7: ")".',
         ),
         (
             "()" + "x" * 8192,
             "unbalanced_brackets",
-            f'There is text after the closing bracket in the filter on "a" at position 6: "{"x" * 100}…".',
+            f'Unexpected text after the closing bracket in the filter on "a" at position 6: "{"x" * 100}…".',
         ),
         ('(1,"a', "invalid_quotes", 'The double quote in the filter on "a" at position 7 is not closed.'),
         ('("a)', "invalid_quotes", 'The double quote in the filter on "a" at position 5 is not closed.'),
-        ('(ü,"a"b)', "invalid_quotes", 'There is text after the closing quote in the filter on "a" at position 10.'),
+        ('(ü,"a"b)', "invalid_quotes", 'Unexpected text after the closing quote in the filter on "a" at position 10.'),
         ("({1,2)", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
         ('(1,{"})', "unbalanced_brackets", 'The brace in the filter on "a" at position 7 is not closed.'),
         ("({1\\", "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
         ('({"\\', "unbalanced_brackets", 'The brace in the filter on "a" at position 5 is not closed.'),
     ],
 )
-def test_a_list_that_is_no_list_says_where(text: str, code: str, detail: str) -> None:
+def test_an_error_in_a_list_has_its_position(text: str, code: str, detail: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("a", f"in.{text}")
     assert (error.value.status, error.value.code, error.value.detail) == (400, code, detail)
 
 
-def test_text_after_a_closing_brace_is_not_a_bracket_left_open() -> None:
+def test_text_after_a_closing_brace_is_not_an_unclosed_bracket() -> None:
     for text in ("in.({1}x)", "in.({1}{2})"):
         with pytest.raises(InvalidRequest) as error:
             parse_condition("a", text)
@@ -243,13 +243,13 @@ def test_text_after_a_closing_brace_is_not_a_bracket_left_open() -> None:
         ("x" * 8192, 1, "x" * 100 + "…"),
     ],
 )
-def test_an_unknown_operator_is_shown_with_its_position_and_the_known_ones(
+def test_an_unknown_operator_has_its_position_and_a_hint_with_the_known_ones(
     text: str, position: int, shown: str
 ) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("a", text)
     assert (error.value.status, error.value.code) == (400, "unknown_operator")
-    assert error.value.detail == f'The filter on "a" has no operator at position {position}: "{shown}".'
+    assert error.value.detail == f'Expected an operator in the filter on "a" at position {position}, found "{shown}".'
     assert error.value.hint is not None
     assert ", ".join(OPERATORS) in error.value.hint
 
@@ -257,7 +257,7 @@ def test_an_unknown_operator_is_shown_with_its_position_and_the_known_ones(
 def test_a_long_column_is_shortened_in_messages() -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_condition("x" * 8192, "nothing.1")
-    assert f'The filter on "{"x" * 100}…" has' in error.value.detail
+    assert f'in the filter on "{"x" * 100}…" at position 1' in error.value.detail
 
 
 # --- Brackets. ---
@@ -293,7 +293,7 @@ def test_a_long_column_is_shortened_in_messages() -> None:
         ("(a.in.(1,2),b.lt.2)", (Condition("a", "in", ("1", "2")), TWO)),
         ("(a.in.(),b.lt.2)", (Condition("a", "in", ()), TWO)),
         ('(a.like.*x*,b.match."^(x|y)$")', (Condition("a", "like", ("%x%",)), Condition("b", "match", ("^(x|y)$",)))),
-        # Columns: in double quotes where the grammar would take them amiss.
+        # Columns: in double quotes if they contain characters of the grammar.
         ('("a.b".eq.1)', (Condition("a.b", "eq", ("1",)),)),
         ('("a,b(c)".eq.1)', (Condition("a,b(c)", "eq", ("1",)),)),
         ('("say ""hi""".eq.1)', (Condition('say "hi"', "eq", ("1",)),)),
@@ -305,7 +305,7 @@ def test_a_long_column_is_shortened_in_messages() -> None:
         ("(größe.eq.1)", (Condition("größe", "eq", ("1",)),)),
     ],
 )
-def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter, ...]) -> None:
+def test_a_group_holds_conditions_and_groups(text: str, members: tuple[Filter, ...]) -> None:
     assert parse_group("or", text) == Group("or", members)
     assert parse_group("and", text, negated=True) == Group("and", members, negated=True)
 
@@ -313,10 +313,10 @@ def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter,
 @pytest.mark.parametrize(
     ("text", "code", "detail"),
     [
-        ("", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        ("a.eq.1", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        (" (a.eq.1)", "invalid_filter", '"or" needs an opening bracket at position 1.'),
-        (")", "invalid_filter", '"or" needs an opening bracket at position 1.'),
+        ("", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        ("a.eq.1", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        (" (a.eq.1)", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        (")", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
         ("(", "missing_name", 'A name is missing in "or" at position 2.'),
         ("()", "missing_name", 'A name is missing in "or" at position 2.'),
         ("(,a.eq.1)", "missing_name", 'A name is missing in "or" at position 2.'),
@@ -331,49 +331,49 @@ def test_brackets_hold_conditions_and_brackets(text: str, members: tuple[Filter,
         ("(a.eq.1,or(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 11 is not closed.'),
         ("(a.eq.1,not.and(b.lt.2", "unbalanced_brackets", 'The bracket in "or" at position 16 is not closed.'),
         ("(ü.eq.1,a.in.(1,2", "unbalanced_brackets", 'The bracket in "or" at position 14 is not closed.'),
-        ("(a.eq.1))", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: ")".'),
-        ("(a.eq.1)x", "unbalanced_brackets", 'There is text after the closing bracket in "or" at position 9: "x".'),
+        ("(a.eq.1))", "unbalanced_brackets", 'Unexpected text after the closing bracket in "or" at position 9: ")".'),
+        ("(a.eq.1)x", "unbalanced_brackets", 'Unexpected text after the closing bracket in "or" at position 9: "x".'),
         (
             "(a.eq.f(x),b.lt.2)",
             "unbalanced_brackets",
-            'There is text after the closing bracket in "or" at position 11: ",b.lt.2)".',
+            'Unexpected text after the closing bracket in "or" at position 11: ",b.lt.2)".',
         ),
         ("(a.cs.{1,2)", "unbalanced_brackets", 'The brace in "or" at position 7 is not closed.'),
         ('(b.lt.2,a.cs.{"})', "unbalanced_brackets", 'The brace in "or" at position 14 is not closed.'),
         ('(a.eq."x)', "invalid_quotes", 'The double quote in "or" at position 7 is not closed.'),
         ('("a.eq.1)', "invalid_quotes", 'The double quote in "or" at position 2 is not closed.'),
         ('(a.in.("x)', "invalid_quotes", 'The double quote in "or" at position 8 is not closed.'),
-        ('(a.eq."x"y)', "invalid_quotes", 'There is text after the closing quote in "or" at position 10.'),
-        ('("a"b.eq.1)', "invalid_quotes", 'There is text after the closing quote in "or" at position 5.'),
-        ("(a)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
-        ("(a,b.lt.2)", "invalid_filter", 'The condition on "a" in "or" has no operator, at position 3.'),
-        ("(b.lt.2,xor(a.eq.1))", "invalid_filter", 'The condition on "xor" in "or" has no operator, at position 12.'),
-        ("(" + "x" * 8192, "invalid_filter", f'The condition on "{"x" * 100}…" in "or" has no operator, at'),
-        ("(a.1)", "unknown_operator", '"or" has no operator at position 4: "1)".'),
-        ("(a.not.1)", "unknown_operator", '"or" has no operator at position 8: "1)".'),
-        ("(b.lt.2,a.equals.1)", "unknown_operator", '"or" has no operator at position 11: "equals.".'),
-        ("(a.eq)", "unknown_operator", '"or" has no operator at position 4: "eq)".'),
-        ("(not.a.eq.1)", "unknown_operator", '"or" has no operator at position 6: "a.".'),
-        ("(a.in.1)", "invalid_filter", '"or" needs a list in brackets at position 7.'),
+        ('(a.eq."x"y)', "invalid_quotes", 'Unexpected text after the closing quote in "or" at position 10.'),
+        ('("a"b.eq.1)', "invalid_quotes", 'Unexpected text after the closing quote in "or" at position 5.'),
+        ("(a)", "invalid_filter", 'Expected an operator after "a" in "or" at position 3.'),
+        ("(a,b.lt.2)", "invalid_filter", 'Expected an operator after "a" in "or" at position 3.'),
+        ("(b.lt.2,xor(a.eq.1))", "invalid_filter", 'Expected an operator after "xor" in "or" at position 12.'),
+        ("(" + "x" * 8192, "invalid_filter", f'Expected an operator after "{"x" * 100}…" in "or" at'),
+        ("(a.1)", "unknown_operator", 'Expected an operator in "or" at position 4, found "1)".'),
+        ("(a.not.1)", "unknown_operator", 'Expected an operator in "or" at position 8, found "1)".'),
+        ("(b.lt.2,a.equals.1)", "unknown_operator", 'Expected an operator in "or" at position 11, found "equals.".'),
+        ("(a.eq)", "unknown_operator", 'Expected an operator in "or" at position 4, found "eq)".'),
+        ("(not.a.eq.1)", "unknown_operator", 'Expected an operator in "or" at position 6, found "a.".'),
+        ("(a.in.1)", "invalid_filter", 'Expected a list in brackets in "or" at position 7.'),
         ("(a.in.(1,))", "invalid_filter", 'An item is missing in "or" at position 10.'),
-        ("(a.is.nothing)", "invalid_filter", '"or" cannot compare with "is.nothing".'),
+        ("(a.is.nothing)", "invalid_filter", 'Unknown value "nothing" after "is" in "or".'),
     ],
 )
-def test_brackets_that_are_not_understood_say_where(text: str, code: str, detail: str) -> None:
+def test_an_error_in_a_group_has_its_position(text: str, code: str, detail: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_group("or", text)
     assert (error.value.status, error.value.code) == (400, code)
     assert error.value.detail.startswith(detail)
 
 
-def test_text_after_a_brace_in_brackets_is_not_a_bracket_left_open() -> None:
+def test_text_after_a_brace_in_a_group_is_not_an_unclosed_bracket() -> None:
     with pytest.raises(InvalidRequest) as error:
         parse_group("or", "(a.cs.{1}x,b.lt.2)")
     assert "not closed" not in error.value.detail
 
 
 def nested(depth: int) -> str:
-    """So many brackets around one condition, by turns or and and."""
+    """Return one condition in `depth` nested groups, alternately `or` and `and`."""
     return "".join("(" + ("or", "and")[level % 2] for level in range(1, depth)) + "(a.eq.1" + ")" * depth
 
 
@@ -386,16 +386,16 @@ def test_brackets_nest_to_the_limit() -> None:
 
 
 @pytest.mark.parametrize("depth", [DEEPEST_NEST + 1, 100, 10_000])
-def test_past_the_limit_they_are_refused_at_once(depth: int) -> None:
+def test_deeper_nesting_is_refused_quickly(depth: int) -> None:
     started = time.monotonic()
     with pytest.raises(InvalidRequest) as error:
         parse_group("and", nested(depth))
     assert (error.value.status, error.value.code) == (400, "too_deep")
-    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} deep.'
+    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} levels deep.'
     assert time.monotonic() - started < 0.5
 
 
-def test_the_limit_is_that_of_depth_and_not_of_number() -> None:
+def test_the_limit_counts_depth_and_not_groups() -> None:
     one = nested(DEEPEST_NEST - 1)
     group = parse_group("or", "(" + ",".join(["and" + one] * 500) + ")")
     assert conditions_of((group,)) == [ONE] * 500
@@ -403,7 +403,7 @@ def test_the_limit_is_that_of_depth_and_not_of_number() -> None:
 
 @pytest.mark.parametrize("number", [MOST_CONDITIONS, MOST_CONDITIONS + 1, 15_000])
 def test_many_conditions_are_read_quickly(number: int) -> None:
-    """How many are too many is judged over the whole query string, not here."""
+    """The number of conditions is limited for the query string as a whole, not here."""
     started = time.monotonic()
     group = parse_group("or", "(" + ",".join(["a.eq.1"] * number) + ")")
     assert group.members == (ONE,) * number
@@ -427,7 +427,7 @@ def test_a_list_as_long_as_a_request_line_is_read_quickly(text: str) -> None:
     assert time.monotonic() - started < 2
 
 
-# --- Order, and the way there and back. ---
+# --- Order, and writing and reading again. ---
 
 
 def test_conditions_come_in_the_order_in_which_they_are_written() -> None:
@@ -445,7 +445,7 @@ def test_conditions_come_in_the_order_in_which_they_are_written() -> None:
     assert [found.column for found in conditions_of(filters)] == list("abcdefgh")
 
 
-def test_of_no_filters_there_are_no_conditions() -> None:
+def test_no_filters_have_no_conditions() -> None:
     assert conditions_of(()) == []
 
 
@@ -465,7 +465,7 @@ def conditions(draw: st.DrawFn) -> Condition:
     else:
         value = draw(VALUES)
         if operator in ("like", "ilike"):
-            # A star in a pattern cannot be had, it is a percent sign; nor can a backslash before nothing.
+            # A pattern has % instead of *, and no unpaired backslash at its end.
             value = value.replace("*", "%").replace("\\", "\\\\")
         values = (value,)
     return Condition(draw(COLUMNS), operator, values, draw(st.booleans()))
@@ -481,7 +481,7 @@ GROUPS = st.recursive(
 
 
 def written_value(value: str) -> str:
-    """In double quotes where the grammar would take it amiss, as a careful client writes it."""
+    """Return the value in double quotes if it contains characters of the grammar, as a client would."""
     if value and value[0] not in '"{' and not set(value) & set(",)"):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -504,15 +504,15 @@ def written(item: Filter) -> str:
 @given(GROUPS)
 @example(Group("or", (Condition("a", "in", ("",)),)))
 @example(Group("or", (Condition("not", "eq", ("(",)), Group("and", (Condition('"', "ov", ('"',)),), negated=True))))
-def test_filters_that_are_written_are_read_again(tree: Group) -> None:
+def test_a_written_group_is_read_back(tree: Group) -> None:
     outer = "not." if tree.negated else ""
     text = written(tree).removeprefix(outer + tree.joined_by)
     assert parse_group(tree.joined_by, text, negated=tree.negated) == tree
 
 
 @given(conditions())
-def test_a_condition_that_is_written_is_read_again(condition: Condition) -> None:
-    """As a parameter of its own its value needs no quotes but in a list."""
+def test_a_written_condition_is_read_back(condition: Condition) -> None:
+    """The value of a condition that is a parameter needs quotes only in a list."""
     before = "not." if condition.negated else ""
     if condition.operator == "in":
         value = "(" + ",".join(written_value(value) for value in condition.values) + ")"
@@ -522,7 +522,7 @@ def test_a_condition_that_is_written_is_read_again(condition: Condition) -> None
 
 
 @given(GROUPS)
-def test_every_condition_of_a_tree_is_found_in_its_order(tree: Group) -> None:
+def test_every_condition_of_a_tree_is_found_in_order(tree: Group) -> None:
     def walk(item: Filter) -> list[Condition]:
         return [item] if isinstance(item, Condition) else [found for member in item.members for found in walk(member)]
 
@@ -541,7 +541,7 @@ NEARLY = st.lists(st.sampled_from(WORDS), max_size=20).map("".join)
 @example('(a.in.("')
 @example("(" * 2000)
 @example("(or" * 2000)
-def test_any_text_is_a_filter_or_an_invalid_request(text: str) -> None:
+def test_any_text_is_a_filter_or_raises_invalid_request(text: str) -> None:
     outcome: Filter | InvalidRequest
     for parse in (parse_condition, parse_group):
         try:

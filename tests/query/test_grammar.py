@@ -1,4 +1,4 @@
-"""The small pieces of the grammar: percent-decoding, names, double quotes, and the positions that messages name."""
+"""The lexical parts of the grammar: percent-decoding, names, double quotes, and the positions in messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server.errors import InvalidRequest
 from server.query.grammar import percent_decode, read_name, read_names, read_quoted, shorten, write_name
 
-# Any text that PostgreSQL can hold, and texts dense with what the grammar gives a meaning to.
+# Any text that PostgreSQL can store, and texts with many characters of the grammar.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.text('a."\\,:() é', max_size=12)
 
 
@@ -29,19 +29,19 @@ def refused(error: pytest.ExceptionInfo[InvalidRequest], code: str, detail: str)
         ("ü🦥", "ü🦥"),
         ("ü%C3%BC", "üü"),
         ("a+b", "a+b"),
-        # Decoded once, and what is no escape stays as it is.
+        # Decoded once; a % that is not an escape stays.
         ("%2541", "%41"),
         ("100%", "100%"),
         ("%4", "%4"),
         ("%zz%", "%zz%"),
-        # An escape may complete what a raw byte (handed over as a lone surrogate) begins.
+        # An escape may complete a character that a raw byte (given as a lone surrogate) starts.
         ("\udcc3%BC", "ü"),
         ("%01%7F%0D%0A", "\x01\x7f\r\n"),
         ("%EF%BF%BF%EF%BB%BF", "\uffff\ufeff"),
         ("%F4%8F%BF%BF", "\U0010ffff"),
     ],
 )
-def test_percent_encoding_is_undone_once(text: str, decoded: str) -> None:
+def test_percent_encoding_is_decoded_once(text: str, decoded: str) -> None:
     assert percent_decode(text, "the path") == decoded
 
 
@@ -62,21 +62,21 @@ def test_percent_encoding_is_undone_once(text: str, decoded: str) -> None:
         ("a\0b", "There is a NUL character in the path."),
     ],
 )
-def test_what_is_no_text_is_refused(text: str, reason: str) -> None:
+def test_bytes_that_are_not_text_are_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         percent_decode(text, "the path")
     refused(error, "invalid_encoding", reason)
 
 
 @given(TEXT)
-def test_whatever_is_encoded_is_decoded(text: str) -> None:
+def test_encoded_text_is_decoded(text: str) -> None:
     assert percent_decode(quote(text, safe=""), "x") == text
     assert percent_decode("".join(f"%{byte:02x}" for byte in text.encode()), "x") == text
 
 
 @given(st.binary(max_size=12))
 @example(b"\xed\xbf\xbf")
-def test_bytes_are_what_python_takes_for_utf_8(data: bytes) -> None:
+def test_bytes_are_decoded_as_python_decodes_utf_8(data: bytes) -> None:
     try:
         expected = data.decode()
     except UnicodeDecodeError:
@@ -104,7 +104,7 @@ def test_bytes_are_what_python_takes_for_utf_8(data: bytes) -> None:
         (r'"a\b"', 0, r"a\b", 5),
         (r'"\n"', 0, r"\n", 4),
         (r'"\ü"', 0, r"\ü", 4),
-        # Two in a row: each reads its own.
+        # Two in a row: each is read by itself.
         ('"a","b"', 0, "a", 3),
         ('"a","b"', 4, "b", 7),
         ('"(),.{}*"', 0, "(),.{}*", 9),
@@ -127,7 +127,7 @@ def test_double_quotes_hold_any_text(text: str, start: int, found: str, end: int
         ('ü,"a', 2, 3),
     ],
 )
-def test_a_quote_that_is_not_closed_is_named_by_its_position(text: str, start: int, position: int) -> None:
+def test_an_unclosed_quote_is_reported_with_its_position(text: str, start: int, position: int) -> None:
     with pytest.raises(InvalidRequest) as error:
         read_quoted(text, start, '"select"')
     refused(error, "invalid_quotes", f'The double quote in "select" at position {position} is not closed.')
@@ -161,12 +161,12 @@ def test_a_name_ends_at_a_stop(text: str, start: int, stops: str, name: str, end
         ("a.", 2, ".", "missing_name", "A name is missing in the path at position 3."),
         ('ü.""', 2, ".", "missing_name", "A name is missing in the path at position 3."),
         ('"a', 0, ".", "invalid_quotes", "The double quote in the path at position 1 is not closed."),
-        ('"a"b', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
-        ('"a" ', 0, "", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
-        ('"🦥"x', 0, ".", "invalid_quotes", "There is text after the closing quote in the path at position 4."),
+        ('"a"b', 0, ".", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
+        ('"a" ', 0, "", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
+        ('"🦥"x', 0, ".", "invalid_quotes", "Unexpected text after the closing quote in the path at position 4."),
     ],
 )
-def test_what_is_no_name_is_named_by_its_position(text: str, start: int, stops: str, code: str, detail: str) -> None:
+def test_an_invalid_name_has_its_position(text: str, start: int, stops: str, code: str, detail: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         read_name(text, start, stops, "the path")
     refused(error, code, detail)
@@ -185,14 +185,14 @@ def test_names_come_with_the_stops_between_them(text: str, names: list[tuple[str
 
 
 @pytest.mark.parametrize(("text", "position"), [("", 1), ("a,", 3), ("a,,b", 3), (",a", 1), ('a,"",b', 3)])
-def test_a_name_that_is_missing_among_others_is_found(text: str, position: int) -> None:
+def test_a_missing_name_is_reported_with_its_position(text: str, position: int) -> None:
     with pytest.raises(InvalidRequest) as error:
         list(read_names(text, ",", '"order"'))
     refused(error, "missing_name", f'A name is missing in "order" at position {position}.')
 
 
 @given(names=st.lists(TEXT.filter(bool), min_size=1, max_size=6), data=st.data())
-def test_names_that_are_written_are_read_again(names: list[str], data: st.DataObject) -> None:
+def test_written_names_are_read_back(names: list[str], data: st.DataObject) -> None:
     stops = ".,:()"
     between = data.draw(st.lists(st.sampled_from(stops), min_size=len(names) - 1, max_size=len(names) - 1))
     text = "".join(write_name(name, stops) + stop for name, stop in zip(names, [*between, ""], strict=True))
@@ -212,7 +212,7 @@ def test_names_that_are_written_are_read_again(names: list[str], data: st.DataOb
         ("a.\\", '"a.\\\\"'),
     ],
 )
-def test_only_what_needs_quotes_is_written_in_quotes(name: str, written: str) -> None:
+def test_a_name_is_written_in_quotes_only_if_it_needs_them(name: str, written: str) -> None:
     assert write_name(name, ".,") == written
 
 
@@ -223,7 +223,7 @@ def test_long_text_is_shortened_for_a_message(length: int) -> None:
 
 
 @given(TEXT | st.text(st.characters(exclude_categories=[])), st.integers(0, 12), st.text('".,:()a', max_size=3))
-def test_any_text_gives_a_name_or_an_invalid_request(text: str, start: int, stops: str) -> None:
+def test_any_text_is_a_name_or_raises_invalid_request(text: str, start: int, stops: str) -> None:
     start = min(start, len(text))
     outcome: tuple[str, int] | InvalidRequest
     try:

@@ -1,4 +1,4 @@
-"""Request + relation → plan: every name resolved or refused by name, how much to fetch at once. No database."""
+"""A request and its relation → plan: names resolved or refused, rows per FETCH. No database."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def relation(*columns: Column, name: str = "users", toast_bytes: int | None = 0)
 
 
 def plan(of: Relation, *select: str | tuple[str, str]) -> ExportPlan:
-    """The plan of a request for these columns (or (alias, column)); of none for all."""
+    """Return the plan of a request for these columns, each a name or (alias, name). Without any, for all columns."""
     items = [SelectedColumn(item) if isinstance(item, str) else SelectedColumn(item[1], item[0]) for item in select]
     return make_plan(ExportRequest(RelationName(of.name), select=tuple(items) or None), of)
 
 
 def asked(query: str, of: Relation, target: str = "users.csv") -> ExportPlan:
-    """The plan of this query string."""
+    """Return the plan of this query string."""
     return make_plan(parse_export_request(target, query), of)
 
 
@@ -57,7 +57,7 @@ USERS = relation(column("id"), column("name"), column("e,mail"))
         (("e,mail",), ["e,mail"], ["e,mail"]),
     ],
 )
-def test_columns_come_as_they_were_asked_for(
+def test_columns_have_the_order_and_names_of_the_request(
     select: tuple[str | tuple[str, str], ...], headers: list[str], columns: list[str]
 ) -> None:
     made = plan(USERS, *select)
@@ -66,7 +66,7 @@ def test_columns_come_as_they_were_asked_for(
     assert (made.relation, made.format, made.dialect) == (USERS, "csv", Dialect())
 
 
-def test_everything_else_of_the_request_is_in_the_plan() -> None:
+def test_the_rest_of_the_request_is_in_the_plan() -> None:
     query = "id=eq.1&or=(name.is.null,id.gt.2)&order=name.desc,id&limit=5&offset=7&null=N&timezone=UTC&filename=f"
     request = parse_export_request("users.tsv.gz", query)
     made = make_plan(request, USERS)
@@ -77,7 +77,7 @@ def test_everything_else_of_the_request_is_in_the_plan() -> None:
     assert made.dialect == Dialect(delimiter=b"\t", null=b"N")
 
 
-def test_without_a_file_name_the_relation_gives_it() -> None:
+def test_the_default_file_name_is_the_relation() -> None:
     made = asked("", USERS, "users.ndjson")
     assert (made.filename, made.suffix) == ("users", ".ndjson")
 
@@ -93,7 +93,7 @@ def test_without_a_file_name_the_relation_gives_it() -> None:
         ("offset=9223372036854775807", PREVIEW_ROWS, 2**63 - 1),
     ],
 )
-def test_a_preview_is_the_same_plan_for_a_few_rows(query: str, limit: int, offset: int) -> None:
+def test_a_preview_is_the_same_plan_with_few_rows(query: str, limit: int, offset: int) -> None:
     whole = asked(f"{query}&id=eq.1&order=name&select=name", USERS)
     preview = preview_of(whole)
     assert (preview.limit, preview.offset) == (limit, offset)
@@ -123,12 +123,12 @@ def refused(of: Relation, *select: str | tuple[str, str]) -> ExportError:
         (("ID",), '"ID"'),  # names are compared as they are written
         ((" id",), '" id"'),
         (("*",), '"*"'),
-        (("ctid",), '"ctid"'),  # a system column is none of the relation's
+        (("ctid",), '"ctid"'),  # a system column is not exported
         ((("id", "nothing"),), '"nothing"'),
         (('"id"',), '""id""'),
     ],
 )
-def test_an_unknown_column_is_named_beside_the_known_ones(
+def test_an_unknown_column_is_reported_with_the_known_ones(
     select: tuple[str | tuple[str, str], ...], named: str
 ) -> None:
     error = refused(USERS, *select)
@@ -151,7 +151,7 @@ def test_an_unknown_column_is_named_beside_the_known_ones(
         "select=id&nothing=eq.1",
     ],
 )
-def test_an_unknown_column_is_found_wherever_it_is_named(query: str) -> None:
+def test_an_unknown_column_is_found_in_every_parameter(query: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         asked(query, USERS)
     assert (caught.value.status, caught.value.code) == (400, "unknown_column")
@@ -159,24 +159,24 @@ def test_an_unknown_column_is_found_wherever_it_is_named(query: str) -> None:
     assert caught.value.hint == 'Its columns are "id", "name", "e,mail".'
 
 
-def test_columns_of_a_filter_and_of_the_order_are_names_and_no_positions() -> None:
+def test_filters_and_sort_keys_take_names_and_not_positions() -> None:
     for query in ("order=1", "1=eq.1", "order=e,mail"):
         with pytest.raises(InvalidRequest):
             asked(query, USERS)
 
 
-def test_an_alias_is_a_name_of_the_file_and_none_to_filter_or_sort_by() -> None:
+def test_an_alias_cannot_be_filtered_or_sorted_by() -> None:
     for query in ("select=x:id&order=x", "select=x:id&x=eq.1"):
         with pytest.raises(InvalidRequest) as caught:
             asked(query, USERS)
         assert '"x"' in caught.value.detail
 
 
-def test_an_unknown_column_of_a_relation_without_any_says_so() -> None:
+def test_an_unknown_column_of_a_relation_without_columns() -> None:
     assert refused(relation(), "id").hint == "It has no columns."
 
 
-def test_a_message_stays_short_however_long_the_names_are() -> None:
+def test_a_message_stays_short_with_long_names() -> None:
     wide = relation(*(column(f"c{number}" + "x" * 60) for number in range(1600)))
     error = refused(wide, "y" * 8192)
     assert f'"{"y" * 100}"' in error.detail
@@ -191,44 +191,44 @@ GUARDED = relation(column("id"), column("salary", readable=False), column("name"
 @pytest.mark.parametrize(
     ("select", "named"),
     [
-        ((), '"salary", "notes"'),
-        (("id", "salary"), '"salary"'),
-        ((("id", "notes"),), '"notes"'),
+        ((), 'columns "salary", "notes"'),
+        (("id", "salary"), 'column "salary"'),
+        ((("id", "notes"),), 'column "notes"'),
     ],
 )
-def test_columns_that_the_role_may_not_read_are_named(select: tuple[str | tuple[str, str], ...], named: str) -> None:
+def test_unreadable_columns_are_named(select: tuple[str | tuple[str, str], ...], named: str) -> None:
     error = refused(GUARDED, *select)
     assert isinstance(error, Forbidden)
     assert (error.status, error.code) == (403, "columns_not_readable")
-    assert error.detail == f"The database role may not read the columns {named}."
-    assert error.hint == "Name the others: select=id,name"
+    assert error.detail == f"The database role may not read the {named}."
+    assert error.hint == "Select only the others: select=id,name"
 
 
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        ("select=id&salary=gt.1", '"salary"'),
-        ("select=id&order=notes", '"notes"'),
-        ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", '"salary", "notes"'),
-        ("select=id&order=notes,salary&salary=eq.1", '"salary", "notes"'),
+        ("select=id&salary=gt.1", 'column "salary"'),
+        ("select=id&order=notes", 'column "notes"'),
+        ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", 'columns "salary", "notes"'),
+        ("select=id&order=notes,salary&salary=eq.1", 'columns "salary", "notes"'),
     ],
 )
-def test_a_column_that_may_not_be_read_can_neither_filter_nor_sort(query: str, named: str) -> None:
-    """Either would tell what is in it."""
+def test_an_unreadable_column_cannot_be_filtered_or_sorted_by(query: str, named: str) -> None:
+    """Either would reveal what is in it."""
     with pytest.raises(Forbidden) as caught:
         asked(query, GUARDED)
-    assert caught.value.detail == f"The database role may not read the columns {named}."
+    assert caught.value.detail == f"The database role may not read the {named}."
 
 
-def test_readable_columns_of_a_guarded_relation_can_be_had() -> None:
+def test_readable_columns_of_a_guarded_relation_can_be_exported() -> None:
     assert [output.column.name for output in plan(GUARDED, "name", "id").columns] == ["name", "id"]
 
 
-def test_the_hint_with_the_readable_columns_can_be_typed_as_it_stands() -> None:
+def test_the_hint_with_the_readable_columns_is_a_valid_query_string() -> None:
     odd = relation(column("a,b"), column("c:d"), column('"e"'), column("salary", readable=False))
     hint = refused(odd).hint
     assert hint is not None
-    query = hint.removeprefix("Name the others: ")
+    query = hint.removeprefix("Select only the others: ")
     select = parse_export_request("users.csv", query).select
     assert select is not None
     assert [item.column for item in select] == ["a,b", "c:d", '"e"']
@@ -249,5 +249,5 @@ def test_a_hint_with_very_many_columns_is_left_out() -> None:
         (1 << 40, LARGE_TOAST_FETCH_ROWS),
     ],
 )
-def test_relations_with_much_out_of_line_are_fetched_in_short_batches(toast_bytes: int | None, fetch_rows: int) -> None:
+def test_relations_with_much_toast_are_fetched_in_small_batches(toast_bytes: int | None, fetch_rows: int) -> None:
     assert plan(relation(column("id"), toast_bytes=toast_bytes)).fetch_rows == fetch_rows

@@ -1,5 +1,7 @@
-"""The grammar of an export's URL: what a path and a query string mean, and what the message says where they mean
-nothing. No catalogue, no database."""
+"""The grammar of an export's URL: what a path and a query string mean, and the errors they can have.
+
+No catalogue, no database.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from server.query.request import (
     parse_relation_request,
 )
 
-# What PostgreSQL takes as a name: any text but the empty one, without NUL; UTF-8 has no surrogates.
+# Names that PostgreSQL allows: not empty, without NUL, and without surrogates, which UTF-8 does not have.
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
-# Names made of what the grammar gives a meaning to: plain text seldom has two of these side by side.
+# Names made of characters of the grammar: random text seldom has two of these in a row.
 AWKWARD_NAMES = st.text('a."\\:,%/+ é', min_size=1, max_size=12)
 # What aiohttp hands over: bytes of the request line that are not UTF-8 arrive as lone surrogates.
 RAW = st.text(st.characters(exclude_categories=[])) | st.text('a.csvz"\\:,%0Ff+&=*select\udcff')
-# Text made of the grammar's own words: what is nearly right finds more than what is not right at all.
+# Text made of words of the grammar: nearly valid text reaches more code than random text.
 WORDS = [*PARAMETERS, *OPERATORS, *'=.,:()"{}\\&*%+-1', "not.", "a", "%22", "%00", "%ff", "true", "desc", "tab"]
 NEARLY_RIGHT = st.lists(st.sampled_from(WORDS), max_size=30).map("".join)
 
@@ -70,11 +72,11 @@ def rejected(target: str, query: str = "") -> InvalidRequest:
         (r'"a\\".csv', None, "a\\"),
         (r'"a\b".csv', None, r"a\b"),
         (r'"\.".csv', None, r"\."),
-        # A quote or a backslash that does not begin the name is a character like others.
+        # A quote or a backslash that is not at the start of the name is an ordinary character.
         ('a"b.csv', None, 'a"b'),
         ('a"b"".csv', None, 'a"b""'),
         (r"a\b.csv", None, r"a\b"),
-        # Characters that something else might take amiss.
+        # Characters that have a meaning elsewhere.
         ("my%20table.csv", None, "my table"),
         ("my table.csv", None, "my table"),
         (" .csv", None, " "),
@@ -138,7 +140,7 @@ def test_the_path_of_a_relation_has_no_format(target: str, relation: RelationNam
 
 
 @pytest.mark.parametrize("target", ["a.b.c", "", ".", '"a', "%ff"])
-def test_the_path_of_no_relation_is_refused(target: str) -> None:
+def test_a_path_that_names_no_relation_is_refused(target: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_relation_request(target, "")
 
@@ -146,7 +148,7 @@ def test_the_path_of_no_relation_is_refused(target: str) -> None:
 @pytest.mark.parametrize(
     ("target", "code", "named"),
     [
-        # No name where one must be.
+        # A missing name.
         ("", "missing_name", "in the path at position 1."),
         (".csv", "missing_name", "in the path at position 1."),
         ("users.", "missing_name", "in the path at position 7."),
@@ -155,7 +157,7 @@ def test_the_path_of_no_relation_is_refused(target: str) -> None:
         ('public."".csv', "missing_name", "in the path at position 8."),
         ("../../etc/passwd.csv", "missing_name", "in the path at position 1."),
         ("..%2F..%2Fetc%2Fpasswd.csv", "missing_name", "in the path at position 1."),
-        # No format, or none that is known.
+        # No format, or an unknown one.
         ("users", "unknown_format", "The path has no format."),
         ('"users.csv"', "unknown_format", "The path has no format."),
         ("gz", "unknown_format", "The path has no format."),
@@ -170,7 +172,7 @@ def test_the_path_of_no_relation_is_refused(target: str) -> None:
         ("users.csv.gz.gz", "unknown_format", 'The format "gz" is not known.'),
         ("users.json", "unknown_format", 'The format "json" is not known.'),
         ("users." + "x" * 8192, "unknown_format", f'The format "{"x" * 100}…" is not known.'),
-        # More names than a relation has.
+        # Too many names.
         ("db.public.users.csv", "invalid_relation", "more than a schema and a relation"),
         ("a.b.c.d.e.csv", "invalid_relation", "more than a schema and a relation"),
         # Quotes.
@@ -181,7 +183,7 @@ def test_the_path_of_no_relation_is_refused(target: str) -> None:
         ('"a"b.csv', "invalid_quotes", "text after the closing quote in the path at position 4."),
         ('public."a"b.csv', "invalid_quotes", "text after the closing quote in the path at position 11."),
         ('"größe"n.csv', "invalid_quotes", "text after the closing quote in the path at position 8."),
-        # Bytes that are no text.
+        # Bytes that are not text.
         ("%FF.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),
         ("%C0%AE%C0%AE%2F.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # overlong dots
         ("%ED%A0%80.csv", "invalid_encoding", "bytes in the path that are not UTF-8."),  # a surrogate
@@ -193,14 +195,14 @@ def test_the_path_of_no_relation_is_refused(target: str) -> None:
         ("users\0.csv", "invalid_encoding", "a NUL character in the path."),
     ],
 )
-def test_a_path_that_names_nothing_says_why(target: str, code: str, named: str) -> None:
+def test_an_invalid_path_has_a_code_and_a_reason(target: str, code: str, named: str) -> None:
     error = rejected(target)
     assert (error.status, error.code) == (400, code)
     assert named in error.detail
 
 
 @pytest.mark.parametrize("target", ["users", "users.xlsx", "a.b.c.csv"])
-def test_a_wrong_path_comes_with_a_right_one(target: str) -> None:
+def test_the_hint_for_a_wrong_path_shows_a_valid_one(target: str) -> None:
     hint = rejected(target).hint
     assert hint is not None
     shown = re.search(r"/export/(\S+)", hint)
@@ -217,7 +219,7 @@ def test_a_wrong_path_comes_with_a_right_one(target: str) -> None:
         ("select=id,id", [("id", None), ("id", None)]),
         ("select=full_name:name", [("name", "full_name")]),
         ("select=id,full_name:name,x:id", [("id", None), ("name", "full_name"), ("id", "x")]),
-        # Percent-encoding, and + for a space, before the grammar looks.
+        # Percent-encoding and + for a space are decoded before the grammar applies.
         ("select=id%2Cname", [("id", None), ("name", None)]),
         ("select=full%20name%3Aname", [("name", "full name")]),
         ("select=first+name", [("first name", None)]),
@@ -239,7 +241,7 @@ def test_a_wrong_path_comes_with_a_right_one(target: str) -> None:
         ("select=%22a%2Cb%22", [("a,b", None)]),
         ('select=a"b', [('a"b', None)]),
         ('select="="', [("=", None)]),
-        # A column named * is not all columns, and * beside a name is a column.
+        # A column named * is not all columns, and * next to a name is a column.
         ('select="*"', [("*", None)]),
         ("select=*,id", [("*", None), ("id", None)]),
         ("select=all:*", [("*", "all")]),
@@ -256,7 +258,7 @@ def test_select_names_columns_in_order(query: str, select: list[tuple[str, str |
 
 
 @pytest.mark.parametrize("query", ["", "&", "&&&", "select=*", "select=%2A"])
-def test_without_names_all_columns_are_meant(query: str) -> None:
+def test_without_names_all_columns_are_selected(query: str) -> None:
     assert parsed("users.csv", query).select is None
 
 
@@ -274,8 +276,8 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("select=a:,b", "missing_name", 'in "select" at position 3.'),
         ('select=a,""', "missing_name", 'in "select" at position 3.'),
         ('select="":a', "missing_name", 'in "select" at position 1.'),
-        ("select=a:b:c", "invalid_select", 'two aliases before one column, at "b".'),
-        ("select=a:" + "b" * 8192 + ":c", "invalid_select", f'at "{"b" * 100}…".'),
+        ("select=a:b:c", "invalid_select", '"select" gives a column a second alias, "b".'),
+        ("select=a:" + "b" * 8192 + ":c", "invalid_select", f'a second alias, "{"b" * 100}…".'),
         (f"select={'x' * 64}:id", "invalid_select", f'The alias "{"x" * 64}" in "select" is longer than 63 bytes.'),
         (f"select={'é' * 32}:id", "invalid_select", "is longer than 63 bytes."),
         (f"select={'x' * 8192}:id", "invalid_select", f'The alias "{"x" * 100}…" in "select" is longer'),
@@ -285,13 +287,17 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ('select=a,"b&', "invalid_quotes", 'in "select" at position 3 is not closed.'),
         ('select="a"b', "invalid_quotes", 'in "select" at position 4.'),
         ('select=x:"a" ,b', "invalid_quotes", 'in "select" at position 6.'),
-        # Parameters. A name in another case, or with something beside it, is another name.
+        # Parameters. A name in another case, or with a space before or after it, is another name.
         ("Select=id", "unknown_parameter", 'The parameter "Select" is not known'),
         ("LIMIT=1", "unknown_parameter", 'The parameter "LIMIT" is not known'),
         ("+limit=1", "unknown_parameter", 'The parameter " limit" is not known'),
         ("limit+=1", "unknown_parameter", 'The parameter "limit " is not known'),
         ('"limit"=1', "unknown_parameter", 'The parameter ""limit"" is not known'),
-        ("id=1", "unknown_parameter", 'The parameter "id" is not known; as a filter on a column it would need an'),
+        (
+            "id=1",
+            "unknown_parameter",
+            'The parameter "id" is not known. A filter on a column of this name needs an operator.',
+        ),
         ("id=", "unknown_parameter", 'The parameter "id" is not known'),
         ("id=eq", "unknown_parameter", 'The parameter "id" is not known'),
         ("id=1.5", "unknown_parameter", 'The parameter "id" is not known'),
@@ -312,7 +318,7 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("select=*&sel%65ct=id", "repeated_parameter", 'The parameter "select" is given twice.'),
         ("limit=1&order=id&limit=1", "repeated_parameter", 'The parameter "limit" is given twice.'),
         ("bom=true&bom=false", "repeated_parameter", 'The parameter "bom" is given twice.'),
-        # Bytes that are no text.
+        # Bytes that are not text.
         ("select=%FF", "invalid_encoding", 'bytes in the value of "select" that are not UTF-8.'),
         ("select=id,\udcff", "invalid_encoding", 'bytes in the value of "select" that are not UTF-8.'),
         ("select=%00", "invalid_encoding", 'a NUL character in the value of "select".'),
@@ -333,18 +339,22 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("order=id..desc", "missing_name", 'A name is missing in "order" at position 4.'),
         ('order=id,"na', "invalid_quotes", 'The double quote in "order" at position 4 is not closed.'),
         ('order="id"desc', "invalid_quotes", 'text after the closing quote in "order" at position 5.'),
-        ("order=id.down", "invalid_order", '"order" does not understand "down" after "id".'),
-        ("order=id.DESC", "invalid_order", '"order" does not understand "DESC" after "id".'),
-        ("order=id.desc.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
-        ("order=id.asc.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
-        ("order=id.nullslast.nullsfirst", "invalid_order", '"order" does not understand "nullsfirst" after "id".'),
-        ("order=id.nullslast.desc", "invalid_order", '"order" does not understand "desc" after "id".'),
-        ("order=id.desc.nullslast.x", "invalid_order", '"order" does not understand "x" after "id".'),
-        ("order=a.b.desc", "invalid_order", '"order" does not understand "b" after "a".'),
-        ("order=id." + "x" * 8192, "invalid_order", f'does not understand "{"x" * 100}…" after "id".'),
+        ("order=id.down", "invalid_order", 'Unexpected "down" after "id" in "order".'),
+        ("order=id.DESC", "invalid_order", 'Unexpected "DESC" after "id" in "order".'),
+        ("order=id.desc.desc", "invalid_order", 'Unexpected "desc" after "id" in "order".'),
+        ("order=id.asc.desc", "invalid_order", 'Unexpected "desc" after "id" in "order".'),
+        ("order=id.nullslast.nullsfirst", "invalid_order", 'Unexpected "nullsfirst" after "id" in "order".'),
+        ("order=id.nullslast.desc", "invalid_order", 'Unexpected "desc" after "id" in "order".'),
+        ("order=id.desc.nullslast.x", "invalid_order", 'Unexpected "x" after "id" in "order".'),
+        ("order=a.b.desc", "invalid_order", 'Unexpected "b" after "a" in "order".'),
+        ("order=id." + "x" * 8192, "invalid_order", f'Unexpected "{"x" * 100}…" after "id" in "order".'),
         # Counts.
         *(
-            (f"{name}={text}", "invalid_count", f'"{name}" is "{text[:100]}')
+            (
+                f"{name}={text}",
+                "invalid_count",
+                f'"{name}" must be a whole number from 0 to {MOST_ROWS}, not "{text[:100]}',
+            )
             for name in ("limit", "offset")
             for text in (
                 "",
@@ -360,23 +370,23 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
                 "9" * 8192,
             )
         ),
-        ("limit=+1", "invalid_count", '"limit" is " 1"; a whole number from 0 to 9223372036854775807 is needed.'),
-        ("limit=null", "invalid_count", '"limit" is "null"'),
-        ("limit", "invalid_count", '"limit" is ""'),
+        ("limit=+1", "invalid_count", '"limit" must be a whole number from 0 to 9223372036854775807, not " 1".'),
+        ("limit=null", "invalid_count", '775807, not "null".'),
+        ("limit", "invalid_count", '775807, not "".'),
         # The dialect.
-        ("delimiter=", "invalid_option", '"delimiter" is ""; one of , ; | tab is needed.'),
-        ("delimiter=;;", "invalid_option", '"delimiter" is ";;"; one of , ; | tab is needed.'),
-        ("delimiter=%09", "invalid_option", '"delimiter" is "\t"; one of , ; | tab is needed.'),
-        ("quote=none", "invalid_option", '"quote" is "none"; one of minimal strings all is needed.'),
-        ("header=yes", "invalid_option", '"header" is "yes"; one of true false is needed.'),
-        ("header=True", "invalid_option", '"header" is "True"; one of true false is needed.'),
-        ("header", "invalid_option", '"header" is ""; one of true false is needed.'),
-        ("eol=%0A", "invalid_option", '"eol" is "\n"; one of lf crlf is needed.'),
-        ("eol=cr", "invalid_option", '"eol" is "cr"; one of lf crlf is needed.'),
-        ("bom=1", "invalid_option", '"bom" is "1"; one of true false is needed.'),
-        ("guard=true", "invalid_option", '"guard" is "true"; one of formulas is needed.'),
-        ("excel=2019", "invalid_option", '"excel" is "2019"; one of true false is needed.'),
-        ("eol=" + "x" * 8192, "invalid_option", f'"eol" is "{"x" * 100}…"; one of lf crlf is needed.'),
+        ("delimiter=", "invalid_option", '"delimiter" must be "," or ";" or "|" or "tab", not "".'),
+        ("delimiter=;;", "invalid_option", '"delimiter" must be "," or ";" or "|" or "tab", not ";;".'),
+        ("delimiter=%09", "invalid_option", '"delimiter" must be "," or ";" or "|" or "tab", not "\t".'),
+        ("quote=none", "invalid_option", '"quote" must be "minimal" or "strings" or "all", not "none".'),
+        ("header=yes", "invalid_option", '"header" must be "true" or "false", not "yes".'),
+        ("header=True", "invalid_option", '"header" must be "true" or "false", not "True".'),
+        ("header", "invalid_option", '"header" must be "true" or "false", not "".'),
+        ("eol=%0A", "invalid_option", '"eol" must be "lf" or "crlf", not "\n".'),
+        ("eol=cr", "invalid_option", '"eol" must be "lf" or "crlf", not "cr".'),
+        ("bom=1", "invalid_option", '"bom" must be "true" or "false", not "1".'),
+        ("guard=true", "invalid_option", '"guard" must be "formulas", not "true".'),
+        ("excel=2019", "invalid_option", '"excel" must be "true" or "false", not "2019".'),
+        ("eol=" + "x" * 8192, "invalid_option", f'"eol" must be "lf" or "crlf", not "{"x" * 100}…".'),
         ("null=a,b", "contradiction", '"null" holds the delimiter'),
         ("null=a;b&delimiter=;", "contradiction", '"null" holds the delimiter'),
         ("delimiter=tab&null=%09", "contradiction", '"null" holds the delimiter'),
@@ -387,10 +397,10 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("eol=lf&excel=true", "contradiction", '"excel=true" and "eol=lf" contradict each other.'),
         # The rest.
         *(
-            (f"parallel={text}", "invalid_count", f'"parallel" is "{shown}"; a whole number from 1 to 64 is needed.')
+            (f"parallel={text}", "invalid_count", f'"parallel" must be a whole number from 1 to 64, not "{shown}".')
             for text, shown in (
                 *((text, text) for text in ("", "0", "000", "65", "-1", "1.5", "1e1", "two", "0x4", "000000065")),
-                # What begins like a number that is allowed, and what only looks like digits.
+                # Text that starts like a valid number, and characters that only look like digits.
                 ("0000000641", "0000000641"),
                 ("9" * 5000, "9" * 100 + "…"),
                 ("%2B4", "+4"),
@@ -409,13 +419,13 @@ def test_without_names_all_columns_are_meant(query: str) -> None:
         ("filename=+%09", "invalid_filename", '"filename" is empty.'),
     ],
 )
-def test_a_query_that_is_not_understood_says_what_is_wrong(query: str, code: str, named: str) -> None:
+def test_an_invalid_query_has_a_code_and_a_reason(query: str, code: str, named: str) -> None:
     error = rejected("users.csv", query)
     assert (error.status, error.code) == (400, code)
     assert named in error.detail
 
 
-def test_an_unknown_parameter_comes_with_the_known_ones_and_the_operators() -> None:
+def test_the_hint_for_an_unknown_parameter_lists_parameters_and_operators() -> None:
     hint = rejected("users.csv", "id=1").hint
     assert hint is not None
     listed = set(re.findall(r"[a-z.]+", hint.replace(", ", " ")))
@@ -425,10 +435,10 @@ def test_an_unknown_parameter_comes_with_the_known_ones_and_the_operators() -> N
 @pytest.mark.parametrize(
     "option", ["delimiter=;", "quote=all", "header=true", "null=x", "eol=lf", "bom=false", "excel=true"]
 )
-def test_what_says_how_csv_is_written_means_nothing_for_ndjson(option: str) -> None:
+def test_options_of_csv_are_refused_for_ndjson(option: str) -> None:
     error = rejected("users.ndjson", option)
     assert (error.status, error.code) == (400, "contradiction")
-    assert f'"{option.partition("=")[0]}" says how CSV is written' in error.detail
+    assert f'"{option.partition("=")[0]}" applies to csv and tsv, not to ndjson' in error.detail
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "tab", "nonsense"])
@@ -475,7 +485,7 @@ def test_null_of_tsv_holds_no_tab() -> None:
         ("delimiter=;&excel=true&quote=all", Dialect(b";", quote_style="all", eol=b"\r\n", bom=True, guard=True)),
     ],
 )
-def test_the_dialect_is_what_the_options_say(query: str, dialect: Dialect) -> None:
+def test_options_set_the_dialect(query: str, dialect: Dialect) -> None:
     assert parsed("users.csv", query) == ExportRequest(RelationName("users"), dialect=dialect)
 
 
@@ -536,7 +546,7 @@ def test_a_time_zone_is_one_of_the_iana_database(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["report", " report ", "../../etc/passwd", 'a"b', "größe 🦥", "x" * 8192])
 def test_a_file_name_may_be_any_text(name: str) -> None:
-    """What of it is fit for a header is the download's business."""
+    """The download replaces what a header cannot carry."""
     assert parsed("users.csv", f"filename={name}").filename == name
 
 
@@ -567,20 +577,20 @@ NULL = Condition("b", "is", ("null",))
         ("a=eq.100%", [Condition("a", "eq", ("100%",))]),
         ("a=eq.%2525", [Condition("a", "eq", ("%25",))]),
         ("a+b=eq.1", [Condition("a b", "eq", ("1",))]),
-        # Columns that are called as a parameter is.
+        # Columns with the name of a parameter.
         ('"order"=eq.1', [Condition("order", "eq", ("1",))]),
         ('"select"=in.(1)', [Condition("select", "in", ("1",))]),
         ('"or"=eq.1', [Condition("or", "eq", ("1",))]),
         ('"not.or"=eq.1', [Condition("not.or", "eq", ("1",))]),
         ("not=eq.1", [Condition("not", "eq", ("1",))]),
-        # In the name of a parameter only a quote at the beginning means something.
+        # In the name of a parameter only a quote at its start has a meaning.
         ("a.b=eq.1", [Condition("a.b", "eq", ("1",))]),
         ("a,b:c(d)=eq.1", [Condition("a,b:c(d)", "eq", ("1",))]),
         ('a"b=eq.1', [Condition('a"b', "eq", ("1",))]),
         (r'"a\"b"=eq.1', [Condition('a"b', "eq", ("1",))]),
     ],
 )
-def test_what_is_no_parameter_filters_a_column(query: str, filters: list[Filter]) -> None:
+def test_any_other_parameter_filters_a_column(query: str, filters: list[Filter]) -> None:
     assert parsed("users.csv", query) == ExportRequest(RelationName("users"), filters=tuple(filters))
 
 
@@ -603,8 +613,8 @@ def test_all_parameters_go_together() -> None:
     )
 
 
-def test_there_is_an_end_to_conditions() -> None:
-    """Counted over the whole query string, in brackets or not."""
+def test_the_number_of_conditions_is_limited() -> None:
+    """They are counted over the whole query string, in groups or not."""
     half = ",".join(["a.eq.1"] * (MOST_CONDITIONS // 2))
     assert len(conditions_of(parsed("users.csv", f"or=({half})&and=({half})").filters)) == MOST_CONDITIONS
     assert len(parsed("users.csv", "&".join(["a=eq.1"] * MOST_CONDITIONS)).filters) == MOST_CONDITIONS
@@ -636,9 +646,9 @@ def test_a_relation_has_a_path(schema: str | None, name: str, path: str) -> None
 @example(schema='"', name="\\")
 @example(schema=".", name="x.csv")
 @example(schema=None, name="x" * 8192)
-def test_every_relation_is_found_under_its_own_path(schema: str | None, name: str) -> None:
+def test_the_path_of_a_relation_names_it(schema: str | None, name: str) -> None:
     path = export_path(schema, name, "csv")
-    # Nothing that a browser, a proxy or a log would read otherwise: no slash, no dot segment, only ASCII.
+    # Nothing that a browser, a proxy or a log would interpret: no slash, no dot segment, only ASCII.
     assert re.fullmatch(r"/export/[A-Za-z0-9_.~%-]+\.csv", path)
     assert parse_export_request(path.removeprefix("/export/"), "") == ExportRequest(RelationName(name, schema))
 
@@ -650,7 +660,7 @@ def test_every_relation_is_found_under_its_own_path(schema: str | None, name: st
 @example(target="users.csv", query='or=(a.in.("")')
 @example(target="users.csv", query='or=(a.eq.{"\\')
 @example(target="users.csv", query="id=is.İ")
-def test_any_text_is_understood_or_an_invalid_request(target: str, query: str) -> None:
+def test_any_text_is_parsed_or_raises_invalid_request(target: str, query: str) -> None:
     for path in (target, "users.csv", "users.ndjson"):
         outcome: ExportRequest | InvalidRequest
         try:

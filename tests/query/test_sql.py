@@ -1,4 +1,4 @@
-"""The SQL of a plan: every name quoted, every value bound, nothing of a user's outside of both. No database."""
+"""The SQL of a plan: every name quoted, every value bound, no other text of a user. No database."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from server.query.sql import probes, quote_identifier, select_statement
 
 
 def described(schema: str, name: str, columns: dict[str, str]) -> Relation:
-    """A relation with these columns, each with its type."""
+    """Return a relation with these columns. columns: type by name."""
     made = tuple(Column(column, type, nullable=True, readable=True, indexed=False) for column, type in columns.items())
     return Relation(1, schema, name, "table", False, made, None, None, None)
 
 
 def plan(schema: str, name: str, *columns: tuple[str, str]) -> ExportPlan:
-    """A plan that selects these columns, each (name in the header, column)."""
+    """Return a plan that selects these columns, each (name in the header, column)."""
     select = tuple(SelectedColumn(column, header) for header, column in columns)
     relation = described(schema, name, dict.fromkeys((column for _, column in columns), "text"))
     return make_plan(ExportRequest(RelationName(name), select=select or None), relation)
@@ -33,7 +33,7 @@ USERS = described("public", "users", {"id": "integer", "name": "text", "e,mail":
 
 
 def plain(text: str) -> str:
-    """The SQL without the alias of the relation: where columns are qualified by it is no matter of these tests."""
+    """Return the SQL without the alias of the relation, which these tests do not check."""
     return text.replace(" AS source", "").replace('source."', '"')
 
 
@@ -56,24 +56,24 @@ def asked(query: str, target: str = "users.csv", relation: Relation = USERS) -> 
         ("a\\b", '"a\\b"'),
         ("a\nb", '"a\nb"'),
         ("größe 🦥", '"größe 🦥"'),
-        # A % is doubled for the driver, which otherwise takes it for a placeholder.
+        # A % is doubled for the driver, which would otherwise read it as a placeholder.
         ("100%", '"100%%"'),
         ("%(name)s", '"%%(name)s"'),
         ("%s%%", '"%%s%%%%"'),
     ],
 )
-def test_a_name_is_quoted_as_the_manual_and_the_driver_say(name: str, quoted: str) -> None:
+def test_a_name_is_quoted_for_postgresql_and_the_driver(name: str, quoted: str) -> None:
     assert quote_identifier(name) == quoted
 
 
 @pytest.mark.parametrize("name", ["", "\0", "a\0b"])
-def test_what_is_no_name_never_becomes_one(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="an identifier is not empty and holds no NUL"):
         quote_identifier(name)
 
 
 @given(st.text(st.characters(exclude_characters="\0"), min_size=1) | st.text('"%s(v0)', min_size=1))
-def test_no_name_ends_its_own_quotes(name: str) -> None:
+def test_no_name_closes_its_own_quotes(name: str) -> None:
     quoted = quote_identifier(name) % ()  # as the driver reads it: no placeholder is in it
     inside = quoted[1:-1]
     assert (quoted[0], quoted[-1]) == ('"', '"')
@@ -93,7 +93,7 @@ def test_no_name_ends_its_own_quotes(name: str) -> None:
             plan("public", "users", ("a", "x"), ("b", "x")),
             'SELECT "x", "x" FROM "public"."users"',
         ),
-        # The alias is the header's business: nothing of it reaches the database.
+        # The alias is for the header only: it does not reach the database.
         (plan("public", "users", ('evil"; --', "id")), 'SELECT "id" FROM "public"."users"'),
         (plan('s"s', 'r"r', ("c", 'c"c')), 'SELECT "c""c" FROM "s""s"."r""r"'),
         (plan("s%s", "r%r", ("c", "%(v0)s")), 'SELECT "%%(v0)s" FROM "s%%s"."r%%r"'),
@@ -175,7 +175,7 @@ def test_the_order_is_by_columns_of_the_relation(order: str, keys: str) -> None:
     assert plain(statement.text) == (f'SELECT "id" FROM "public"."users" WHERE "id" > %(v0)s ORDER BY {keys} LIMIT 3')
 
 
-def test_ndjson_is_made_of_the_same_rows_under_the_names_of_the_file() -> None:
+def test_ndjson_selects_the_same_rows_with_the_names_of_the_file() -> None:
     statement = select_statement(asked("select=x%25:id,name&name=eq.b&order=id.desc", "users.ndjson"))
     assert plain(statement.text) == (
         'SELECT row_to_json(line.*) FROM (SELECT "id" AS "x%%", "name" AS "name" '
@@ -184,7 +184,7 @@ def test_ndjson_is_made_of_the_same_rows_under_the_names_of_the_file() -> None:
     assert statement.values == {"v0": "b"}
 
 
-def test_the_format_changes_nothing_else() -> None:
+def test_other_formats_have_the_same_sql() -> None:
     query = "select=id&id=eq.1&order=id&limit=3"
     assert select_statement(asked(query, "users.tsv.gz")) == select_statement(asked(query, "users.csv"))
 

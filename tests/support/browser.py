@@ -1,6 +1,6 @@
-"""A real Chromium for the tests, and pages of it that fail the test for whatever the browser complains about.
+"""Chromium for the tests. A page fails the test if the browser reports an error on its console.
 
-Needs a Chromium on the PATH: without one the tests are skipped, but under CI=true they fail.
+Needs Chromium on the PATH. Without it the tests are skipped; with CI=true they fail.
 """
 
 from __future__ import annotations
@@ -16,60 +16,63 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Playwright
 
 ROOT = Path(__file__).parents[2]
-# Pictures of the pages as the tests saw them, kept for people to look at.
+# Screenshots that the tests take, for people to look at.
 ARTEFACTS = ROOT / "artefacts"
-# Without a sandbox: root has none. Without whatever would talk to somebody else's servers.
+# No sandbox, because Chromium has none for root. No connections to servers other than the one under test.
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 ]
-# Milliseconds that anything a page should show may take: generous, for machines with other work to do.
+# Milliseconds to wait for what a page should show: generous, for machines under load.
 PATIENCE = 60_000
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium, if there is one."""
+    """Return the path of Chromium, or None if it is not installed."""
     return next(filter(None, (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def launch(playwright: Playwright) -> Browser:
-    """A browser of its own. Skips the tests where there is none, and says so; fails where there has to be one."""
+    """Start Chromium. Without it, skip the test, or fail it if CI=true."""
     path = find_chromium()
     if path is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("there is no Chromium, and CI needs one: apt-get install chromium")
-        pytest.skip("there is no Chromium: apt-get install chromium")
+            pytest.fail("Chromium is not installed, and CI requires it: apt-get install chromium")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     return playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
 
 
 @contextmanager
 def open_page(browser: Browser, base_url: str, **options: Any) -> Iterator[Page]:
-    """A page with no past. Fails at the end if a script failed or the Content-Security-Policy stopped anything."""
+    """Open a page without cookies or history.
+
+    Fail at the end if a script failed, a dialog opened, or the Content-Security-Policy blocked anything.
+    """
     context = browser.new_context(**{"base_url": base_url, "locale": "en-GB", "timezone_id": "UTC", **options})
     context.set_default_timeout(PATIENCE)
-    complaints: list[str] = []
+    errors: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
-        # A status that is an error is in the console too, and meant.
+        # The console also reports responses with an error status, which tests ask for.
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
-            complaints.append(message.text)
+            errors.append(message.text)
 
     def refuse(dialog: Dialog) -> None:
-        complaints.append(f"a dialog: {dialog.message}")
+        errors.append(f"a dialog: {dialog.message}")
         dialog.dismiss()
 
     try:
         page = context.new_page()
         page.on("console", listen)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", refuse)
         yield page
-        assert complaints == []
+        assert errors == []
     finally:
         context.close()
 
 
 def keep_picture(page: Page, name: str) -> None:
-    """A picture of the whole page in artefacts/."""
+    """Save a screenshot of the whole page in artefacts/."""
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)

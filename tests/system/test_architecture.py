@@ -30,8 +30,10 @@ PURE = [
     "http.byte_ranges",
     "http.negotiation",
     "pages.controls",
+    "pages.faults",
     "pages.form",
     "pages.form_reader",
+    "pages.formatting",
     "pages.snippets",
 ]
 OUTSIDE_PURE = {"aiohttp", "aiopg", "psycopg2", "gunicorn", "asyncio", "socket", "structlog", "uvloop", "concurrent"}

@@ -1,6 +1,6 @@
-// Search as you type. A whole list is filtered in place; of a longer one the server sends the first that match.
+// Search while typing. A complete list is filtered here; of a longer one the server sends the first matches.
 
-import { refresh, settled } from "./live.js";
+import { debounce, refresh } from "./live.js";
 
 const form = document.querySelector(".search");
 const schema = document.getElementById("schema");
@@ -9,7 +9,7 @@ const count = document.getElementById("count");
 let rows = [];
 let labels = [];
 
-function read() {
+function readRows() {
   rows = [...document.querySelectorAll("tbody tr")];
   labels = rows.map((row) => row.cells[0].textContent);
 }
@@ -20,33 +20,33 @@ function address() {
 }
 
 function filterHere() {
-  const words = form.q.value.trim().toLowerCase();
+  const searched = form.q.value.trim().toLowerCase();
   let found = 0;
   rows.forEach((row, number) => {
-    const matches = labels[number].toLowerCase().includes(words);
+    const matches = labels[number].toLowerCase().includes(searched);
     if (row.hidden === matches) row.hidden = !matches;
     found += matches;
   });
-  document.getElementById("none").hidden = found > 0;
+  document.getElementById("no-match").hidden = found > 0;
   document.querySelector(".relations").hidden = !found;
   count.value = `${found.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
 }
 
-const askServer = settled(async () => {
+const filterOnServer = debounce(async () => {
   try {
     await refresh(address(), ["list", "count"]);
-    read();
+    readRows();
   } catch (error) {
     if (error.name !== "AbortError") location.assign(address());
   }
 }, 120);
 
 if (form) {
-  read();
+  readRows();
   form.querySelector("button").hidden = true;
   form.addEventListener("input", () => {
     history.replaceState(null, "", address());
     if ("whole" in list.dataset && !schema?.value) filterHere();
-    else askServer();
+    else filterOnServer();
   });
 }

@@ -1,14 +1,14 @@
-// Fetches a page of this server and puts parts of it in the place of those shown. A newer wish ends an older one.
+// Fetches a page of this server and replaces parts of the one shown. A new call aborts the one before.
 
-let running = new AbortController();
+let current = new AbortController();
 
-export async function refresh(address, parts, headers = {}) {
-  running.abort();
-  running = new AbortController();
-  const response = await fetch(address, { headers: { Accept: "text/html", ...headers }, signal: running.signal });
+export async function refresh(address, ids, headers = {}) {
+  current.abort();
+  current = new AbortController();
+  const response = await fetch(address, { headers: { Accept: "text/html", ...headers }, signal: current.signal });
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   const focused = document.activeElement?.id;
-  for (const id of parts) {
+  for (const id of ids) {
     const shown = document.getElementById(id);
     const changed = fresh.getElementById(id);
     if (!shown || !changed) continue;
@@ -20,8 +20,8 @@ export async function refresh(address, parts, headers = {}) {
   return fresh;
 }
 
-// A function that calls the given one when nobody has called it for so many milliseconds.
-export function settled(act, milliseconds) {
+// Returns a function that calls the given one after that many milliseconds without another call.
+export function debounce(act, milliseconds) {
   let timer;
   return () => {
     clearTimeout(timer);

@@ -1,8 +1,9 @@
-// The rows of the form: columns that move, filters and sort keys that come and go. Asks the server nothing.
+// The rows of the form: moves columns, adds and removes filters and sort keys. Sends no requests.
 
+// Numbers of the rows added here: above those of the rows that the server sent.
 let nextNumber = 1000;
 
-// A checked column is named by its place in the form, and so are the buttons that move it.
+// The value of a column's checkbox and of the buttons that move it is the position of its row.
 export function numberRows(form) {
   [...form.querySelectorAll(".columns > li")].forEach((row, number) => {
     row.querySelector("[name=t]").value = number;
@@ -27,7 +28,7 @@ export function dropRow(button) {
   next?.focus();
 }
 
-// A column was picked in a filter or a sort key: its comparisons and values, and in the last row a new one after it.
+// Shows the inputs for the column chosen in a filter or a sort key. Choosing one in the last row adds another row.
 export function pickColumn(select) {
   const row = select.closest(".row");
   const wasNew = row.classList.contains("new");
@@ -46,25 +47,25 @@ export function pickColumn(select) {
     blank.querySelector("select").selectedIndex = 0;
     row.after(blank);
     row.classList.remove("new");
-    select.options[0].textContent = letter === "f" ? "Remove this filter" : "Remove this key";
+    select.options[0].textContent = letter === "f" ? "Remove this filter" : "Remove this sort key";
   }
-  const what = select.name.startsWith("f") ? "filter on" : "sort by";
-  row.setAttribute("aria-label", `${what[0].toUpperCase()}${what.slice(1)} ${select.value}`);
-  row.querySelector(".drop").setAttribute("aria-label", `Remove the ${what} ${select.value}`);
+  const role = select.name.startsWith("f") ? "filter on" : "sort by";
+  row.setAttribute("aria-label", `${role[0].toUpperCase()}${role.slice(1)} ${select.value}`);
+  row.querySelector(".drop").setAttribute("aria-label", `Remove the ${role} ${select.value}`);
   if (!select.name.startsWith("f")) return;
-  const wanted = select.selectedOptions[0].dataset.control;
-  const template = [...document.querySelectorAll("template")].find((one) => one.dataset.control === wanted);
+  const kind = select.selectedOptions[0].dataset.control;
+  const template = [...document.querySelectorAll("template")].find((each) => each.dataset.control === kind);
   const control = template.content.cloneNode(true);
   for (const part of control.querySelectorAll("[name]")) part.name = part.name.replace("f_", select.name.split(".")[0]);
   row.querySelector(".control").replaceChildren(control);
   pickComparison(row.querySelector("[name$='.op']"));
 }
 
-// Some comparisons need no value, some take a list.
+// Hides the value for a comparison that needs none, and shows how to write a list for one that takes a list.
 export function pickComparison(select) {
   const value = select.closest(".control").querySelector(".value");
   if (!value) return;
-  const { fixed, many } = select.selectedOptions[0].dataset;
+  const { fixed, list } = select.selectedOptions[0].dataset;
   value.hidden = fixed !== undefined;
-  if (value.tagName === "INPUT" && value.type === "text") value.placeholder = many === undefined ? "" : "a, b, c";
+  if (value.tagName === "INPUT" && value.type === "text") value.placeholder = list === undefined ? "" : "a, b, c";
 }

@@ -1,14 +1,14 @@
-// Saved exports, live: one stream of events for each that runs, and the page anew when one begins or ends.
+// Updates the saved exports: a stream of events for each unfinished one, and a new page when the status of one changes.
 
 import { refresh } from "./live.js";
 
-// Streams at once: a browser opens no more than six connections to one server.
-const MOST = 4;
+// Streams open at a time. Over HTTP/1.1 a browser opens at most six connections to a server, and needs some for the page.
+const MOST_STREAMS = 4;
 const UNFINISHED = ["processing", "pending"];
 const streams = new Map();
-const shown = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+const timeFormat = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
 
-const about = (number) => Number(number.toPrecision(3)).toLocaleString("en");
+const rounded = (number) => Number(number.toPrecision(3)).toLocaleString("en");
 
 function size(count) {
   for (const unit of ["B", "kB", "MB", "GB"]) {
@@ -25,51 +25,51 @@ function duration(seconds) {
   return `${Math.round(seconds)} s`;
 }
 
-function show(card, { progress }) {
+function showProgress(card, { progress }) {
   const texts = {
     percentage: `${Math.floor(progress.percentage)}%`,
     rows: progress.processedRows.toLocaleString("en"),
     bytes: size(progress.bytes),
-    rate: progress.rate ? `${about(progress.rate)} rows/s` : "",
+    rate: progress.rate ? `${rounded(progress.rate)} rows/s` : "",
     eta: progress.etaSeconds === null ? "" : `${duration(progress.etaSeconds)} left`,
   };
   card.querySelector("progress").value = progress.percentage;
   for (const part of card.querySelectorAll("[data-show]")) part.textContent = texts[part.dataset.show];
 }
 
-async function again(news) {
+async function reload(announcement) {
   for (const stream of streams.values()) stream.close();
   streams.clear();
   try {
     await refresh("/saved", ["saved"]);
-    document.getElementById("news").textContent = news;
+    document.getElementById("announcement").textContent = announcement;
     watch();
   } catch (error) {
-    if (error.name !== "AbortError") setTimeout(again, 3000, news);
+    if (error.name !== "AbortError") setTimeout(reload, 3000, announcement);
   }
 }
 
 function watch() {
   for (const time of document.querySelectorAll("time")) {
-    if (time.dateTime) time.textContent = new Date(time.dateTime).toLocaleString(undefined, shown);
+    if (time.dateTime) time.textContent = new Date(time.dateTime).toLocaleString(undefined, timeFormat);
   }
   const cards = UNFINISHED.flatMap((status) => [...document.querySelectorAll(`[data-status=${status}]`)]);
-  for (const card of cards.slice(0, MOST)) {
+  for (const card of cards.slice(0, MOST_STREAMS)) {
     const { id, status } = card.dataset;
     const stream = new EventSource(`/exports/${id}/events`);
     streams.set(id, stream);
     stream.onmessage = (event) => {
-      const document = JSON.parse(event.data);
-      if (document.status === status) show(card, document);
-      else again(`${document.relation}: ${document.status}`);
+      const current = JSON.parse(event.data);
+      if (current.status === status) showProgress(card, current);
+      else reload(`${current.relation}: ${current.status}`);
     };
-    stream.addEventListener("removed", () => again("removed"));
+    stream.addEventListener("removed", () => reload("removed"));
     stream.onerror = () => {
-      if (stream.readyState === EventSource.CLOSED) setTimeout(again, 3000, "");
+      if (stream.readyState === EventSource.CLOSED) setTimeout(reload, 3000, "");
     };
   }
 }
 
 addEventListener("pagehide", () => streams.forEach((stream) => stream.close()));
-addEventListener("pageshow", (event) => event.persisted && again(""));
+addEventListener("pageshow", (event) => event.persisted && reload(""));
 watch();

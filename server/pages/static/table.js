@@ -1,6 +1,6 @@
-// The form of a relation, live: what changes is asked of the server, which reads the form as it does without this.
+// Updates the page of a relation while its form changes. The server reads the same fields as without JavaScript.
 
-import { refresh, settled } from "./live.js";
+import { debounce, refresh } from "./live.js";
 import { moveRow, numberRows, pickColumn, pickComparison, dropRow } from "./rows.js";
 
 const form = document.getElementById("shape");
@@ -19,10 +19,16 @@ function showFault(changes) {
   slot.append(...changes.childNodes);
   slot.hidden = false;
   slot.closest("details")?.setAttribute("open", "");
+  markInvalid(slot);
+}
+
+// Marks the inputs of the field that this message is about.
+function markInvalid(slot) {
+  const field = slot.id.slice("fault-".length);
   const control = form.elements[`${field}.value`] ?? form.elements[`${field}.column`] ?? form.elements[field];
-  for (const one of control instanceof Element ? [control] : control ?? []) {
-    one.setAttribute("aria-invalid", "true");
-    one.setAttribute("aria-describedby", slot.id);
+  for (const input of control instanceof Element ? [control] : control ?? []) {
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", slot.id);
   }
 }
 
@@ -45,8 +51,8 @@ async function update() {
   preview.removeAttribute("aria-busy");
 }
 
-function adapt() {
-  // What means nothing to JSON lines is not sent for them.
+// Disables the options that the chosen format does not have, so that they are not sent.
+function disableUnusedOptions() {
   const json = form.elements.format.value === "ndjson";
   for (const label of form.querySelectorAll(".dialect")) {
     label.toggleAttribute("data-off", json);
@@ -60,14 +66,14 @@ function showCopyButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
 
-const later = settled(update, 200);
+const updateSoon = debounce(update, 200);
 
-form.addEventListener("input", later);
+form.addEventListener("input", updateSoon);
 form.addEventListener("change", (event) => {
   if (event.target.name?.endsWith(".column")) pickColumn(event.target);
   if (event.target.name?.endsWith(".op")) pickComparison(event.target);
-  adapt();
-  later();
+  disableUnusedOptions();
+  updateSoon();
 });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -77,9 +83,9 @@ form.addEventListener("submit", (event) => {
   update();
 });
 form.addEventListener("click", (event) => {
-  const { take } = event.target.dataset;
-  if (!take) return;
-  for (const box of form.querySelectorAll("[name=t]")) box.checked = take === "all";
+  const { check } = event.target.dataset;
+  if (!check) return;
+  for (const box of form.querySelectorAll("[name=t]")) box.checked = check === "all";
   update();
 });
 document.addEventListener("click", async (event) => {
@@ -95,10 +101,11 @@ form.querySelector(".tools").hidden = false;
 document.getElementById("timezones").append(...Intl.supportedValuesOf("timeZone").map((zone) => new Option(zone)));
 for (const select of form.querySelectorAll("[name$='.op']")) pickComparison(select);
 numberRows(form);
-adapt();
+disableUnusedOptions();
 showCopyButtons();
-// Chosen before this script was here, or put back by the browser.
-const early = [...form.querySelectorAll(".new [name$='.column']")].filter((select) => select.value);
-early.forEach(pickColumn);
-if (early.length || document.querySelector("[data-again]")) update();
+form.querySelectorAll(".fault:not([hidden])").forEach(markInvalid);
+// Columns chosen before this script ran, or restored by the browser.
+const chosen = [...form.querySelectorAll(".new [name$='.column']")].filter((select) => select.value);
+chosen.forEach(pickColumn);
+if (chosen.length || document.querySelector("[data-retry]")) update();
 form.dataset.live = "";

@@ -1,0 +1,44 @@
+"""Numbers, sizes and times as text for a reader: the filters of the templates. Pure."""
+
+from __future__ import annotations
+
+import datetime
+
+
+def grouped(number: float | None) -> str:
+    """Return a whole number with separators: 1234567 → 1,234,567; "" for None."""
+    return "" if number is None else f"{round(number):,}"
+
+
+def rounded(number: float) -> str:
+    """Return an estimate with three significant digits: 1234567 → 1,230,000."""
+    return f"{float(f'{number:.3g}'):,.0f}"
+
+
+def size(count: float | None) -> str:
+    """Return a number of bytes in a suitable unit (powers of 1000): 12345678 → 12.3 MB; "" for None."""
+    if count is None:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def utc_time(text: str | None) -> str:
+    """Return a time of the API (ISO 8601) to the minute: 2026-01-31 12:30 UTC; "" for None."""
+    if text is None:
+        return ""
+    return f"{datetime.datetime.fromisoformat(text).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in one unit: 5 s, 3 min, 2 h or 4 days."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+FILTERS = {"grouped": grouped, "rounded": rounded, "size": size, "utc_time": utc_time, "duration": duration}
