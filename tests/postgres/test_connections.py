@@ -33,7 +33,7 @@ from server.query.dialect import Dialect
 from server.settings import Settings
 from server.threads import NAME_THREADS
 from tests.support.engines import encoders, make_threads, open_database
-from tests.support.live_server import eventually
+from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
 
 SLEEP = b"SELECT pg_sleep(3600)::text"
@@ -43,7 +43,7 @@ SOON = 30
 
 @contextlib.asynccontextmanager
 async def make_connections(dsn: str) -> AsyncIterator[Connections]:
-    """Connections of their own, with the thread pools of a worker."""
+    """Return connections to this database, with the thread pools of a worker."""
     threads = make_threads(Settings())
     connections = Connections(dsn, 1, threads.names)
     try:
@@ -54,14 +54,22 @@ async def make_connections(dsn: str) -> AsyncIterator[Connections]:
 
 
 def backends(postgres: Postgres, pids: list[int]) -> list[str]:
-    """The states of these backends, as far as they still exist."""
+    """Return the states of those of these backends that still exist."""
     rows = postgres.run("SELECT state FROM pg_stat_activity WHERE pid = ANY(%s)", (pids,))
     return [state for (state,) in rows]
 
 
+@pytest.fixture(autouse=True)
+def _no_statement_left(postgres: Postgres) -> Iterator[None]:
+    """Wait after each test until its statements have ended. The server notices a closed connection within a second."""
+    yield
+    running = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND state = 'active'"
+    wait_until("no statement is left", lambda: not postgres.run(running))
+
+
 @pytest.fixture
 def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """The events of the test."""
+    """The events that the test emits."""
     seen: list[Event] = []
     monkeypatch.setattr("server.events._observers", [seen.append])
     return seen
@@ -85,7 +93,7 @@ async def test_a_detached_connection_is_not_watched_until_it_is_reattached(datab
         assert (connection.detached, connection._fileno) == (False, descriptor)
         assert loop.remove_reader(descriptor)
         connection.reattach()
-        async with asyncio.timeout(SOON):  # an answer that the loop does not watch for never comes
+        async with asyncio.timeout(SOON):  # an answer that the event loop does not watch for never arrives
             cursor = await connection.cursor()
             await cursor.execute("SELECT 1")
             assert await cursor.fetchone() == (1,)
@@ -116,6 +124,7 @@ async def test_aiopg_reads_from_a_connection_only_while_it_is_attached(
 
 
 def readable(descriptor: int) -> bool:
+    """Return whether something can be read from this socket."""
     with socket.socket(fileno=descriptor) as shared:
         try:
             shared.settimeout(0)
@@ -149,7 +158,7 @@ async def test_closing_a_detached_connection_leaves_the_event_loop_alone(databas
 def test_one_class_uses_the_private_parts_of_aiopg() -> None:
     private = {name for name in dir(aiopg.Connection) if name.startswith("_") and not name.startswith("__")}
     private |= {"_fileno", "_weakref", "_waiter", "_conn", "_loop", "_writing", "_notifies", "_impl", "_echo"}
-    # What our own classes call by the same name, on themselves.
+    # Methods of our own classes with the same names.
     own = {"self._connect", "self._cursor", "self._close"}
     (folder,) = server.postgres.__path__
     for path in Path(folder).glob("*.py"):
@@ -226,7 +235,7 @@ async def test_closing_the_database_leaves_a_connection_open_that_a_thread_still
         reader.released.set()
         with pytest.raises(errors.QueryCancelled, match="shutting down"):
             await exporting
-    # This process lives on, so the session ends as usual; only cancelling finds no connection any more.
+    # This process continues, so the session ends as usual, except that the statement cannot be cancelled any more.
     assert sessions[0].connection.closed
     await eventually("the backend ends", lambda: not backends(postgres, [sessions[0].backend_pid]))
     await eventually("the event is there", lambda: len(emitted) == 2)
@@ -615,7 +624,7 @@ async def test_ports_that_do_not_fit_the_hosts_are_an_error_of_libpq(settings: S
     assert "port numbers" in emitted[0].reason
 
 
-# --- the same on the loop that serves ---------------------------------------------------------------------------
+# --- the same on uvloop, which the server uses ------------------------------------------------------------------
 
 Scenario = Callable[..., Coroutine[object, object, None]]
 SCENARIOS: list[Scenario] = [

@@ -1,4 +1,4 @@
-"""Sessions, pool and error translation against a real PostgreSQL, in process; a live server where it matters."""
+"""Sessions, the connection pool and the translation of errors: a real PostgreSQL, a live server where it matters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SLEEP = "SELECT pg_sleep(60)"
 
 
 def sleeping(postgres: Postgres) -> list[int]:
-    """The backends that Sluice keeps in pg_sleep."""
+    """The process IDs of the backends in which Sluice runs pg_sleep."""
     return [
         pid
         for (pid,) in postgres.run(
@@ -51,7 +51,7 @@ async def run(database: Database, sql: str) -> list[dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def served(settings: Settings, **changes: Any) -> AsyncIterator[TestClient[Any, Any]]:
-    """Sluice in this process with other settings."""
+    """Run Sluice in this process, with these settings changed."""
     async with TestClient(TestServer(create_app(replace(settings, **changes)))) as client:
         yield client
 
@@ -73,7 +73,7 @@ async def test_a_statement_cancelled_in_the_server_is_query_cancelled(database: 
         await task
 
 
-async def test_a_cancelled_task_stays_cancelled_and_takes_its_statement_along(
+async def test_a_cancelled_task_stays_cancelled_and_its_statement_is_cancelled_too(
     database: Database, postgres: Postgres
 ) -> None:
     task = asyncio.create_task(run(database, SLEEP))
@@ -85,17 +85,17 @@ async def test_a_cancelled_task_stays_cancelled_and_takes_its_statement_along(
     await eventually("the statement is cancelled", lambda: not sleeping(postgres), seconds=2)
 
 
-async def test_a_cancellation_that_comes_together_with_the_result_is_not_lost(database: Database) -> None:
-    # asyncio.wait_for of Python 3.11, which aiopg waits with, hands over the result and forgets the cancellation:
-    # the export of a client who has left would go on to its next statement.
-    went_on = False
+async def test_a_cancellation_that_arrives_together_with_the_result_is_not_lost(database: Database) -> None:
+    # asyncio.wait_for of Python 3.11, which aiopg uses, returns the result and drops the cancellation: the export of a
+    # client that has left would continue with its next statement.
+    continued = False
 
     async def work() -> None:
-        nonlocal went_on
+        nonlocal continued
         async with database.session() as session:
             sessions.append(session)
             await session.query("SELECT pg_sleep(0.2)")
-            went_on = True
+            continued = True
 
     sessions: list[Session] = []
     task = asyncio.create_task(work())
@@ -105,7 +105,7 @@ async def test_a_cancellation_that_comes_together_with_the_result_is_not_lost(da
     waiter.add_done_callback(lambda _: task.cancel())
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not went_on
+    assert not continued
 
 
 async def test_a_task_can_be_cancelled_at_any_moment(database: Database, postgres: Postgres) -> None:
@@ -117,18 +117,18 @@ async def test_a_task_can_be_cancelled_at_any_moment(database: Database, postgre
             await session.declare("SELECT x FROM sleepy")
             await session.fetch(1)
 
-    for turn in range(100):
+    for attempt in range(100):
         task = asyncio.create_task(work())
-        await asyncio.sleep(turn / 10_000)  # not a wait: another moment of the way each time
+        await asyncio.sleep(attempt / 10_000)  # not a wait: each task is cancelled at another point
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     await eventually("nothing is left behind", lambda: not sleeping(postgres), seconds=2)
 
 
-async def test_a_connection_thrown_away_leaves_the_next_one_alone(database: Database, postgres: Postgres) -> None:
-    # aiopg closes the connection of a cancelled statement by itself. Closed a second time, it would stop the event
-    # loop from watching the file descriptor, which by then may be the next connection's, for whom nothing arrives.
+async def test_discarding_a_connection_does_not_affect_the_next_one(database: Database, postgres: Postgres) -> None:
+    # aiopg closes the connection of a cancelled statement by itself. If it were closed a second time, the event loop
+    # would stop watching the descriptor, which the next connection may have by then: its answers would never arrive.
     closed, opened = asyncio.Event(), asyncio.Event()
     descriptors = []
 
@@ -161,7 +161,7 @@ async def timed_out(database: Database, postgres: Postgres) -> None:
 
 
 async def cancelled_by_the_server(database: Database, postgres: Postgres) -> None:
-    # A function that reports what a cancelled statement reports (SQLSTATE 57014).
+    # The SQLSTATE of a cancelled statement.
     with pytest.raises(errors.QueryCancelled):
         await run(database, "DO $$ BEGIN RAISE EXCEPTION 'cancelled' USING ERRCODE = '57014'; END $$")
 
@@ -189,7 +189,7 @@ async def terminated(database: Database, postgres: Postgres) -> None:
     [(timed_out, 0.05), *((end, 60.0) for end in (cancelled_by_the_server, cancelled_by_the_task, failed, terminated))],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_the_pool_is_whole_after_fifty_of_a_kind(
+async def test_the_pool_is_complete_after_fifty_failures_of_a_kind(
     settings: Settings, postgres: Postgres, end: Callable[[Database, Postgres], Any], timeout: float
 ) -> None:
     connected = len(postgres.statements())
@@ -200,7 +200,7 @@ async def test_the_pool_is_whole_after_fifty_of_a_kind(
         async with asyncio.timeout(2):
             assert await asyncio.gather(*[run(database, "SELECT 1 AS one") for _ in range(3)]) == [[{"one": 1}]] * 3
             await database.ping()
-        # Those that cancelled something may still be on their way out.
+        # Connections over which a statement was cancelled may still be closing.
         await eventually("no more are kept than slots", lambda: len(postgres.statements()) - connected <= 3 + 2)
     await eventually("all connections are closed", lambda: len(postgres.statements()) <= connected)
 
@@ -213,14 +213,14 @@ async def test_the_pool_is_whole_after_fifty_of_a_kind(
         (60.0, "pg_terminate_backend", 503, "database_unavailable"),
     ],
 )
-async def test_what_ends_a_query_before_the_first_byte_is_a_status(
+async def test_a_query_that_ends_before_the_first_byte_gives_a_status(
     settings: Settings, postgres: Postgres, timeout: float, function: str | None, status: int, code: str
 ) -> None:
     postgres.run(f"CREATE VIEW sleepy AS {SLEEP}::text AS x")
     ended = False
 
     def end_them() -> bool:
-        # An export whose connection was lost is tried again, so that one must be ended again.
+        # An export whose connection was lost is retried, and must be ended again.
         for pid in sleeping(postgres):
             postgres.run(f"SELECT {function}(%s)", (pid,))
         return ended
@@ -239,7 +239,7 @@ async def test_what_ends_a_query_before_the_first_byte_is_a_status(
 
 
 def warm_up(server: LiveServer, postgres: Postgres, connections: int) -> None:
-    """Make the server open so many connections to PostgreSQL, and leave them idle."""
+    """Make the server open this many connections to PostgreSQL and leave them idle."""
     postgres.run("CREATE OR REPLACE VIEW a_moment AS SELECT pg_sleep(0.2)::text AS x")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server.connect())) for _ in range(connections)]
@@ -250,6 +250,7 @@ def warm_up(server: LiveServer, postgres: Postgres, connections: int) -> None:
 
 
 def end_idle(postgres: Postgres) -> int:
+    """Terminate the backends of Sluice; return how many there were."""
     return len(
         postgres.run("SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = 'sluice'")
     )
@@ -277,10 +278,10 @@ def test_connections_killed_in_the_pool_cost_no_cpu(start_live: Callable[..., Li
     assert ask(server, "/export/users.csv").status == 200
 
 
-# --- no room, no database ---------------------------------------------------------------------------------------
+# --- no free slot, no database ----------------------------------------------------------------------------------
 
 
-async def test_a_full_house_is_busy_and_the_catalogue_still_works(settings: Settings) -> None:
+async def test_with_all_export_slots_in_use_a_session_is_refused_and_the_catalogue_works(settings: Settings) -> None:
     async with open_database(replace(settings, max_concurrent_exports=2)) as database:
         async with database.session(), database.session():
             with pytest.raises(errors.ServerBusy):
@@ -291,7 +292,7 @@ async def test_a_full_house_is_busy_and_the_catalogue_still_works(settings: Sett
 
 
 @pytest.mark.parametrize("file", ["users.csv", "users.csv.gz", "users.csv?limit=0"])
-async def test_whoever_has_a_whole_file_can_have_the_next_at_once(
+async def test_a_client_that_has_a_whole_file_can_get_the_next_one_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     end, connect = Session.end, Connections._connect
@@ -309,16 +310,16 @@ async def test_whoever_has_a_whole_file_can_have_the_next_at_once(
     monkeypatch.setattr(Connections, "_connect", counted)
     async with served(settings, parallel_readers=1) as client:
         for _ in range(3):
-            # curl, too, begins each time with a connection of its own, and leaves as soon as it has everything.
+            # As curl does: a new connection each time, closed as soon as everything has arrived.
             async with client.get(f"/export/{file}", headers={"Connection": "close"}) as response:
                 assert response.status == 200, await response.read()
                 await response.read()
-        assert len(made) == 1  # a role may have no more
+        assert len(made) == 1  # a role may be limited to one
 
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port at which nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -326,7 +327,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port at which somebody listens and never says a word."""
+    """A port on which something listens but never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -334,8 +335,8 @@ def silent_port() -> Iterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def loop_that_turns() -> AsyncIterator[None]:
-    """Fails where something in the block holds the event loop for half a second."""
+async def responsive_event_loop() -> AsyncIterator[None]:
+    """Fail if something in the block blocks the event loop for half a second."""
     longest = 0.0
 
     async def tick() -> None:
@@ -376,7 +377,7 @@ async def test_a_database_that_is_away_is_unavailable_within_seconds(
     monkeypatch.setattr("server.postgres.connections.CONNECT_TIMEOUT", 0.3)
     values = {name: value.format(closed_port=closed_port, silent_port=silent_port) for name, value in changes.items()}
     dsn = psycopg2.extensions.make_dsn(settings.dsn, password="geheim", **values)
-    async with open_database(replace(settings, database_url=dsn)) as database, loop_that_turns():
+    async with open_database(replace(settings, database_url=dsn)) as database, responsive_event_loop():
         for _ in range(2):
             started = time.monotonic()
             with pytest.raises(errors.DatabaseUnavailable) as caught:
@@ -427,7 +428,7 @@ def test_every_sqlstate_has_its_error(
     assert error.status == status
     assert "secret" not in f"{error.detail} {error.hint}"
     assert "RAISE" not in error.detail
-    # Only where the user can change the value is it of use to hear what is wrong with it.
+    # The message helps only where the user can change the value.
     assert ("the message" in error.detail) == state.startswith("22")
 
 
@@ -485,7 +486,7 @@ async def test_a_batch_stays_valid_while_the_next_one_arrives(
     query = "SELECT n, repeat(chr(97 + n % 26), 50) AS text FROM generate_series(1, 300) AS n"
     encoded = []
     async with database.session() as session:
-        await session.declare(query.replace("%", "%%"))  # as sql.py writes it, for the driver's placeholders
+        await session.declare(query.replace("%", "%%"))  # as sql.py writes it: the driver looks for placeholders
         batch = await session.fetch(100)
         while batch.count:
             following = await session.fetch(100)
@@ -538,7 +539,7 @@ def test_ddl_is_seen_without_a_restart(live: LiveServer, postgres: Postgres) -> 
 
 @pytest.fixture
 def reader(settings: Settings, postgres: Postgres) -> Iterator[Settings]:
-    """Settings of a Sluice that connects as the role `reader`, which may read nothing yet."""
+    """Return settings with which Sluice connects as the role `reader`, which has no privileges yet."""
     postgres.run("CREATE ROLE reader LOGIN PASSWORD 'reader'; CREATE SCHEMA second; CREATE SCHEMA closed")
     try:
         dsn = psycopg2.extensions.make_dsn(settings.dsn, user="reader", password="reader")
@@ -604,7 +605,7 @@ async def test_the_order_of_the_schemas_decides_between_equal_names(reader: Sett
         assert await get(settings, "/export/public.twin.csv") == (200, b"place\npublic\n")
         assert await get(settings, "/export/second.twin.csv") == (200, b"place\nsecond\n")
         assert await get(settings, "/export/single.csv") == (200, b"place\nonly here\n")
-    # Readable, but not offered.
+    # Readable, but not among the exported schemas.
     only_public = replace(reader, export_schemas=("public",))
     for path in ("/export/second.twin.csv", "/export/single.csv", "/export/second.single.csv"):
         assert (await get_problem(only_public, path))["status"] == 404
@@ -621,7 +622,7 @@ async def test_row_level_security_is_honoured(reader: Settings, postgres: Postgr
     assert await get(reader, "/export/guarded.csv") == (200, b"n,owner\n2,reader\n4,reader\n6,reader\n")
 
 
-async def test_a_view_that_needs_more_than_the_role_may_is_forbidden(reader: Settings, postgres: Postgres) -> None:
+async def test_a_view_that_needs_a_privilege_the_role_lacks_is_forbidden(reader: Settings, postgres: Postgres) -> None:
     postgres.run(
         "CREATE VIEW invoker WITH (security_invoker) AS SELECT * FROM users; GRANT SELECT ON invoker TO reader"
     )
@@ -632,7 +633,7 @@ async def test_a_view_that_needs_more_than_the_role_may_is_forbidden(reader: Set
     assert (await get(reader, "/export/definer.csv"))[0] == 200
 
 
-async def test_the_page_lists_only_what_the_role_may_read(reader: Settings, postgres: Postgres) -> None:
+async def test_the_page_lists_only_relations_that_the_role_may_read(reader: Settings, postgres: Postgres) -> None:
     postgres.run("GRANT SELECT ON users TO reader")
     status, page = await get(reader, "/")
     assert status == 200

@@ -1,4 +1,4 @@
-"""Behind a real PgBouncer in transaction mode: settings stay in their transaction, and cancelling finds its backend."""
+"""Behind a real PgBouncer in transaction mode: settings end with the transaction; cancelling finds its backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/s
 
 @pytest.fixture(params=[2])
 def pooled_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
-    """The URI of the database through a PgBouncer that shares so many server connections among everybody."""
+    """The URI of the database through a PgBouncer whose pool has `request.param` server connections."""
     if PGBOUNCER is None:
         assert not os.environ.get("CI"), "pgbouncer is missing; .ci/run installs it"
         pytest.skip("pgbouncer is not installed")
@@ -76,7 +76,7 @@ default_pool_size = {request.param}
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_exports_leave_no_setting_behind(
+def test_settings_end_with_the_transaction_of_the_export(
     pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(DATABASE_URL=pooled_url)
@@ -108,10 +108,10 @@ def test_a_client_that_leaves_has_its_query_cancelled(
 
 
 @pytest.mark.parametrize("pooled_url", [1, 2, 6], indirect=True)
-def test_readers_that_get_no_connection_hold_nobody_up(
+def test_readers_that_get_no_connection_delay_no_export(
     pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
-    # Those that the pool lets wait in line never begin; the first reads all of it, and they go with it.
+    # Readers that the pool keeps waiting never start. The first reader reads everything, and they end with it.
     server = start_live(DATABASE_URL=pooled_url, PARALLEL_READERS="3")
     postgres.run("CREATE TABLE large WITH (fillfactor = 10) AS SELECT n, md5(n::text) FROM generate_series(1, 16000) n")
     postgres.run("ANALYZE large")
@@ -126,7 +126,7 @@ def test_readers_that_get_no_connection_hold_nobody_up(
     assert [(answer.status, answer.ending, answer.body == right) for answer in answers] == [
         (200, "terminator", True)
     ] * 6
-    # The pool is whole again: a transaction of somebody else's gets a connection.
+    # The pool is complete again: the transaction of another client gets a connection.
     with contextlib.closing(psycopg2.connect(pooled_url)) as other, other.cursor() as cursor:
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)

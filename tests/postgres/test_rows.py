@@ -1,6 +1,6 @@
-"""The rows of running SELECTs, on a connection that aiopg made and that it takes back: a real PostgreSQL, no HTTP.
+"""The rows of running SELECTs, read from a connection that is detached from aiopg and reattached: a real PostgreSQL.
 
-On asyncio's own event loop, and the most of it once more on uvloop's, which serves: each keeps its own books on the
+On asyncio's own event loop, and most tests again on uvloop, which the server uses: each keeps its own record of the
 descriptors that it watches.
 """
 
@@ -51,7 +51,7 @@ def encoder() -> NativeEncoder:
 
 
 async def read_all(rows: Rows, sql: bytes, chunk_rows: int = 200, most: int = MOST) -> bytes:
-    """The lines of this statement."""
+    """Return the lines of this statement."""
     rows.start(sql, chunk_rows)
     data = b""
     while rows.running:
@@ -64,7 +64,7 @@ def numbers(count: int) -> bytes:
 
 
 def backend(postgres: Postgres, session: Session) -> tuple[str, str]:
-    """(state, what it waits for) of the session's backend; ("gone", "") where there is none."""
+    """Return the state of the session's backend and what it waits for; ("gone", "") if it has ended."""
     found = postgres.run(
         "SELECT state, coalesce(wait_event, '') FROM pg_stat_activity WHERE pid = %s", (session.backend_pid,)
     )
@@ -72,7 +72,7 @@ def backend(postgres: Postgres, session: Session) -> tuple[str, str]:
 
 
 def sleeping(postgres: Postgres) -> list[tuple[int]]:
-    """The backends that Sluice keeps in pg_sleep."""
+    """Return the process IDs of the backends in which Sluice runs pg_sleep."""
     return postgres.run("SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event = 'PgSleep'")
 
 
@@ -85,9 +85,9 @@ def open_descriptors() -> int:
 
 
 async def assert_usable(session: Session) -> None:
-    """Ordinary queries go through aiopg again, which watches the descriptor as it did."""
+    """Check that queries run through aiopg again, with the event loop watching the descriptor."""
     assert not session.connection.detached
-    async with asyncio.timeout(30):  # an answer that the loop does not watch for never comes
+    async with asyncio.timeout(30):  # an answer that the event loop does not watch for never arrives
         assert await session.query("SELECT 1 AS one") == [{"one": 1}]
         assert await session.query("SELECT pg_sleep(0.01)::text AS x") == [{"x": ""}]
 
@@ -106,7 +106,9 @@ async def test_statements_follow_one_another_on_one_connection(database: Databas
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 200, 100_000])
 @pytest.mark.parametrize("most", [1, 1000, 1 << 30])
-async def test_however_it_is_cut_up_the_lines_are_the_same(database: Database, chunk_rows: int, most: int) -> None:
+async def test_the_lines_do_not_depend_on_the_size_of_chunks_and_reads(
+    database: Database, chunk_rows: int, most: int
+) -> None:
     async with database.session() as session:
         with session.rows(encoder()) as rows:
             rows.start(b"SELECT generate_series(1, 1000)", chunk_rows)
@@ -115,11 +117,11 @@ async def test_however_it_is_cut_up_the_lines_are_the_same(database: Database, c
                 chunks.append(await rows.read(most))
     assert b"".join(chunk.data for chunk in chunks) == numbers(1000)
     assert sum(chunk.rows for chunk in chunks) == 1000
-    if most == 1:  # each read ends with the first chunk of rows that came
+    if most == 1:  # each read ends with the first chunk of rows that arrives
         assert all(chunk.rows <= chunk_rows for chunk in chunks)
 
 
-async def test_the_same_session_is_taken_and_given_back_again_and_again(database: Database) -> None:
+async def test_a_session_can_be_detached_and_reattached_many_times(database: Database) -> None:
     async with database.session() as session:
         before = open_descriptors()
         for _ in range(20):
@@ -148,7 +150,7 @@ async def test_a_block_without_a_statement_leaves_the_connection_as_it_was(datab
 
 async def test_a_statement_larger_than_the_socket_takes(settings: Settings, postgres: Postgres) -> None:
     async with open_database(settings) as database, database.session() as session:
-        # The server reads while it is told to go on, and no sooner: the statement goes out in pieces.
+        # A small send buffer: the statement is sent in pieces, while the rows are waited for.
         with socket.socket(fileno=os.dup(session.connection.raw.fileno())) as shared:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         value = os.urandom(64 << 10).hex().encode()
@@ -178,7 +180,7 @@ async def test_an_error_ends_the_statement_and_not_the_connection(database: Data
             assert caught.value.code == "invalid_value"
             assert 0 < received < 1000
             assert (rows.running, rows.lost) == (False, False)
-        # The transaction has failed, as PostgreSQL's do; the connection has not.
+        # The transaction has failed; the connection has not.
         with pytest.raises(errors.QueryFailed, match="25P02"):
             await session.query("SELECT 1")
         pid = session.backend_pid
@@ -199,7 +201,7 @@ async def test_an_error_ends_the_statement_and_not_the_connection(database: Data
         (b"CREATE TABLE written (x int)", errors.QueryFailed),
     ],
 )
-async def test_a_statement_that_gives_no_row_says_why(
+async def test_a_statement_that_fails_before_its_first_row_raises_its_error(
     database: Database, sql: bytes, error: type[errors.ExportError]
 ) -> None:
     async with database.session() as session:
@@ -226,7 +228,7 @@ async def test_a_backend_that_is_terminated_is_a_lost_connection(database: Datab
         await assert_usable(session)
 
 
-async def test_a_backend_terminated_while_nobody_reads_is_a_lost_connection(
+async def test_a_backend_terminated_between_two_reads_is_a_lost_connection(
     database: Database, postgres: Postgres
 ) -> None:
     async with database.session() as session:
@@ -262,19 +264,17 @@ async def test_a_statement_on_a_connection_that_is_gone_is_a_lost_connection(
 
 
 async def test_a_connection_that_was_closed_before_is_a_lost_connection(database: Database) -> None:
-    # aiopg may have noticed the end of it before we take it.
+    # aiopg may notice that it broke before it is detached.
     async with database.session() as session:
         session.connection.close()
         with pytest.raises(errors.ConnectionLost):
             session.rows(encoder())
 
 
-# --- cancelled, and too late ------------------------------------------------------------------------------------
+# --- cancellation and time-outs ---------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_task_takes_its_thread_and_its_statement_along(
-    database: Database, postgres: Postgres
-) -> None:
+async def test_cancelling_a_task_ends_its_thread_and_its_statement(database: Database, postgres: Postgres) -> None:
     sessions: list[Session] = []
 
     async def work() -> None:
@@ -293,7 +293,7 @@ async def test_a_cancelled_task_takes_its_thread_and_its_statement_along(
     assert task.cancelled()
     assert sessions[0].connection.closed
     await eventually("the statement is cancelled", idle_or_gone(postgres, sessions[0]))
-    # The thread is free again, and so is the place in the database.
+    # The thread and the export slot are free again.
     async with database.session() as session:
         with session.rows(encoder()) as rows:
             assert await read_all(rows, b"SELECT 1") == b"1\n"
@@ -315,18 +315,18 @@ async def test_a_task_cancelled_at_any_moment_leaves_nothing_behind(settings: Se
                 await assert_usable(session)
 
         await whole()
-        for turn in range(60):
+        for attempt in range(60):
             task = asyncio.create_task(work())
-            await asyncio.sleep(turn / 3000)  # not a wait: another moment of the way each time
+            await asyncio.sleep(attempt / 3000)  # not a wait: each task is cancelled at another point
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         await whole()
-        await eventually("nothing runs on", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
+        await eventually("nothing is running", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
     gc.collect()
 
 
-async def test_many_cancelled_at_once_give_their_descriptors_back(settings: Settings, postgres: Postgres) -> None:
+async def test_many_tasks_cancelled_at_once_leave_no_descriptors_open(settings: Settings, postgres: Postgres) -> None:
     async def work(database: Database) -> None:
         async with database.session() as session:
             with session.rows(encoder()) as rows:
@@ -342,7 +342,7 @@ async def test_many_cancelled_at_once_give_their_descriptors_back(settings: Sett
         await eventually("none sleeps", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
 
     before = []
-    connected = len(postgres.statements())  # those of a server that other tests share
+    connected = len(postgres.statements())  # connections of a server that other tests share
     async with open_database(settings) as database:
         for _ in range(4):
             await round_of_six(database)
@@ -352,7 +352,9 @@ async def test_many_cancelled_at_once_give_their_descriptors_back(settings: Sett
     await eventually("all are closed", lambda: len(postgres.statements()) <= connected)
 
 
-async def test_when_nothing_comes_it_is_a_timeout(settings: Settings, postgres: Postgres) -> None:
+async def test_a_statement_that_returns_no_row_in_time_is_a_query_timeout(
+    settings: Settings, postgres: Postgres
+) -> None:
     async with open_database(replace(settings, statement_timeout=0.2)) as database:
         sessions: list[Session] = []
 
@@ -370,23 +372,23 @@ async def test_when_nothing_comes_it_is_a_timeout(settings: Settings, postgres: 
         await eventually("the statement is cancelled", idle_or_gone(postgres, sessions[0]))
 
 
-async def test_a_consumer_that_stalls_is_no_timeout(settings: Settings, postgres: Postgres) -> None:
+async def test_a_consumer_that_pauses_causes_no_timeout(settings: Settings, postgres: Postgres) -> None:
     async with open_database(replace(settings, statement_timeout=0.3)) as database, database.session() as session:
         await session.settle(streaming=True)
         with session.rows(encoder()) as rows:
             rows.start(b"SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) AS n", 200)
             received = (await rows.read(1)).rows
             await eventually("PostgreSQL waits", lambda: backend(postgres, session)[1] == "ClientWrite")
-            await asyncio.sleep(1)  # longer than STATEMENT_TIMEOUT, which is about PostgreSQL
+            await asyncio.sleep(1)  # longer than STATEMENT_TIMEOUT, which limits PostgreSQL only
             assert backend(postgres, session)[0] == "active"
             while rows.running:
                 received += (await rows.read(MOST)).rows
         assert received == 5000
 
 
-async def test_patience_begins_anew_with_every_row(settings: Settings) -> None:
-    # Each row fills what PostgreSQL keeps back before it sends (8 kB), and comes well within the timeout; all
-    # together take longer.
+async def test_the_timeout_starts_again_with_every_row(settings: Settings) -> None:
+    # Each row fills PostgreSQL's send buffer (8 kB), so it is sent at once, and arrives well within the timeout. All
+    # rows together take longer.
     async with open_database(replace(settings, statement_timeout=1)) as database, database.session() as session:
         await session.settle(streaming=True)
         with session.rows(encoder()) as rows:
@@ -394,10 +396,10 @@ async def test_patience_begins_anew_with_every_row(settings: Settings) -> None:
             sql = b"SELECT n, repeat('x', 9000), pg_sleep(0.05)::text FROM generate_series(1, 30) AS n"
             data = await read_all(rows, sql, chunk_rows=200)
             assert data.count(b"\n") == 30
-            assert time.monotonic() - started > 1  # 30 x 0.05 s, whatever the machine
+            assert time.monotonic() - started > 1  # 30 x 0.05 s on any machine
 
 
-async def test_rows_that_come_slowly_are_handed_over_as_they_come(database: Database, postgres: Postgres) -> None:
+async def test_rows_that_arrive_slowly_are_returned_as_they_arrive(database: Database, postgres: Postgres) -> None:
     async with database.session() as session:
         with session.rows(encoder()) as rows:
             rows.start(
@@ -412,25 +414,25 @@ async def test_rows_that_come_slowly_are_handed_over_as_they_come(database: Data
             assert rows.running
 
 
-async def test_the_loop_turns_while_rows_are_read(database: Database) -> None:
-    turns = 0
+async def test_the_event_loop_is_responsive_while_rows_are_read(database: Database) -> None:
+    iterations = 0
 
-    async def turn() -> None:
-        nonlocal turns
+    async def count() -> None:
+        nonlocal iterations
         while True:
-            turns += 1
+            iterations += 1
             await asyncio.sleep(0)
 
     async with database.session() as session:
         with session.rows(encoder()) as rows:
-            turning = asyncio.create_task(turn())
+            counting = asyncio.create_task(count())
             await read_all(rows, b"SELECT pg_sleep(0.2)::text")
-            turning.cancel()
-    assert turns > 10
+            counting.cancel()
+    assert iterations > 10
 
 
 async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postgres) -> None:
-    # Each has a thread of its own: one that waits for rows keeps nobody else's from coming.
+    # Each has a thread of its own: one that waits for rows does not delay the others.
     async with (
         open_database(replace(settings, max_concurrent_exports=5, parallel_readers=1)) as database,
         contextlib.AsyncExitStack() as stack,
@@ -451,33 +453,33 @@ async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postg
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-# --- the same on the loop that serves ---------------------------------------------------------------------------
+# --- the same on uvloop -----------------------------------------------------------------------------------------
 
 Scenario = Callable[..., Coroutine[object, object, None]]
 SCENARIOS: list[Scenario] = [
     test_statements_follow_one_another_on_one_connection,
-    test_the_same_session_is_taken_and_given_back_again_and_again,
+    test_a_session_can_be_detached_and_reattached_many_times,
     test_a_connection_that_streamed_serves_the_next_session,
     test_a_block_without_a_statement_leaves_the_connection_as_it_was,
     test_a_statement_larger_than_the_socket_takes,
     test_an_error_ends_the_statement_and_not_the_connection,
     test_a_backend_that_is_terminated_is_a_lost_connection,
-    test_a_backend_terminated_while_nobody_reads_is_a_lost_connection,
+    test_a_backend_terminated_between_two_reads_is_a_lost_connection,
     test_a_statement_on_a_connection_that_is_gone_is_a_lost_connection,
     test_a_connection_that_was_closed_before_is_a_lost_connection,
-    test_a_cancelled_task_takes_its_thread_and_its_statement_along,
+    test_cancelling_a_task_ends_its_thread_and_its_statement,
     test_a_task_cancelled_at_any_moment_leaves_nothing_behind,
-    test_many_cancelled_at_once_give_their_descriptors_back,
-    test_when_nothing_comes_it_is_a_timeout,
+    test_many_tasks_cancelled_at_once_leave_no_descriptors_open,
+    test_a_statement_that_returns_no_row_in_time_is_a_query_timeout,
 ]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_same_on_uvloop(settings: Settings, postgres: Postgres, scenario: Scenario) -> None:
-    async def play() -> None:
+    async def run_scenario() -> None:
         async with open_database(settings) as database:
             given = {"database": database, "settings": settings, "postgres": postgres}
             await scenario(**{name: given[name] for name in inspect.signature(scenario).parameters})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(play())
+        runner.run(run_scenario())

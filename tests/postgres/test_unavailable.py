@@ -1,4 +1,4 @@
-"""A database that is away when Sluice starts, comes, goes and comes back: no restart, and clear words."""
+"""A database that is away when Sluice starts, restarts or stops: Sluice needs no restart, and logs what is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.raw_http import Answer, Client, ask
 
 
 class OwnPostgres:
-    """A PostgreSQL at a TCP port of its own, which a test may start and stop."""
+    """A PostgreSQL on a TCP port of its own, which a test can start and stop."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -49,7 +49,7 @@ class OwnPostgres:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Where the data is, made once."""
+    """The data folder, created once."""
     with made_folder() as path:
         yield path
 
@@ -82,7 +82,7 @@ def read_to_the_end(connected: socket.socket) -> None:
 TABLE = "CREATE TABLE IF NOT EXISTS here AS SELECT 1 AS one"
 
 
-def test_a_database_that_comes_later_is_served_without_a_restart(
+def test_a_database_that_starts_later_is_served_without_a_restart(
     start_live: Callable[..., LiveServer], own_postgres: OwnPostgres
 ) -> None:
     server = start_live(DATABASE_URL=own_postgres.url.replace("postgres@", "postgres:geheim@"))
@@ -94,7 +94,7 @@ def test_a_database_that_comes_later_is_served_without_a_restart(
     page = ask(server, "/")
     assert page.status == 503
     assert "cannot be reached" in page.body.decode()
-    # However often it is asked: each attempt leaves the server as it was.
+    # Repeated attempts: none of them changes the state of the server.
     for path in ("/health/ready", "/export/here.csv") * 3:
         assert_away(ask(server, path))
     assert "geheim" not in "\n".join(server.log)
@@ -104,10 +104,10 @@ def test_a_database_that_comes_later_is_served_without_a_restart(
     assert ask(server, "/").status == 200
 
 
-def test_the_second_address_is_tried_where_the_first_refuses(
+def test_the_second_address_is_tried_if_the_first_refuses(
     start_live: Callable[..., LiveServer], own_postgres: OwnPostgres
 ) -> None:
-    # As with a name that has an IPv6 address at which nobody listens, or with a stand-by server.
+    # As with a name that also has an IPv6 address on which nothing listens, or with a standby server.
     own_postgres.start()
     own_postgres.run(TABLE)
     with socket.socket() as probe:
@@ -117,20 +117,20 @@ def test_the_second_address_is_tried_where_the_first_refuses(
     assert_ready_soon(server)
 
 
-def test_a_database_that_restarts_is_found_again(
+def test_a_database_that_restarts_is_used_again(
     start_live: Callable[..., LiveServer], own_postgres: OwnPostgres
 ) -> None:
     own_postgres.start()
     own_postgres.run(TABLE)
     server = start_live(DATABASE_URL=own_postgres.url)
-    # More connections than one export is tried, all of which the restart takes away.
+    # More connections than one export has attempts. The restart breaks all of them.
     with Client(server.connect()) as one, Client(server.connect()) as two, Client(server.connect()) as three:
         for client in (one, two, three):
             client.send("/export/here.csv")
         assert [client.read().body for client in (one, two, three)] == [b"one\n1\n"] * 3
         own_postgres.stop()
         own_postgres.start()
-        # The very next one, without anything in between.
+        # The first request after the restart.
         assert one.ask("/export/here.csv").body == b"one\n1\n"
         own_postgres.stop()
         assert_away(two.ask("/export/here.csv"))
@@ -140,7 +140,7 @@ def test_a_database_that_restarts_is_found_again(
     assert_ready_soon(server)
 
 
-def test_a_database_that_stops_in_the_middle_cuts_the_stream(
+def test_a_database_that_stops_during_an_export_cuts_the_stream(
     start_live: Callable[..., LiveServer], own_postgres: OwnPostgres
 ) -> None:
     own_postgres.start()
@@ -163,7 +163,7 @@ def test_a_database_that_stops_in_the_middle_cuts_the_stream(
     assert_ready_soon(server)
 
 
-def test_a_wrong_password_is_said_in_the_log_and_to_nobody_else(
+def test_a_wrong_password_is_logged_and_not_sent_to_clients(
     start_live: Callable[..., LiveServer], own_postgres: OwnPostgres
 ) -> None:
     own_postgres.start()
@@ -179,7 +179,7 @@ def test_a_wrong_password_is_said_in_the_log_and_to_nobody_else(
         answer = ask(server, path)
         assert_away(answer)
         assert not re.search(rb"guarded|wrong|127\.0\.0\.1|password", answer.body)
-    # Put right by the operator of the database, without a word to Sluice.
+    # The operator of the database corrects it; Sluice is not restarted.
     own_postgres.run("ALTER ROLE guarded PASSWORD 'wrong'; GRANT SELECT ON here TO guarded")
     assert_ready_soon(server)
 
