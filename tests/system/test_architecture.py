@@ -24,6 +24,7 @@ PURE = [
     "query",
     "encode",
     "postgres.explained",
+    "postgres.statements",
     "export.strategy",
     "saved.manifest",
     "saved.status",
