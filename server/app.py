@@ -29,7 +29,7 @@ from server.postgres.libpq import HAS_CHUNKS, LIBPQ
 from server.process.shutdown import Shutdown
 from server.query.parameters import timezones
 from server.saved.queue import Queue
-from server.saved.runner import Runner
+from server.saved.runner import STOP_SECONDS, Runner
 from server.settings import Settings
 from server.threads import Threads
 
@@ -57,7 +57,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     app.cleanup_ctx.extend([_threads, _database, _exports])
 
     async def drain(app: web.Application) -> None:
-        await app[RUNNER].stop()  # at once: the next start goes on with them, so nobody needs to wait
+        await app[RUNNER].stop(STOP_SECONDS)  # at once: the next start goes on with them, so nobody needs to wait
         await app[DOWNLOADS].drain(0 if shutdown and shutdown.immediate else settings.shutdown_timeout)
 
     app.on_shutdown.append(drain)

@@ -171,7 +171,7 @@ def test_an_export_that_kills_its_server_each_time_fails(
     document = wait_for(server, id, "failed")
     assert document["error"] == {
         "code": "interrupted",
-        "detail": "The server was stopped in the middle of it 3 times.",
+        "detail": "The server was stopped during each of 3 attempts.",
     }
     assert not list((storage / id).glob("data*"))
 

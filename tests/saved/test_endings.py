@@ -49,20 +49,20 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize(("error", "before", "after"), CASES, ids=lambda value: type(value).__name__)
 async def test_what_each_error_leads_to(
-    exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, begun: bool
+    exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, started: bool
 ) -> None:
     id = created(exports.queue)
-    expected = after if begun else before
+    expected = after if started else before
     for number in range(1, MOST_SETBACKS + 2):
-        with exports.queue.store.root() as root:
-            claim = exports.queue._take(root, id)
+        with exports.queue.store.open_root() as root:
+            claim = exports.queue.take(root, id)
         assert claim is not None
-        if begun and expected != UNTOUCHED:
-            claim.begin(None)
-        await exports._end_after(claim, error)
+        if started and expected != UNTOUCHED:
+            claim.start(None)
+        await exports._record_error(claim, error)
         claim.close()
         manifest = exports.queue.store.get(id).manifest
         assert not list((tmp_path / id).glob("data*"))
@@ -84,7 +84,7 @@ async def test_what_each_error_leads_to(
 async def test_an_export_is_not_given_to_itself_again(exports: Runner) -> None:
     id = created(exports.queue)
     claim = claimed(exports.queue)
-    await exports._end_after(claim, errors.QueryCancelled("x"))
+    await exports._record_error(claim, errors.QueryCancelled("x"))
     claim.close()
     assert exports.queue.claim() is None  # it waits for its time
     assert exports.queue.store.get(id).manifest.status == "pending"
@@ -109,19 +109,19 @@ async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
 
     monkeypatch.setattr(Claim, "_write", slowly)
     monkeypatch.setattr(exports, "_save", fail)
-    assert await exports._take_one()
+    assert await exports._start_next()
     await asyncio.to_thread(writing.wait, 60)
-    stopping = asyncio.create_task(exports.stop())
+    stopping = asyncio.create_task(exports.stop(60))
     for _ in range(10):  # as often as it takes for the cancellation to arrive
         await asyncio.sleep(0)
-    with exports.queue.store.root() as root:
-        assert exports.queue._take(root, id) is None
+    with exports.queue.store.open_root() as root:
+        assert exports.queue.take(root, id) is None
     assert not stopping.done()
     go_on.set()
     await stopping
     assert exports.queue.store.get(id).manifest.status == "failed"
-    with exports.queue.store.root() as root:
-        claim = exports.queue._take(root, id)
+    with exports.queue.store.open_root() as root:
+        claim = exports.queue.take(root, id)
     assert claim is not None
     claim.close()
 
@@ -140,8 +140,8 @@ async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
     monkeypatch.setattr(Claim, "_write", refused)
     monkeypatch.setattr(exports, "_save", fail)
     for id in (damaged, good):
-        assert await exports._take_one()
+        assert await exports._start_next()
         await exports._running[id]
-    assert not await exports._take_one()
+    assert not await exports._start_next()
     assert exports.queue.store.get(damaged).manifest.status == "pending"
     assert exports.queue.store.get(good).manifest.status == "failed"

@@ -95,7 +95,7 @@ def changed(**values: Any) -> bytes:
         (changed(version=True), "no version"),
         (changed(version=0), "no version"),
         (changed(version=2), "version 2"),
-        (changed(more=1), "not known"),
+        (changed(more=1), "unknown fields"),
         (changed(id="B" * 22), "another export"),
         (changed(id="../../etc"), '"id"'),
         (changed(format="csv/../../x"), '"format"'),
@@ -147,7 +147,7 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
     progress, rows, shown = Progress(), 0, 0.0
     for more, done, again in steps:
         if again:
-            progress, rows = progress.begun_again(), 0
+            progress, rows = progress.restarted(), 0
         rows += more
         progress = progress.advanced(rows=rows, bytes=rows, seconds=1.0, done=done, total_rows=total_rows)
         progress = read_progress(write_progress(progress))

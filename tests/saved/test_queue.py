@@ -33,17 +33,12 @@ from server.errors import (
 )
 from server.saved import durable_files
 from server.saved.claim import Claim
+from server.saved.manifest import NewExport
 from server.saved.queue import MOST_WAITING, Queue
 from server.saved.store import Entry
 from server.settings import Settings
 
-REQUEST: dict[str, Any] = {
-    "target": "users.csv",
-    "query": "",
-    "relation": "users",
-    "format": "csv",
-    "total_rows": 100,
-}
+NEW = NewExport(target="users.csv", query="", relation="users", format="csv", total_rows=100)
 
 
 def make_queue(path: Path, **values: Any) -> Queue:
@@ -59,8 +54,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "storage"
 
 
-def created(queue: Queue, **values: Any) -> str:
-    entry, new = queue.create(**{**REQUEST, **values})
+def created(queue: Queue, key: str | None = None) -> str:
+    """Create an export and return its id."""
+    entry, new = queue.create(NEW, key)
     assert new
     return entry.manifest.id
 
@@ -72,7 +68,7 @@ def claimed(queue: Queue) -> Claim:
 
 
 def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(data, 1)])
     claim.complete(part)
     claim.close()
@@ -113,7 +109,7 @@ def test_a_place_is_free_again_when_its_process_has_died(path: Path) -> None:
     queue = make_queue(path, max_running_exports=1)
     ids = [created(queue) for _ in range(2)]
     claim = claimed(queue)
-    claim.begin(None)
+    claim.start(None)
     assert make_queue(path, max_running_exports=1).claim() is None
     drop(claim)
     other = make_queue(path, max_running_exports=1)
@@ -177,7 +173,7 @@ def test_an_attempt_is_counted_before_anything_of_it(path: Path) -> None:
     id = created(queue)
     for attempt in (1, 2):
         claim = claimed(queue)
-        claim.begin(None)
+        claim.start(None)
         manifest = json.loads((path / id / "manifest.json").read_text())
         assert (manifest["attempts"], manifest["status"]) == (attempt, "processing")
         drop(claim)
@@ -193,7 +189,7 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     id = created(queue)
     for _ in range(5):
         claim = claimed(queue)
-        claim.begin(None).write([Chunk(b"id\n", 0)])
+        claim.start(None).write([Chunk(b"id\n", 0)])
         claim.give_back()
         claim.close()
         assert not list((path / id).glob("data*"))
@@ -205,10 +201,10 @@ def test_a_crash_between_the_file_and_the_manifest_runs_it_again(path: Path) -> 
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"old", 1)])
     part.finish()
-    (path / id / "data.csv.part").rename(path / id / "data.csv")
+    (path / id / part.name).rename(path / id / "data.csv")
     (path / id / "manifest.json.0.tmp").write_text("cut sho")
     drop(claim)
     queue.sweep()
@@ -221,13 +217,13 @@ def test_a_percentage_survives_another_attempt(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"x", 60)])
-    part.note()
+    part.save_progress()
     assert queue.store.get(id).progress.percentage == 60
     drop(claim)
     queue.sweep()
-    claimed(queue).begin(None)
+    claimed(queue).start(None)
     assert queue.store.get(id).progress.percentage == 60
     assert queue.store.get(id).progress.rows == 0
 
@@ -236,7 +232,7 @@ def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.begin(None).write([Chunk(b"x", 1)])
+    claim.start(None).write([Chunk(b"x", 1)])
     claim.fail(QueryFailed("It failed.", hint="Ask for less."))
     claim.close()
     manifest = make_queue(path).store.get(id).manifest
@@ -255,10 +251,10 @@ def test_a_cancellation_holds_though_everybody_is_killed(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.begin(None)
-    assert not claim.cancel_wanted()
+    claim.start(None)
+    assert not claim.cancel_requested()
     assert not make_queue(path).cancel(id)
-    assert claim.cancel_wanted()
+    assert claim.cancel_requested()
     drop(claim)
     later = make_queue(path)
     assert later.claim() is None
@@ -292,7 +288,7 @@ def test_simultaneous_cancellations_all_count(path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(cancel, range(4))) == [{False}] * 4
-    assert claim.cancel_wanted()
+    assert claim.cancel_requested()
     claim.close()
 
 
@@ -303,7 +299,7 @@ def test_keys_work_across_processes_and_restarts(path: Path) -> None:
     first, again = make_queue(path), make_queue(path)
     assert first.find("k", "users.csv", "") is None
     id = created(first, key="k")
-    entry, new = again.create(**REQUEST, key="k")
+    entry, new = again.create(NEW, "k")
     assert (entry.manifest.id, new) == (id, False)
     found = again.find("k", "users.csv", "")
     assert found is not None
@@ -322,7 +318,7 @@ def test_simultaneous_makers_of_the_first_secret_agree(path: Path) -> None:
 
     def make(_: int) -> str:
         barrier.wait(30)
-        return make_queue(path).create(**REQUEST, key="k")[0].manifest.id
+        return make_queue(path).create(NEW, "k")[0].manifest.id
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
@@ -344,7 +340,7 @@ def test_something_else_in_the_place_of_a_key_is_said_and_stays(path: Path) -> N
     (path / id / "manifest.json").unlink()
     there = snapshot(path)
     with pytest.raises(ExportUnreadable):
-        queue.create(**REQUEST, key="k")
+        queue.create(NEW, "k")
     assert snapshot(path) == there
     assert created(queue, key="other") != id
 
@@ -360,7 +356,7 @@ def test_whoever_saw_an_export_does_not_remove_the_next_one_of_its_key(path: Pat
             finish(claimed(other))
         else:
             assert created(other, key="k") == id
-        with queue.store.root() as root:
+        with queue.store.open_root() as root:
             assert queue.quota.remove(root, seen)
         assert statuses(other) == {id: "completed" if ended else "pending"}
         assert queue.remove(id)
@@ -371,7 +367,7 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     claim.complete(part)
     other = make_queue(path, export_retention=0.000001)
     assert not other.remove(id)
@@ -398,16 +394,16 @@ def test_what_runs_counts_and_is_not_removed(path: Path) -> None:
     old = completed(queue, b"x" * 100)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"x" * 200, 1)])
-    part.note()
-    queue.quota.check_limit()
+    part.save_progress()
+    queue.quota.enforce_limit()
     assert set(statuses(queue)) == {id}
     assert old not in statuses(queue)
     part.write([Chunk(b"x" * 100, 1)])
-    part.note()
+    part.save_progress()
     with pytest.raises(NoSpaceLeft):
-        queue.quota.check_limit()
+        queue.quota.enforce_limit()
     assert statuses(queue) == {id: "processing"}
     claim.close()
 
@@ -417,7 +413,7 @@ def test_a_quick_one_over_the_limit_fails_and_is_not_promised_first(path: Path) 
     old = completed(queue, b"x" * 200)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"x" * 300, 1)])  # too soon after the beginning for a look at the limit
     with pytest.raises(NoSpaceLeft) as raised:
         claim.complete(part)
@@ -432,12 +428,12 @@ def test_a_quick_one_over_the_limit_fails_and_is_not_promised_first(path: Path) 
 
 def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
     with pytest.raises(NoSpaceLeft):
-        make_queue(path, export_min_free_space=2**62).create(**REQUEST)
+        make_queue(path, export_min_free_space=2**62).create(NEW)
     queue = make_queue(path)
     created(queue)
     full = make_queue(path, export_min_free_space=2**62)
     claim = claimed(full)
-    part = claim.begin(None)
+    part = claim.start(None)
     with pytest.raises(NoSpaceLeft):
         part.write([Chunk(b"x", 1)])
     claim.close()
@@ -450,7 +446,7 @@ def test_no_endless_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         created(queue)
     with pytest.raises(ServerBusy):
-        queue.create(**REQUEST)
+        queue.create(NEW)
 
 
 def test_what_expires_goes_whole(path: Path) -> None:
@@ -579,7 +575,7 @@ def test_a_link_for_a_lock_is_not_followed(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "cancel"])
+@pytest.mark.parametrize("name", ["data.csv.0123456789abcdef.part", "data.csv.part", "data.csv", "cancel"])
 def test_a_folder_in_the_place_of_a_file_can_be_ended(path: Path, name: str) -> None:
     queue = make_queue(path)
     id = created(queue)
@@ -620,12 +616,12 @@ def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> 
     assert before
     for _ in range(3):
         with pytest.raises(IsADirectoryError):
-            claim.begin(None)
+            claim.start(None)
     assert open_below(path) == before
     claim.close()
 
 
-@pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "progress.json"])
+@pytest.mark.parametrize("name", ["data.csv.0123456789abcdef.part", "data.csv.part", "data.csv", "progress.json"])
 def test_links_in_a_folder_are_replaced_and_not_followed(path: Path, tmp_path: Path, name: str) -> None:
     queue = make_queue(path)
     id = created(queue)
@@ -702,7 +698,7 @@ def test_a_disk_that_fills_up_ends_the_export_and_nothing_else(tiny: Path) -> No
     kept = completed(queue, b"x" * 1000)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     with pytest.raises(NoSpaceLeft) as raised:
         part.write([Chunk(b"x" * (2 << 20), 1)])
     claim.fail(raised.value)
@@ -727,10 +723,10 @@ def test_a_full_disk_accepts_nothing_and_loses_nothing(tiny: Path) -> None:
         (tiny / "ballast").write_bytes(b"x" * (2 << 20))
     assert os.statvfs(tiny).f_bavail == 0
     with pytest.raises(NoSpaceLeft):
-        queue.create(**REQUEST)
+        queue.create(NEW)
     claim = claimed(queue)
     with pytest.raises(NoSpaceLeft):
-        claim.begin(None)
+        claim.start(None)
     claim.close()
     queue.sweep()
     assert statuses(queue) == {waiting: "pending"}
@@ -752,7 +748,7 @@ from tests.saved.test_queue import claimed, created, make_queue
 queue = make_queue(Path({str(path)!r}))
 id = created(queue)
 claim = claimed(queue)
-part = claim.begin(None)
+part = claim.start(None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))
 try:
     for _ in range(100):
@@ -777,7 +773,7 @@ def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
     queue = make_queue(path)
     created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.begin(None)
+        part = claim.start(None)
         monkeypatch.setattr("server.saved.claim.SYNC_BYTES", 10)
         monkeypatch.setattr("server.saved.claim.os.fsync", full)
         part.write([Chunk(b"1,2\n3,4\n", 2, 0.1)])

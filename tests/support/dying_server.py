@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.__main__ import main
-from server.saved import claim, durable_files, queue, quota, store
+from server.saved import claim, durable_files, lock, queue, quota, store
 
 STEPS = {"write", "fsync", "rename", "link", "unlink", "mkdir", "rmdir"}
 
@@ -57,6 +57,6 @@ class DyingOs:
 
 if __name__ == "__main__":
     dying = DyingOs()
-    for module in (claim, quota, store, queue, durable_files):
+    for module in (claim, durable_files, lock, queue, quota, store):
         module.os = dying  # type: ignore[attr-defined]
     sys.exit(main())

@@ -13,6 +13,7 @@ from server.http.keys import ENGINE, RUNNER
 from server.http.routes.export import PREFIX
 from server.http.routes.exports import answer_status
 from server.query.request import ExportRequest, parse_export_request
+from server.saved.manifest import NewExport
 from server.saved.store import Entry
 
 # Draft "The Idempotency-Key HTTP Header Field": any text; ours without what no header needs, and not endless.
@@ -41,12 +42,14 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
     exports = request.app[RUNNER]
     entry, _ = await asyncio.to_thread(
         exports.queue.create,
-        target=target,
-        query=query,
-        relation=str(wanted.relation),
-        format=wanted.format + (".gz" if wanted.gzip else ""),
-        total_rows=total_rows,
-        key=key,
+        NewExport(
+            target=target,
+            query=query,
+            relation=str(wanted.relation),
+            format=wanted.format + (".gz" if wanted.gzip else ""),
+            total_rows=total_rows,
+        ),
+        key,
     )
     exports.wake()
     return entry
