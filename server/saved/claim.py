@@ -47,7 +47,7 @@ class Claim:
         self.max_attempts = max_attempts
         self._lock = lock
         self._part: Part | None = None
-        # What the manifest on the disk may be. Two manifests while one replaces the other, or if that failed.
+        # What the manifest on the disk may be: several if writing one failed, perhaps after it was in place.
         self._written = [manifest]
         # A thread that saves the progress checks the manifest while another one may be replacing it.
         self._replacing = threading.RLock()
@@ -182,6 +182,8 @@ class Claim:
     def _remove_files(self) -> None:
         """Remove the data of this attempt and everything that killed processes have left."""
         self.check_lock()
+        if len(self._written) > 1:  # the manifest on the disk may say that the file is complete
+            self._write(self.manifest)
         if self._part is not None:
             self._part.close()  # an open file keeps its space on the disk
         part = re.compile(re.escape(self.manifest.file_name) + r"(\.[0-9a-f]+)?\.part")
@@ -192,7 +194,7 @@ class Claim:
 
     def _write(self, manifest: Manifest) -> None:
         with self._replacing, disk_full_errors():
-            self._written = [self.manifest, manifest]
+            self._written.append(manifest)
             durable_files.write_file(self.folder, MANIFEST, write_manifest(manifest), check=self.check_lock)
             self._written = [manifest]
             self.manifest = manifest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,38 +90,6 @@ async def test_an_export_is_not_given_to_itself_again(exports: Runner) -> None:
 
 async def fail(claim: Claim) -> NoReturn:
     raise errors.QueryFailed("x")
-
-
-async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
-    exports: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is slow just then: the lock must not be let go of before the manifest is there."""
-    id = created(exports.queue)
-    writing, go_on = threading.Event(), threading.Event()
-    write = Claim._write
-
-    def slowly(claim: Claim, manifest: Manifest) -> None:
-        writing.set()
-        assert go_on.wait(60)
-        write(claim, manifest)
-
-    monkeypatch.setattr(Claim, "_write", slowly)
-    monkeypatch.setattr(exports, "_save", fail)
-    assert await exports._start_next()
-    await asyncio.to_thread(writing.wait, 60)
-    stopping = asyncio.create_task(exports.stop(60))
-    for _ in range(10):  # as often as it takes for the cancellation to arrive
-        await asyncio.sleep(0)
-    with exports.queue.store.open_root() as root:
-        assert exports.queue.take(root, id) is None
-    assert not stopping.done()
-    go_on.set()
-    await stopping
-    assert exports.queue.store.get(id).manifest.status == "failed"
-    with exports.queue.store.open_root() as root:
-        claim = exports.queue.take(root, id)
-    assert claim is not None
-    claim.close()
 
 
 async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
