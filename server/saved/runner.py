@@ -55,9 +55,11 @@ POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 0.25
 # Seconds that DELETE waits for the process that runs the export. The cancellation takes effect in any case.
 DELETE_SECONDS = 5.0
-# Seconds that a starting server waits for the folder, and that a stopping one waits until its exports are given back.
-# A disk takes milliseconds; gunicorn kills a worker STOP_MARGIN (10 s) after SHUTDOWN_TIMEOUT.
-START_SECONDS = STOP_SECONDS = 5.0
+# Seconds that a starting server waits for the folder. A disk that answers takes milliseconds.
+START_SECONDS = 5.0
+# Seconds that a stopping server waits until its exports are given back. With the 5 s that aiohttp and the threads may
+# take afterwards, this is within the 10 s (STOP_MARGIN) after which gunicorn kills a worker.
+STOP_SECONDS = 3.0
 # Seconds before the next attempt: doubled each time, up to a limit.
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
 # Seconds until the next attempt at an export whose outcome could not be written, or at any export if the disk is full.
