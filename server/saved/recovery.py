@@ -1,4 +1,4 @@
-"""Recovery: what becomes of an export whose process was killed, and of a cancellation that nobody has carried out.
+"""Recovery of exports whose processes were killed, and of cancellations that were requested but not carried out.
 
 Decides for one claimed export at a time. May block on the disk: call it in a thread.
 """

@@ -188,7 +188,7 @@ class Runner:
         saving.cancel()  # at once, even if the disk keeps `watching`
         await cancel_and_wait(watching)
         await ended(saving)
-        # A task of its own, which nobody cancels: its threads use what it closes.
+        # A task of its own, so that cancelling this one does not cancel it: its threads use what it closes.
         await ended(asyncio.create_task(self._finish(claim, saving)))
 
     async def _save(self, claim: Claim) -> None:

@@ -37,7 +37,7 @@ class Writer:
     async def write(self, chunks: AsyncGenerator[Chunk, None], snapshot_at: datetime.datetime | None) -> None:
         """Start the attempt and write all chunks but the last ones, at most MOST_UNWRITTEN_BYTES behind the reader."""
         async with contextlib.aclosing(chunks):
-            self._begin_call(self._claim.start, snapshot_at)
+            self._start_call(self._claim.start, snapshot_at)
             self._part = await self._result()
             assert self._part is not None
             waiting: list[Chunk] = []
@@ -47,23 +47,23 @@ class Writer:
                 if behind and sum(len(each.data) for each in waiting) < MOST_UNWRITTEN_BYTES:
                     continue
                 await self._result()
-                self._begin_call(self._part.write, waiting)
+                self._start_call(self._part.write, waiting)
                 waiting = []
             if waiting:
                 await self._result()
-                self._begin_call(self._part.write, waiting)
+                self._start_call(self._part.write, waiting)
 
     async def complete(self) -> None:
         """Wait until everything has been written and publish the file."""
         await self._result()
-        self._begin_call(self._claim.complete, self._part)
+        self._start_call(self._claim.complete, self._part)
         await self._result()
 
-    def _begin_call(self, work: Callable[..., object], *arguments: object) -> None:
+    def _start_call(self, work: Callable[..., object], *arguments: object) -> None:
         self._call = asyncio.create_task(in_thread(self._files, work, *arguments))
 
     async def _result(self) -> Any:
-        """Wait for the call that was begun last and return its result, or raise its error."""
+        """Wait for the call that was started last and return its result, or raise its error."""
         if self._call is None:
             return None
         await asyncio.wait([self._call])

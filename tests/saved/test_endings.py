@@ -1,4 +1,4 @@
-"""What becomes of a saved export after each kind of error: tried again, forgiven, or failed."""
+"""The outcome of a saved export for each kind of error: tried again, forgiven, or failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
 @pytest.fixture
 async def exports(tmp_path: Path) -> Runner:
-    """One that runs nothing by itself."""
+    """A runner that starts nothing by itself."""
     queue = make_queue(tmp_path, export_max_attempts=3)
     settings = Settings(database_url="postgresql://nowhere.invalid/")
     return Runner(queue, make_engine(Database(settings, make_threads(settings)), native=False))
@@ -49,7 +49,7 @@ CASES = [
 
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize(("error", "before", "after"), CASES, ids=lambda value: type(value).__name__)
-async def test_what_each_error_leads_to(
+async def test_the_outcome_of_each_error(
     exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, started: bool
 ) -> None:
     id = created(exports.queue)
@@ -79,12 +79,12 @@ async def test_what_each_error_leads_to(
         assert expected == UNTOUCHED
 
 
-async def test_an_export_is_not_given_to_itself_again(exports: Runner) -> None:
+async def test_an_export_waits_before_its_next_attempt(exports: Runner) -> None:
     id = created(exports.queue)
     claim = claimed(exports.queue)
     await exports._record_error(claim, errors.QueryCancelled("x"))
     claim.close()
-    assert exports.queue.claim() is None  # it waits for its time
+    assert exports.queue.claim() is None  # it is not due yet
     assert exports.queue.store.get(id).manifest.status == "pending"
 
 
@@ -92,7 +92,7 @@ async def fail(claim: Claim) -> NoReturn:
     raise errors.QueryFailed("x")
 
 
-async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
+async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
     exports: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged, good = created(exports.queue), created(exports.queue)

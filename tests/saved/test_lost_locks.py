@@ -282,7 +282,7 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
     held.set()
     await task
     now = snapshot(path)
-    # Besides the part file, which has a name that nobody else uses.
+    # Apart from its own part file, whose name no other process uses.
     parts = {name for name in {**now, **taken} if name.endswith(".part")}
     for name in parts | {"progress.json"}:
         now.pop(name, None)
@@ -295,7 +295,7 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
 async def test_a_running_export_that_loses_its_lock_is_ended_at_once(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emitted: list[Event]
 ) -> None:
-    """Not only after it has read everything, for nobody."""
+    """It does not read the rest of the rows in vain."""
     queue = make_queue(tmp_path)
     runner = Runner(queue, make_engine(database))
     path = tmp_path / created(queue)

@@ -104,7 +104,7 @@ async def test_stopping_takes_only_so_long(
         return real(self, *arguments)
 
     monkeypatch.setattr(owner, call, hanging)
-    if call == "save_progress":  # which runs beside the export
+    if call == "save_progress":  # which runs next to the export
         monkeypatch.setattr("server.saved.runner.PROGRESS_SECONDS", 0.0)
     ids = [created(runner.queue) for _ in range(3)]
     for _ in ids:
