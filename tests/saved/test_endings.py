@@ -7,14 +7,18 @@ from typing import NoReturn
 
 import pytest
 
-from server import errors
+from server import errors, events
+from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim
+from server.saved.events import QueueCrashed
 from server.saved.manifest import Manifest
+from server.saved.queue import Queue
 from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
 from tests.saved.test_queue import claimed, created, make_queue
 from tests.support.engines import make_engine, make_threads
+from tests.support.live_server import eventually
 
 AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
@@ -111,3 +115,64 @@ async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
     assert not await exports._start_next()
     assert exports.queue.store.get(damaged).manifest.status == "pending"
     assert exports.queue.store.get(good).manifest.status == "failed"
+
+
+async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome cannot be written either, and no other export would fare better."""
+
+    def full(claim: Claim, manifest: Manifest) -> None:
+        raise errors.NoSpaceLeft("x")
+
+    id, _ = created(exports.queue), created(exports.queue)
+    monkeypatch.setattr(Claim, "_write", full)
+    monkeypatch.setattr(exports, "_save", fail)
+    assert await exports._start_next()
+    await exports._running[id]
+    assert not await exports._start_next()
+    assert exports._resume_at > 0
+
+
+async def test_unexpected_errors_of_the_queue_do_not_end_the_runner(
+    exports: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emitted: list[Event] = []
+    monkeypatch.setattr(events, "_observers", [emitted.append])
+    monkeypatch.setattr("server.saved.runner.POLL_SECONDS", 0.0)
+    monkeypatch.setattr(exports, "_save", fail)
+    id = created(exports.queue)
+    crashes = [ValueError("prepare"), ValueError("sweep")]
+    left = list(crashes)
+
+    def crash(queue: Queue) -> None:
+        if left:
+            raise left.pop(0)
+
+    monkeypatch.setattr(Queue, "prepare", crash)
+    monkeypatch.setattr(Queue, "sweep", crash)
+    async with exports:
+        await eventually("the export has ended", lambda: exports.queue.store.get(id).manifest.status == "failed")
+    assert [event.error for event in emitted if isinstance(event, QueueCrashed)] == crashes
+
+
+@pytest.mark.parametrize(("held", "expected"), [("cancel", None), ("remove", errors.ServerBusy)])
+async def test_delete_waits_only_so_long_for_a_lock_that_is_held(
+    exports: Runner, monkeypatch: pytest.MonkeyPatch, held: str, expected: type[Exception] | None
+) -> None:
+    monkeypatch.setattr("server.saved.runner.DELETE_SECONDS", 0.1)
+    id = created(exports.queue)
+    claim = claimed(exports.queue)
+    if held == "remove":
+        claim.fail(errors.QueryFailed("x"))
+    if expected is None:
+        await exports.delete(id)
+        assert claim.cancel_requested()
+    else:
+        with pytest.raises(expected):
+            await exports.delete(id)
+    claim.close()
+    await exports.delete(id)
+    if held == "cancel":
+        assert exports.queue.store.get(id).manifest.status == "cancelled"
+    else:
+        with pytest.raises(errors.ExportNotFound):
+            exports.queue.store.get(id)

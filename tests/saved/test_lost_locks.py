@@ -17,11 +17,13 @@ from server.chunk import Chunk
 from server.errors import QueryFailed
 from server.events import Event
 from server.postgres.database import Database
+from server.saved import durable_files
 from server.saved.claim import Claim, LockLost, Part
 from server.saved.events import ExportLockLost
+from server.saved.lock import LOCK
 from server.saved.runner import Runner
 from server.saved.writer import Writer
-from tests.saved.test_queue import claimed, created, finish, make_queue, snapshot, statuses
+from tests.saved.test_queue import claimed, completed, created, finish, make_queue, open_below, snapshot, statuses
 from tests.support.engines import make_engine
 from tests.support.live_server import eventually
 
@@ -329,3 +331,26 @@ def test_the_part_files_of_dead_attempts_are_removed(tmp_path: Path) -> None:
     assert {each.name for each in path.iterdir()} == {
         *("lock", "manifest.json", "progress.json", "data.csv", "mine.part")
     }
+
+
+@pytest.mark.parametrize("call", ["claim", "remove"])
+def test_a_folder_that_is_removed_while_it_is_locked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    queue = make_queue(tmp_path)
+    id = created(queue) if call == "claim" else completed(queue)
+    try_lock = durable_files.try_lock
+
+    def slow_lock(folder: int, name: str) -> int | None:
+        descriptor = try_lock(folder, name)
+        if name == LOCK:
+            (tmp_path / id).rename(tmp_path / "removed")
+        return descriptor
+
+    monkeypatch.setattr(durable_files, "try_lock", slow_lock)
+    if call == "claim":
+        assert queue.claim() is None
+    else:
+        assert queue.remove(id)
+    assert open_below(tmp_path) == []
+    assert (tmp_path / "removed" / "manifest.json").exists()
