@@ -30,13 +30,10 @@ from server.postgres.libpq import HAS_CHUNKS, LIBPQ
 from server.process.shutdown import Shutdown
 from server.query.parameters import timezones
 from server.saved.queue import Queue
-from server.saved.runner import Runner
+from server.saved.runner import STOP_SECONDS, Runner
 from server.settings import Settings
 from server.threads import Threads
 
-# Seconds that Ctrl-C gives saved exports to be returned to the queue. What is not returned in time, the next start
-# recovers as after a crash.
-IMMEDIATE_STOP = 5.0
 # Longest request line in bytes: long enough for a list of thousands of values.
 MAX_REQUEST_LINE = 128 << 10
 
@@ -67,7 +64,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
         immediate = shutdown is not None and shutdown.immediate
         # Both at once: a slow disk must not take the time that downloads have.
         await asyncio.gather(
-            app[RUNNER].stop(IMMEDIATE_STOP if immediate else settings.shutdown_timeout),
+            app[RUNNER].stop(STOP_SECONDS),
             app[DOWNLOADS].drain(0 if immediate else settings.shutdown_timeout),
         )
 

@@ -5,10 +5,13 @@ Starts and stops. `server/__main__.py` passes it the function that creates the a
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +30,8 @@ from server.settings import Settings, SettingsError
 
 # Seconds after SHUTDOWN_TIMEOUT in which the remaining downloads are cut and the connections closed.
 STOP_MARGIN = 10
+# Seconds that threads get to end by themselves when a worker ends; idle ones take milliseconds.
+THREAD_END_SECONDS = 1.0
 # The signals that end a worker.
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -61,6 +66,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
             "when_ready": lambda arbiter: announce(settings, arbiter.LISTENERS[0].sock.getsockname()[1]),
             # Called in the worker on SIGINT (Ctrl-C) and SIGQUIT.
             "worker_int": lambda worker: setattr(self._shutdown, "immediate", True),
+            "worker_exit": abandon_hanging_threads,
         }
         if Path("/dev/shm").is_dir():  # on a disk, writing the heartbeat file can block a worker
             options["worker_tmp_dir"] = "/dev/shm"
@@ -74,6 +80,23 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
             return self._make_runner(self._settings, self._shutdown)
 
         return runner
+
+
+def abandon_hanging_threads(arbiter: Any, worker: Any) -> None:
+    """End a worker process although a thread still waits for a disk or a name server. Called by gunicorn.
+
+    Python waits for such a thread without limit when a process ends, until gunicorn kills it.
+    """
+    if worker.pid != os.getpid():  # gunicorn calls this in its main process too, for a worker that it has lost
+        return
+    deadline = time.monotonic() + THREAD_END_SECONDS
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    waited_for = [thread for thread in others if not thread.daemon]
+    for thread in waited_for:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in waited_for):
+        logging.shutdown()
+        os._exit(worker.exit_code)
 
 
 def serve(settings: Settings, make_runner: RunnerFactory) -> None:

@@ -1,7 +1,7 @@
 """Exports that are saved on the server's disk in the background.
 
-Holds the manifest of an export, the files and locks of its folder, the queue, the quota, and the runner that makes the
-files. What is on the disk is the state; there is no other. Knows no HTTP. Start with `queue.py` and `runner.py`.
+Holds the manifest of an export, the files and the lock of its folder, the queue, the quota, recovery, and the runner
+that makes the files. The disk holds the only state. Knows no HTTP. Start with `queue.py` and `runner.py`.
 
 May import: query, postgres, encode, export.
 """

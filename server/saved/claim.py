@@ -1,7 +1,8 @@
-"""One saved export in the hands of this process: its lock, the file being written, and the ends it can come to.
+"""A saved export that this process works on: its lock, the file it writes, and every end that an attempt can have.
 
-Whoever holds the lock of an export, and nobody else, writes its manifest and its file. Every method may block on the
-disk, so call it in a thread. What is promised at the end of each is on the disk when it returns.
+Only the process that holds the lock of an export writes its manifest and its file; one that has lost the lock writes
+nothing more. Every method may block on the disk: call it in a thread. What a method has written is on the disk when it
+returns.
 """
 
 from __future__ import annotations
@@ -10,65 +11,81 @@ import contextlib
 import datetime
 import hashlib
 import os
+import re
+import secrets
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 
 from server.chunk import Chunk
 from server.errors import ExportError
 from server.saved import durable_files
-from server.saved.manifest import Manifest, utc_now, write_manifest
+from server.saved.lock import ExportLock
+from server.saved.manifest import Manifest, ManifestError, read_manifest, utc_now, write_manifest
 from server.saved.quota import Quota
 from server.saved.status import write_progress
-from server.saved.store import CANCEL, MANIFEST, PROGRESS, disk_full_errors, progress_in
+from server.saved.store import CANCEL, MANIFEST, MOST_MANIFEST_BYTES, PROGRESS, disk_full_errors, progress_in
 
-# Seconds between two looks at what all exports take, which reads every manifest.
+# Seconds between two checks of EXPORT_STORAGE_LIMIT during an export: each reads all manifests.
 LIMIT_SECONDS = 0.25
-# Bytes written between two waits for the disk. The scan goes on meanwhile; one wait at the end would come on top of it.
+# Bytes written between two fsyncs. The scan continues during each; a single fsync at the end would delay the end.
 SYNC_BYTES = 32 << 20
 
 
+class LockLost(Exception):
+    """Another process has, or has had, the lock of the export: this one must not write in its folder any more."""
+
+
 class Claim:
-    """An export whose lock this process holds until `close`.
+    """An export whose lock this process holds until `close`. max_attempts: how often it may be started."""
 
-    root, folder: descriptors. held: what closes them and the lock.
-    """
-
-    def __init__(
-        self, held: ExitStack, root: int, folder: int, manifest: Manifest, *, quota: Quota, max_attempts: int
-    ) -> None:
+    def __init__(self, lock: ExportLock, manifest: Manifest, *, quota: Quota, max_attempts: int) -> None:
+        """manifest: as read under the lock."""
         self.manifest = manifest
-        self.folder = folder
         self.quota = quota
-        self._root = root
-        self._held = held.pop_all()
         self.max_attempts = max_attempts
+        self._lock = lock
         self._part: Part | None = None
+        # What the manifest on the disk may be: several if writing one failed, perhaps after it was in place.
+        self._written = [manifest]
+        # A thread that saves the progress checks the manifest while another one may be replacing it.
+        self._replacing = threading.RLock()
 
-    def hold(self, slot: int) -> None:
-        """Take over this descriptor too, which is one of MAX_RUNNING_EXPORTS."""
-        self._held.callback(os.close, slot)
+    @property
+    def folder(self) -> int:
+        """The descriptor of the export's folder."""
+        return self._lock.folder
+
+    def attach_slot(self, slot: int) -> None:
+        """Close this descriptor in `close`: it holds the lock of one of MAX_RUNNING_EXPORTS."""
+        self._lock.close_with_it(slot)
 
     def close(self) -> None:
-        """Let go of it: the last thing to do."""
-        self._held.close()
+        """Release the lock and close the file. Call nothing else afterwards."""
+        if self._part is not None:
+            self._part.close()
+        self._lock.close()
 
     def in_place(self) -> bool:
-        """Whether the folder is still where it was: somebody may have removed it by hand."""
-        return durable_files.in_place(self._root, self.manifest.id, self.folder)
+        """Return whether the folder still has its name: an operator may have removed it. Raise OSError."""
+        return self._lock.in_place()
 
-    def cancel_wanted(self) -> bool:
-        """Whether somebody has asked for an end."""
-        try:
-            os.stat(CANCEL, dir_fd=self.folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+    def cancel_requested(self) -> bool:
+        """Return whether somebody has asked to cancel the export. Raise OSError."""
+        return durable_files.exists(self.folder, CANCEL)
 
-    def begin(self, snapshot_at: datetime.datetime | None) -> Part:
-        """Count this attempt, before anything of it can kill the process, and open its file."""
+    def check_lock(self) -> None:
+        """Raise LockLost unless the lock is still held and no other process has written the manifest. Raise OSError."""
+        with self._replacing:
+            if not self._lock.is_held() or self._manifest_on_disk() not in self._written:
+                raise LockLost
+
+    def start(self, snapshot_at: datetime.datetime | None) -> Part:
+        """Count this attempt, before anything in it can kill the process, and create its file.
+
+        Raise LockLost, NoSpaceLeft, OSError.
+        """
         self._remove_files()
         self._write(
             replace(
@@ -81,21 +98,26 @@ class Claim:
             )
         )
         self._part = Part(self)
-        self._held.callback(self._part.close)
         return self._part
 
-    def note_progress(self) -> None:
-        """Let everybody see how far it is. Lost without harm."""
+    def save_progress(self) -> None:
+        """Write how much has been written, for all processes to read. Ignore errors of the disk. Raise LockLost."""
         if self._part is not None:
             with contextlib.suppress(OSError):
-                self._part.note()
+                self.check_lock()
+                self._part.save_progress()
 
     def complete(self, part: Part) -> None:
-        """The file is whole: put it in place, then say so. Raises NoSpaceLeft where it is more than may be kept."""
+        """Publish the complete file, then write that it is complete.
+
+        Raise LockLost, OSError, and NoSpaceLeft if the file exceeds EXPORT_STORAGE_LIMIT.
+        """
         part.finish()
-        part.note()
-        self.quota.check_limit()  # of its final size, now: what is completed is promised, and must not be swept away
-        os.rename(self.manifest.part_name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        part.save_progress()
+        # Checked with the final size: a completed export is promised and must not be removed in the next moment.
+        self.quota.enforce_limit()
+        self.check_lock()
+        os.rename(part.name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
         self._write(
             replace(
@@ -109,7 +131,7 @@ class Claim:
         )
 
     def fail(self, error: ExportError) -> None:
-        """It will not be tried again, for this reason."""
+        """End the export for this reason. Raise LockLost, NoSpaceLeft, OSError."""
         self._remove_files()
         self._write(
             replace(
@@ -122,22 +144,25 @@ class Claim:
         )
 
     def cancel(self) -> None:
-        """Somebody asked for this end. Leaves the manifest, which says so."""
+        """End the export as cancelled; its manifest stays. Raise LockLost, NoSpaceLeft, OSError."""
         self._remove_files()
         self._write(replace(self.manifest, status="cancelled", completed_at=utc_now()))
         with contextlib.suppress(IsADirectoryError):
             durable_files.remove_file(self.folder, CANCEL)
 
     def give_back(self, *, counted: bool = False, setback: bool = False, after: float = 0.0) -> None:
-        """It is to be run again, by whoever sees it first. counted: this attempt was one. after: seconds from now."""
+        """Return the export to the queue. Raise LockLost, NoSpaceLeft, OSError.
+
+        counted: this attempt counts towards `max_attempts`. setback: it counts as a setback. after: seconds until the
+        next attempt.
+        """
         self._remove_files()
-        manifest = self.manifest
         self._write(
             replace(
-                manifest,
+                self.manifest,
                 status="pending",
                 attempts=self.attempts_with_this - (not counted),
-                setbacks=manifest.setbacks + setback,
+                setbacks=self.manifest.setbacks + setback,
                 not_before=utc_now() + datetime.timedelta(seconds=after) if after else None,
                 started_at=None,
                 snapshot_at=None,
@@ -145,58 +170,71 @@ class Claim:
         )
 
     @property
-    def begun(self) -> bool:
-        """Whether this attempt is among those counted."""
+    def started(self) -> bool:
+        """Whether the attempt has been counted."""
         return self.manifest.status == "processing"
 
     @property
     def attempts_with_this(self) -> int:
-        """How many there were, this one among them though it may have failed before it was begun."""
-        return self.manifest.attempts + (not self.begun)
+        """The number of attempts, including this one even if it failed before `start`."""
+        return self.manifest.attempts + (not self.started)
 
     def _remove_files(self) -> None:
+        """Remove the data of this attempt and everything that killed processes have left."""
+        self.check_lock()
+        if len(self._written) > 1:  # the manifest on the disk may say that the file is complete
+            self._write(self.manifest)
         if self._part is not None:
-            self._part.close()  # an open file keeps its room on the disk
-        names = [self.manifest.part_name, self.manifest.file_name]
-        # Of a process that was killed: those who write here hold the lock.
-        names += [name for name in durable_files.names_in(self.folder) if name.endswith(durable_files.TEMPORARY)]
-        for name in names:
-            with contextlib.suppress(IsADirectoryError):  # not ours; whoever needs the name fails, and can be ended
-                durable_files.remove_file(self.folder, name)
+            self._part.close()  # an open file keeps its space on the disk
+        part = re.compile(re.escape(self.manifest.file_name) + r"(\.[0-9a-f]+)?\.part")
+        for name in durable_files.list_names(self.folder):
+            if name == self.manifest.file_name or part.fullmatch(name) or name.endswith(durable_files.TEMPORARY):
+                with contextlib.suppress(IsADirectoryError):  # not ours; only an export that needs the name fails
+                    durable_files.remove_file(self.folder, name)
 
     def _write(self, manifest: Manifest) -> None:
-        with disk_full_errors():
-            durable_files.write_file(self.folder, MANIFEST, write_manifest(manifest))
-        self.manifest = manifest
+        with self._replacing, disk_full_errors():
+            self._written.append(manifest)
+            durable_files.write_file(self.folder, MANIFEST, write_manifest(manifest), check=self.check_lock)
+            self._written = [manifest]
+            self.manifest = manifest
+
+    def _manifest_on_disk(self) -> Manifest | None:
+        try:
+            return read_manifest(self._lock.id, durable_files.read_file(self.folder, MANIFEST, MOST_MANIFEST_BYTES))
+        except (FileNotFoundError, ManifestError):
+            return None
 
 
 class Part:
-    """The file while it is being written, with its sha256 and how far it has come."""
+    """The file of one attempt while it is written, with its sha256 and the progress."""
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
         self._total_rows = claim.manifest.total_rows
-        self.progress = progress_in(claim.folder).begun_again()
-        self._started = self._looked = time.monotonic()
-        self._noting = threading.Lock()
+        # Unique: if two processes believe that they hold the lock, neither publishes what the other has written.
+        self.name = f"{claim.manifest.file_name}.{secrets.token_hex(8)}.part"
+        self.progress = progress_in(claim.folder).restarted()
+        self._started = self._limit_checked = time.monotonic()
+        self._saving_progress = threading.Lock()
         self._hash = hashlib.sha256()
         self._unsynced = 0
-        self._descriptor = durable_files.create_file(claim.folder, claim.manifest.part_name)
-        try:
-            with disk_full_errors():
-                self.note()
-        except BaseException:
-            self.close()
-            raise
+        with disk_full_errors():
+            self._descriptor = durable_files.create_file(claim.folder, self.name)
+            try:
+                self.save_progress()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def sha256(self) -> str:
-        """Of what has been written, in hexadecimal."""
+        """The SHA-256 of what has been written, in hexadecimal."""
         return self._hash.hexdigest()
 
     def write(self, chunks: Sequence[Chunk]) -> None:
-        """Append these. Raises NoSpaceLeft, OSError."""
-        self._claim.quota.check_disk()
+        """Append these chunks, at least one. Raise NoSpaceLeft, OSError."""
+        self._claim.quota.check_free_space()
         rows = size = 0
         for chunk in chunks:
             with disk_full_errors():
@@ -215,27 +253,27 @@ class Part:
             done=chunks[-1].done,
             total_rows=self._total_rows,
         )
-        if now - self._looked >= LIMIT_SECONDS:
-            self._looked = now
-            self._claim.quota.check_limit()
+        if now - self._limit_checked >= LIMIT_SECONDS:
+            self._limit_checked = now
+            self._claim.quota.enforce_limit()
 
     def finish(self) -> None:
-        """Everything written is on the disk."""
+        """Wait until everything written is on the disk and close the file. Raise NoSpaceLeft, OSError."""
         self._sync()
         self.close()
 
     def close(self) -> None:
-        """Close the file; what becomes of it is the claim's business."""
+        """Close the file. It stays in the folder."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            durable_files.close(self._descriptor)
             self._descriptor = -1
+
+    def save_progress(self) -> None:
+        """Write the progress; an older one never replaces a newer one. Raise OSError."""
+        with self._saving_progress:
+            durable_files.write_file(self._claim.folder, PROGRESS, write_progress(self.progress), durably=False)
 
     def _sync(self) -> None:
         with disk_full_errors():
             os.fsync(self._descriptor)
         self._unsynced = 0
-
-    def note(self) -> None:
-        """Write down how far it is; never what is older than the note before."""
-        with self._noting:
-            durable_files.write_file(self._claim.folder, PROGRESS, write_progress(self.progress), durably=False)

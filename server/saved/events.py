@@ -1,4 +1,4 @@
-"""The events of saved exports. What an event is: `server/events.py`."""
+"""The events of saved exports. `server/events.py` defines what an event is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExportFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCrashed(Event):
-    """An attempt at a saved export ended with an error that nobody expected."""
+    """An attempt at a saved export failed with an unexpected error."""
 
     name = "an export failed"
     level = logging.ERROR
@@ -40,7 +40,7 @@ class ExportCrashed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPostponed(Event):
-    """An attempt at a saved export failed; the next one begins after so many seconds."""
+    """An attempt at a saved export failed. The next one begins after `seconds`."""
 
     name = "export will be tried again"
     level = logging.WARNING
@@ -51,7 +51,7 @@ class ExportPostponed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportInterrupted(Event):
-    """The process that made a saved export was killed; the export waits for its next attempt."""
+    """The process that made a saved export was killed. The export waits for its next attempt."""
 
     name = "export interrupted"
     export_id: str
@@ -60,21 +60,21 @@ class ExportInterrupted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCancelled(Event):
-    """A saved export was cancelled while it was being made."""
+    """A saved export was cancelled while it was running."""
 
     name = "export cancelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportStopped(Event):
-    """The server stops; another process, or the next start, makes the export."""
+    """A saved export was given back to the queue because the server stops."""
 
     name = "export stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFolderRemoved(Event):
-    """Somebody removed the folder of an export while it was being made."""
+    """Somebody removed the folder of a saved export while it was running."""
 
     name = "export removed by hand"
     level = logging.WARNING
@@ -82,10 +82,11 @@ class ExportFolderRemoved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportLockLost(Event):
-    """The lock of an export went to another process, as a network file system may do: its file is not published."""
+    """Another process took the lock of a running export, as a network file system may allow. Nothing is published."""
 
     name = "export lost its lock"
     level = logging.WARNING
+    export_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class ExportNotEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportExpired(Event):
-    """A saved export was removed after EXPORT_RETENTION."""
+    """A finished export was removed after EXPORT_RETENTION."""
 
     name = "export expired"
     export_id: str
@@ -107,7 +108,7 @@ class ExportExpired(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportEvicted(Event):
-    """A saved export was removed because of EXPORT_STORAGE_LIMIT."""
+    """A finished export was removed to keep within EXPORT_STORAGE_LIMIT."""
 
     name = "export removed to make room"
     export_id: str
@@ -116,7 +117,7 @@ class ExportEvicted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportLeftAlone(Event):
-    """A folder of a saved export is not understood or cannot be used."""
+    """The folder of a saved export cannot be read or changed."""
 
     name = "a saved export is left alone"
     level = logging.WARNING
@@ -136,7 +137,7 @@ class StorageUnusable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTimedOut(Event):
-    """The server stops although saved exports are still being ended; the next start continues with them."""
+    """The server stops although saved exports still wait for the disk. The next start recovers them."""
 
     name = "saved exports did not stop in time"
     level = logging.WARNING
@@ -145,7 +146,7 @@ class StopTimedOut(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCrashed(Event):
-    """A look at the folder of saved exports ended with an error that nobody expected."""
+    """Processing the queue failed with an unexpected error."""
 
     name = "looking after saved exports failed"
     level = logging.ERROR

@@ -1,7 +1,7 @@
-"""The manifest of a saved export: what was asked for, how far it has come and how it ended; value ↔ JSON.
+"""The manifest of a saved export: its request, its state and its outcome, as a value and as JSON.
 
-Pure. What is on the disk may be cut short, edited by hand or written by a newer version: everything is checked, and
-what is not understood is a ManifestError, never a guess. Holds a request's URL, and no SQL.
+Pure. A file on the disk may be truncated, edited by hand or written by a newer version: every field is checked, and
+anything unknown raises ManifestError instead of being guessed. A manifest holds the URL of a request and no SQL.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from typing import Any, Literal, get_args
 
 VERSION = 1
 
-# 128 bits in URL-safe base64. Also keeps every path and every name of ours that begins with a dot out.
+# 128 bits in URL-safe base64. No path and no name of our own files, which begin with a dot, matches.
 EXPORT_ID = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 FINISHED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
-# "csv", "ndjson.gz": also the end of the file's name, so nothing else may stand there.
+# "csv", "ndjson.gz": part of a file name, so nothing else is allowed.
 FORMAT = re.compile(r"(csv|tsv|ndjson)(\.gz)?")
 
 
 class ManifestError(ValueError):
-    """The text is no manifest that this version understands; says why."""
+    """The text is not a manifest that this version understands; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """One saved export.
 
-    target, query: of the URL, percent-encoded as they came. format: with ".gz" where the file is one. total_rows:
-    PostgreSQL's estimate. attempts: begun so far. setbacks: how often the database went away in the middle.
-    not_before: when to try again. completed_at: when it ended, however. The rest is known of a whole file only.
+    target, query: of the URL, percent-encoded as they were sent. format: with ".gz" if the file is compressed.
+    total_rows: PostgreSQL's estimate. attempts: how many have been started. setbacks: how often an attempt failed
+    because the database or the folder was not available. not_before: when to try again. completed_at: when the export
+    finished, with any outcome. rows, bytes, sha256: of the completed file only.
     """
 
     id: str
@@ -61,32 +62,51 @@ class Manifest:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the status is final."""
         return self.status in FINISHED
 
     @property
     def file_name(self) -> str:
-        """The name of its file in its folder."""
+        """The name of the complete file in the folder of the export."""
         return f"data.{self.format}"
 
-    @property
-    def part_name(self) -> str:
-        """The name of the file while it is being written."""
-        return f"data.{self.format}.part"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExport:
+    """An export to create. The fields are those of Manifest."""
+
+    target: str
+    query: str
+    relation: str
+    format: str
+    total_rows: int | None
+
+    def manifest(self, id: str) -> Manifest:
+        """Return the manifest of this export while it waits for its first attempt."""
+        return Manifest(
+            id=id,
+            target=self.target,
+            query=self.query,
+            relation=self.relation,
+            format=self.format,
+            status="pending",
+            created_at=utc_now(),
+            total_rows=self.total_rows,
+        )
 
 
 def utc_now() -> datetime.datetime:
-    """The time of this moment."""
+    """Return the current time, in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 def write_time(time: datetime.datetime) -> str:
-    """RFC 3339 in UTC, to the millisecond, which is what JavaScript reads."""
+    """Return the time in UTC as RFC 3339, to the millisecond, which is what JavaScript reads."""
     return time.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write_manifest(manifest: Manifest) -> bytes:
-    """The manifest as JSON."""
+    """Return the manifest as JSON."""
     document: dict[str, Any] = {"version": VERSION}
     for field in fields(Manifest):
         value = getattr(manifest, field.name)
@@ -97,7 +117,7 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest(id: str, text: bytes) -> Manifest:
-    """The manifest of the export with this id. Raises ManifestError."""
+    """Return the manifest of the export with this id. Raise ManifestError."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -108,24 +128,27 @@ def read_manifest(id: str, text: bytes) -> Manifest:
     if type(version) is not int or version < 1:
         raise ManifestError("it has no version")
     if version > VERSION:
-        raise ManifestError(f"it is of version {version}, and this server knows {VERSION}")
-    unknown = document.keys() - _READ.keys()
+        raise ManifestError(f"it has version {version}, and this server knows {VERSION}")
+    unknown = document.keys() - _READERS.keys()
     if unknown:
-        raise ManifestError(f"it has {len(unknown)} fields that are not known")
+        raise ManifestError(f"it has {len(unknown)} unknown fields")
     values = {}
     for field in fields(Manifest):
         try:
-            values[field.name] = _READ[field.name](document[field.name])
+            values[field.name] = _READERS[field.name](document[field.name])
         except (KeyError, ValueError, TypeError, OverflowError):
-            raise ManifestError(f'its "{field.name}" is missing or wrong') from None
+            raise ManifestError(f'its "{field.name}" is missing or invalid') from None
     manifest = Manifest(**values)
     if manifest.id != id:
-        raise ManifestError("it is of another export")
+        raise ManifestError("it belongs to another export")
     if manifest.finished and manifest.completed_at is None:
-        raise ManifestError("it has an end without a time")
+        raise ManifestError("it is finished without a time")
     if manifest.status == "completed" and None in (manifest.rows, manifest.bytes, manifest.sha256):
-        raise ManifestError("it says completed without saying of what")
+        raise ManifestError("it is completed without rows, bytes or sha256")
     return manifest
+
+
+# Each returns the value of a field, or raises ValueError, TypeError or OverflowError.
 
 
 def _text(value: object) -> str:
@@ -135,9 +158,9 @@ def _text(value: object) -> str:
     return value
 
 
-def _matching(pattern: str | re.Pattern[str]) -> Callable[[object], str]:
+def _matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
     def read(value: object) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        if not isinstance(value, str) or not pattern.fullmatch(value):
             raise ValueError
         return value
 
@@ -167,7 +190,7 @@ def _or_none(read: Callable[[object], Any]) -> Callable[[object], Any]:
     return lambda value: None if value is None else read(value)
 
 
-_READ: dict[str, Callable[[object], Any]] = {
+_READERS: dict[str, Callable[[object], Any]] = {
     "id": _matching(EXPORT_ID),
     "target": _text,
     "query": _text,
@@ -185,6 +208,6 @@ _READ: dict[str, Callable[[object], Any]] = {
     "error_detail": _or_none(_text),
     "rows": _or_none(_count),
     "bytes": _or_none(_count),
-    "sha256": _or_none(_matching("[0-9a-f]{64}")),
+    "sha256": _or_none(_matching(re.compile("[0-9a-f]{64}"))),
     "snapshot_at": _or_none(_time),
 }

@@ -1,6 +1,6 @@
-"""What saved exports may take of the disk, and what has to go: expired ones, the oldest where there are too many.
+"""The space that saved exports may take, and the removal of those that have expired or exceed it.
 
-Knows nothing of running exports but the bytes that they have taken. May block on the disk: call it in a thread.
+Knows running exports only by the bytes that they have written. Every method may block on the disk: call it in a thread.
 """
 
 from __future__ import annotations
@@ -9,27 +9,26 @@ import contextlib
 import os
 import secrets
 import time
-from contextlib import ExitStack
-
-import structlog
 
 from server.errors import ExportError, ExportNotFound
+from server.events import Event, emit
 from server.saved import durable_files
+from server.saved.events import ExportEvicted, ExportExpired
+from server.saved.lock import take_lock
 from server.saved.manifest import Manifest, utc_now
 from server.saved.status import expires_at
-from server.saved.store import LOCK, Entry, Store, no_space_left
+from server.saved.store import Entry, Store, no_space_left
 from server.settings import Settings
 
-log = structlog.stdlib.get_logger("sluice.queue")
-
-# Folders that have not got the name of an export yet, and that have lost it: of our own, since no id has a dot.
-NEW, GONE = ".new-", ".gone-"
-# Seconds after which a folder that was never given its name was left by a process that is gone.
-_ABANDONED = 600.0
+# The names of folders that do not have the name of an export yet, and that no longer have it. No id has a dot.
+NEW_PREFIX, REMOVED_PREFIX = ".new-", ".gone-"
+# Seconds after which a new folder without its final name was left by a process that was killed: creating one takes
+# milliseconds.
+_ABANDONED_SECONDS = 600.0
 
 
 class Quota:
-    """The room for saved exports on this store."""
+    """The limits on the disk space of this store."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
@@ -37,21 +36,21 @@ class Quota:
         self._limit = settings.export_storage_limit
         self._min_free = settings.export_min_free_space
 
-    def check_disk(self) -> None:
-        """Raises NoSpaceLeft where the disk has less than EXPORT_MIN_FREE_SPACE. Cheap."""
-        with self._store.root() as root:
+    def check_free_space(self) -> None:
+        """Raise NoSpaceLeft if the disk has less than EXPORT_MIN_FREE_SPACE. Takes microseconds."""
+        with self._store.open_root() as root:
             if durable_files.free_bytes(root) < self._min_free:
                 raise no_space_left()
 
-    def check_limit(self) -> None:
-        """Remove the oldest finished files until all are within EXPORT_STORAGE_LIMIT.
+    def enforce_limit(self) -> None:
+        """Remove the oldest finished exports until all exports are within EXPORT_STORAGE_LIMIT.
 
-        Raises NoSpaceLeft, and removes nothing, where that would not help.
+        Raise NoSpaceLeft, and remove nothing, if the unfinished ones alone exceed it.
         """
         if not self._limit:
             return
-        with self._store.root() as root:
-            entries = self._store.entries(root)
+        with self._store.open_root() as root:
+            entries = self._store.read_entries(root)
             if sum(_bytes(entry) for entry in entries if not entry.manifest.finished) > self._limit:
                 raise no_space_left()
             used = sum(_bytes(entry) for entry in entries)
@@ -59,54 +58,52 @@ class Quota:
             for manifest in sorted(completed, key=lambda manifest: manifest.completed_at or manifest.created_at):
                 if used <= self._limit:
                     break
-                if self._remove_or_report(root, manifest, "export removed to make room", bytes=manifest.bytes):
+                if self._remove_or_report(root, manifest, ExportEvicted(export_id=manifest.id, bytes=manifest.bytes)):
                     used -= manifest.bytes or 0
         if used > self._limit:
             raise no_space_left()
 
     def remove_expired(self) -> None:
-        """Remove finished exports after EXPORT_RETENTION, and what killed processes have left of folders."""
+        """Remove exports that finished EXPORT_RETENTION ago, and folders that killed processes have left behind."""
         now = utc_now()
-        with self._store.root() as root:
-            for entry in self._store.entries(root):
+        with self._store.open_root() as root:
+            for entry in self._store.read_entries(root):
                 expiry = expires_at(entry.manifest, self._retention)
                 if expiry is not None and expiry <= now:
-                    self._remove_or_report(root, entry.manifest, "export expired")
-            for name in durable_files.names_in(root):
-                if name.startswith((GONE, NEW)):
+                    self._remove_or_report(root, entry.manifest, ExportExpired(export_id=entry.manifest.id))
+            for name in durable_files.list_names(root):
+                if name.startswith((REMOVED_PREFIX, NEW_PREFIX)):
                     with contextlib.suppress(OSError):
-                        made = os.stat(name, dir_fd=root, follow_symlinks=False).st_mtime
-                        if name.startswith(GONE) or time.time() - made > _ABANDONED:
+                        created = os.stat(name, dir_fd=root, follow_symlinks=False).st_mtime
+                        if name.startswith(REMOVED_PREFIX) or time.time() - created > _ABANDONED_SECONDS:
                             durable_files.remove_folder(root, name, name)
 
     def remove(self, root: int, seen: Manifest) -> bool:
-        """Remove this finished export with everything that is in its folder; False while another holds its lock.
+        """Remove this finished export with everything in its folder. Return False if another process holds its lock.
 
-        seen: its manifest as it was when the removal was decided. The same Idempotency-Key gives the same id again, so
-        what has the id by now may be another export, which is left alone: the one that was seen is gone.
+        seen: its manifest when the removal was decided. The same Idempotency-Key gives the same id again, so the id
+        may belong to a newer export by now. That one is left alone, and True is returned: the export seen is gone.
         """
-        with ExitStack() as held:
-            try:
-                folder = held.enter_context(self._store.folder(root, seen.id))
-                lock = durable_files.try_lock(folder, LOCK)
-                if lock is None:
-                    return False
-                held.callback(os.close, lock)
-                manifest = self._store.entry(folder, seen.id).manifest
-            except (ExportNotFound, FileNotFoundError):
-                return True
-            if manifest.finished and manifest == seen and durable_files.in_place(root, seen.id, folder):
-                durable_files.remove_folder(root, seen.id, GONE + secrets.token_hex(8))
-            return True
+        try:
+            lock = take_lock(root, seen.id)
+            if lock is None:
+                return False
+            with contextlib.closing(lock):
+                manifest = self._store.read_entry(lock.folder, seen.id).manifest
+                if manifest.finished and manifest == seen:
+                    durable_files.remove_folder(root, seen.id, REMOVED_PREFIX + secrets.token_hex(8))
+        except (ExportNotFound, FileNotFoundError):
+            pass  # another process has removed it
+        return True
 
-    def _remove_or_report(self, root: int, seen: Manifest, event: str, **values: object) -> bool:
-        """Remove it; whether it takes no room any more, or soon will not.
+    def _remove_or_report(self, root: int, seen: Manifest, event: Event) -> bool:
+        """Remove the export and emit the event. Return whether its space is free now or will be soon.
 
-        One whose lock is held is just being removed, or was completed this moment: the next look sees to it.
+        If its lock is held, another process is removing it or has just completed it; the next call handles it.
         """
         try:
             if self.remove(root, seen):
-                log.info(event, exportId=seen.id, **values)
+                emit(event)
         except (OSError, ExportError) as error:
             self._store.report(seen.id, str(error))
             return False

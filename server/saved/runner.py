@@ -1,20 +1,20 @@
-"""Runs saved exports: takes the next one from the queue, scans it into its file, and does right by whatever ends it.
+"""Runs saved exports: takes the next one from the queue, writes its file, and records the outcome of the attempt.
 
-One of these in every worker process; they share nothing but the folder. Knows no HTTP. A row takes the very way of a
-download: `open_export`.
+Each worker process has one runner; they share nothing but the folder. Reads rows exactly as a download does, through
+`open_export`. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+import functools
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
-from server.chunk import Chunk
 from server.errors import (
     DatabaseUnavailable,
     ExportError,
@@ -24,252 +24,259 @@ from server.errors import (
     SnapshotConflict,
     StorageUnavailable,
 )
+from server.events import emit
 from server.export.engine import Engine
 from server.export.pipeline import open_export
 from server.query.request import parse_export_request
-from server.saved.claim import Claim, Part
+from server.saved.claim import Claim, LockLost
+from server.saved.events import (
+    ExportCancelled,
+    ExportCrashed,
+    ExportFailed,
+    ExportFolderRemoved,
+    ExportLockLost,
+    ExportNotEnded,
+    ExportPostponed,
+    ExportSaved,
+    ExportStopped,
+    QueueCrashed,
+    StopTimedOut,
+)
 from server.saved.queue import Queue
+from server.saved.writer import open_writer
+from server.threads import cancel_and_wait, ended, in_thread
 
-log = structlog.stdlib.get_logger("sluice.exports")
-
-P = ParamSpec("P")
 Result = TypeVar("Result")
 
-# Seconds between two looks at the folder: how long an export waits that another process has left or accepted.
-LOOK_SECONDS = 1.0
-# Seconds between two notes of the progress of an export, and looks at whether it has been cancelled.
-NOTE_SECONDS = 0.25
-# Bytes that may wait for the disk. The writing thread has to wait for the encoder again and again (Python's lock), so
-# one chunk alone would make the scan wait for it in turn.
-AHEAD_BYTES = 4 << 20
-# Seconds that a DELETE waits for the process that runs the export; the cancellation holds in any case.
-END_SECONDS = 5.0
-# Seconds before an export is tried again, doubled each time, and the most of them.
+# Seconds between two looks at the folder: the longest that an export waits which another process has accepted or
+# given back.
+POLL_SECONDS = 1.0
+# Seconds between two progress files of an export, and between two checks whether it is to be cancelled.
+PROGRESS_SECONDS = 0.25
+# Seconds that DELETE waits for the process that runs the export. The cancellation takes effect in any case.
+DELETE_SECONDS = 5.0
+# Seconds that a starting server waits for the folder. A disk that answers takes milliseconds.
+START_SECONDS = 5.0
+# Seconds that a stopping server waits until its exports are given back. With the 5 s that aiohttp and the threads may
+# take afterwards, this is within the 10 s (STOP_MARGIN) after which gunicorn kills a worker.
+STOP_SECONDS = 3.0
+# Seconds before the next attempt: doubled each time, up to a limit.
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
-# Seconds before another look at an export that could not be ended, or at any where the disk is full.
-SET_ASIDE_SECONDS = 6.0
-# How often the database, or the folder, may go away in the middle of one export: a restart is forgiven, a query that
-# brings the database down each time is not.
+# Seconds until the next attempt at an export whose outcome could not be written, or at any export if the disk is full.
+UNWRITABLE_SECONDS = 6.0
+# How often the database or the folder may become unavailable during one export: restarts are forgiven, a query that
+# crashes the database each time is not.
 MOST_SETBACKS = 20
 
 
 class Runner:
-    """The saved exports that this process makes. Open it after the fork, on the loop that uses it."""
+    """The saved exports that this process makes. Open it after the fork, on the event loop that uses it."""
 
     def __init__(self, queue: Queue, engine: Engine) -> None:
         self.queue = queue
         self.stopping = asyncio.Event()
         self._engine = engine
         self._woken = asyncio.Event()
-        self._watcher: asyncio.Task[None] | None = None
+        self._prepared = asyncio.Event()
+        self._poller: asyncio.Task[None] | None = None
+        # The attempts of this process, by id.
         self._running: dict[str, asyncio.Task[None]] = {}
-        # Seconds that the database has been given so far to come back, and when it is next asked.
-        self._pause = 0.0
+        # Seconds of the current back-off, and when (event loop's time) the next export may be claimed.
+        self._backoff = 0.0
         self._resume_at = 0.0
-        # Runner that could not even be ended, and when each is next looked at: the others do not wait for them.
+        # Exports whose outcome could not be written, and when each is tried again: the others do not wait for them.
         self._set_aside: dict[str, float] = {}
+        self._timed_out = False
 
     async def __aenter__(self) -> Runner:
-        with contextlib.suppress(ExportError):  # said in the log; downloads work all the same
-            await asyncio.to_thread(self.queue.prepare)
-        self._watcher = asyncio.create_task(self._watch())
+        self._poller = asyncio.create_task(self._poll())
+        with contextlib.suppress(TimeoutError):  # a folder that does not answer must not keep the server from starting
+            await asyncio.wait_for(self._prepared.wait(), START_SECONDS)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.stop()
+        await self.stop(0.0 if self.stopping.is_set() else STOP_SECONDS)
 
-    async def stop(self) -> None:
-        """Give back what is running, at once, for the next process that sees it."""
+    async def stop(self, seconds: float) -> None:
+        """Stop all exports at once and give them back to the queue. Wait for that, at most `seconds`.
+
+        May be called again. An export that was not given back in time is recovered by the next process that finds its
+        lock released, as after a crash.
+        """
         self.stopping.set()
         self._woken.set()
-        if self._watcher is not None:
-            await asyncio.wait([self._watcher])  # not cancelled: it may be taking one from the folder just now
         for task in self._running.values():
             task.cancel()
-        if self._running:
-            await asyncio.wait(set(self._running.values()))
+        # The poller is not cancelled: it may be claiming an export, which it then closes.
+        tasks = {*self._running.values(), *([] if self._poller is None else [self._poller])}
+        left = (await asyncio.wait(tasks, timeout=seconds))[1] if tasks else ()
+        if left and not self._timed_out:
+            self._timed_out = True
+            emit(StopTimedOut(running=len(self._running)))
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Look at the queue now: there may be an export to run."""
         self._woken.set()
 
     async def delete(self, id: str) -> None:
-        """Cancel the export, or remove it if it has ended. Raises ExportNotFound, ExportUnreadable, ServerBusy."""
-        deadline = asyncio.get_running_loop().time() + END_SECONDS
-        entry = await asyncio.to_thread(self.queue.store.get, id)
+        """Cancel the export, or remove it if it has finished. Raise ExportNotFound, ExportUnreadable, ServerBusy."""
+        deadline = asyncio.get_running_loop().time() + DELETE_SECONDS
+        entry = await self._in_thread(self.queue.store.get, id)
         if not entry.manifest.finished:
-            while not await asyncio.to_thread(self.queue.cancel, id):
+            while not await self._in_thread(self.queue.cancel, id):
                 if asyncio.get_running_loop().time() > deadline:
                     return
                 await asyncio.sleep(0.05)
-            entry = await asyncio.to_thread(self.queue.store.get, id)
+            entry = await self._in_thread(self.queue.store.get, id)
             if entry.manifest.status == "cancelled":
                 return
-        while not await asyncio.to_thread(self.queue.remove, id):
+        while not await self._in_thread(self.queue.remove, id):
             if asyncio.get_running_loop().time() > deadline:
-                raise ServerBusy("The export is in use.", hint="Try again in a moment.")
+                raise ServerBusy("The export is in use.", hint="Try again in a few seconds.")
             await asyncio.sleep(0.05)
 
-    async def _watch(self) -> None:
+    async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await in_thread(self._engine.threads.files, work, *arguments)
+
+    async def _poll(self) -> None:
+        """Prepare the folder, then run what waits in it until the server stops."""
+        try:
+            await self._in_thread(self.queue.prepare)
+        except ExportError:
+            pass  # logged; downloads work without the folder
+        except Exception as error:
+            emit(QueueCrashed(error=error))
+        self._prepared.set()
         while not self.stopping.is_set():
             self._woken.clear()
             try:
-                await asyncio.to_thread(self.queue.sweep)
-                while not self.stopping.is_set() and await self._take_one():
+                await self._in_thread(self.queue.sweep)
+                while not self.stopping.is_set() and await self._start_next():
                     pass
             except (StorageUnavailable, NoSpaceLeft):
-                pass  # said in the log once; the folder may come back
-            except Exception:
-                log.exception("looking after saved exports failed")
+                pass  # logged once; the folder may come back
+            except Exception as error:
+                emit(QueueCrashed(error=error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
 
-    async def _take_one(self) -> bool:
+    async def _start_next(self) -> bool:
+        """Start an attempt at the next export. Return whether there was one."""
         now = asyncio.get_running_loop().time()
         if now < self._resume_at:
             return False
         self._set_aside = {id: until for id, until in self._set_aside.items() if until > now}
-        claim = await asyncio.to_thread(self.queue.claim, {*self._running, *self._set_aside})
+        claim = await self._in_thread(self.queue.claim, {*self._running, *self._set_aside})
         if claim is None:
             return False
-        task = asyncio.create_task(self._run(claim))
-        self._running[claim.manifest.id] = task
+        if self.stopping.is_set():
+            await self._in_thread(claim.close)
+            return False
+        self._running[claim.manifest.id] = asyncio.create_task(self._run(claim))
         return True
 
     async def _run(self, claim: Claim) -> None:
-        """One attempt, and its end."""
+        """Make one attempt and record its outcome. Cancelled when the server stops."""
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(exportId=claim.manifest.id, relation=claim.manifest.relation)
         saving = asyncio.create_task(self._save(claim))
-        with contextlib.suppress(asyncio.CancelledError):  # the state on the disk is to be right all the same
-            await _until_done_or_cancelled(saving, claim)
-        # A task of its own, which a server that stops does not cancel: its threads use what `close` lets go of.
-        await _ended(asyncio.create_task(self._end_and_close(claim, saving)))
-
-    async def _end_and_close(self, claim: Claim, saving: asyncio.Task[None]) -> None:
-        try:
-            await self._end(claim, saving)
-        except Exception as error:
-            # The disk is full, or broken: whoever sees the export next does with it what is right then.
-            log.warning("a saved export could not be ended", reason=str(error))
-            if isinstance(error, NoSpaceLeft | StorageUnavailable):
-                self._pause_for(SET_ASIDE_SECONDS)
-            else:
-                self._set_aside[claim.manifest.id] = asyncio.get_running_loop().time() + SET_ASIDE_SECONDS
-        finally:
-            await asyncio.to_thread(claim.close)
-            del self._running[claim.manifest.id]
-            self.wake()
+        watching = asyncio.create_task(self._watch(claim, saving))
+        with contextlib.suppress(asyncio.CancelledError):  # the outcome has to be written all the same
+            await asyncio.wait([saving])
+        saving.cancel()  # at once, even if the disk keeps `watching`
+        await cancel_and_wait(watching)
+        await ended(saving)
+        # A task of its own, so that cancelling this one does not cancel it: its threads use what it closes.
+        await ended(asyncio.create_task(self._finish(claim, saving)))
 
     async def _save(self, claim: Claim) -> None:
-        """The whole way: request → plan → chunks → file."""
-        wanted = parse_export_request(claim.manifest.target, claim.manifest.query)
-        async with open_export(self._engine, wanted) as export:
-            self._pause = 0.0
-            part = await _in_thread(claim.begin, export.snapshot_at)
-            await _write(part, export.chunks())
-        await _in_thread(claim.complete, part)
+        """Make the file: request → plan → chunks → file."""
+        request = parse_export_request(claim.manifest.target, claim.manifest.query)
+        async with open_writer(self._engine.threads.files, claim) as writer:
+            async with open_export(self._engine, request) as export:
+                self._backoff = 0.0
+                await writer.write(export.chunks(), export.snapshot_at)
+            await writer.complete()
 
-    async def _end(self, claim: Claim, saving: asyncio.Task[None]) -> None:
-        """What becomes of the export after this attempt."""
+    async def _watch(self, claim: Claim, saving: asyncio.Task[None]) -> None:
+        """Save the progress until the attempt has ended. Cancel it if somebody asks for that or the lock is lost."""
+        while not (await asyncio.wait([saving], timeout=PROGRESS_SECONDS))[0]:
+            with contextlib.suppress(OSError):  # the next look may succeed
+                try:
+                    await self._in_thread(claim.save_progress)
+                    cancel = await self._in_thread(claim.cancel_requested)
+                except LockLost:
+                    cancel = True
+                if cancel:
+                    saving.cancel()
+                    return
+
+    async def _finish(self, claim: Claim, saving: asyncio.Task[None]) -> None:
+        """Record the outcome and release the claim, whatever the disk answers."""
+        id = claim.manifest.id
+        try:
+            await self._record_outcome(claim, saving)
+        except LockLost:
+            emit(ExportLockLost())
+        except Exception as error:
+            # The disk is full or broken. The next process that sees the export recovers it.
+            emit(ExportNotEnded(reason=str(error)))
+            if isinstance(error, NoSpaceLeft | StorageUnavailable):
+                self._pause(UNWRITABLE_SECONDS)
+            else:
+                self._set_aside[id] = asyncio.get_running_loop().time() + UNWRITABLE_SECONDS
+        finally:
+            try:
+                await self._in_thread(claim.close)
+            finally:
+                del self._running[id]
+                self.wake()
+
+    async def _record_outcome(self, claim: Claim, saving: asyncio.Task[None]) -> None:
         manifest = claim.manifest
-        if not await asyncio.to_thread(claim.in_place):
-            log.warning("export removed by hand")
+        error = None if saving.cancelled() else saving.exception()
+        if not await self._in_thread(claim.in_place):
+            emit(ExportFolderRemoved())
         elif manifest.status == "completed":
-            log.info("export saved", rows=manifest.rows, bytes=manifest.bytes, attempts=manifest.attempts)
-        elif await asyncio.to_thread(claim.cancel_wanted):
-            log.info("export cancelled")
-            await asyncio.to_thread(claim.cancel)
+            emit(ExportSaved(rows=manifest.rows, bytes=manifest.bytes, attempts=manifest.attempts))
+        elif isinstance(error, LockLost):
+            raise error
+        elif await self._in_thread(claim.cancel_requested):
+            await self._in_thread(claim.cancel)
+            emit(ExportCancelled())
         elif saving.cancelled():
-            log.info("export stopped")
-            await asyncio.to_thread(claim.give_back)
+            await self._in_thread(claim.give_back)
+            emit(ExportStopped())
         else:
-            await self._end_after(claim, saving.exception())
+            await self._record_error(claim, error)
 
-    async def _end_after(self, claim: Claim, error: BaseException | None) -> None:
-        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not claim.begun):
-            # Nothing has been done yet, and nothing is said against this export.
+    async def _record_error(self, claim: Claim, error: BaseException | None) -> None:
+        """Try the export again later, or fail it for this error."""
+        if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not claim.started):
+            # Nothing has been done yet, and the reason has nothing to do with this export: it keeps its place.
             busy = isinstance(error, ServerBusy)
-            self._pause_for(FIRST_BACKOFF if busy else min(max(self._pause * 2, FIRST_BACKOFF), MOST_BACKOFF))
+            self._pause(FIRST_BACKOFF if busy else min(max(self._backoff * 2, FIRST_BACKOFF), MOST_BACKOFF))
             return
-        if not isinstance(error, ExportError):
-            log.error("an export failed", exc_info=error)
-            reason = ExportError("Something went wrong in the server; its log says what.")
-        else:
+        if isinstance(error, ExportError):
             reason = error
+        else:
+            emit(ExportCrashed(error=error))
+            reason = ExportError("An unexpected error occurred in the server. Its log shows the error.")
         forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict | StorageUnavailable)
         again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
         tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
-        spent = tries >= (MOST_SETBACKS if forgiven else claim.max_attempts)
-        if again and not spent:
+        if again and tries < (MOST_SETBACKS if forgiven else claim.max_attempts):
             after = min(FIRST_BACKOFF * 2 ** min(tries, 10), MOST_BACKOFF)
-            log.warning("export will be tried again", code=reason.code, reason=reason.detail, seconds=after)
-            await asyncio.to_thread(claim.give_back, counted=not forgiven, setback=forgiven, after=after)
+            give_back = functools.partial(claim.give_back, counted=not forgiven, setback=forgiven, after=after)
+            await self._in_thread(give_back)
+            emit(ExportPostponed(code=reason.code, reason=reason.detail, seconds=after))
         else:
-            log.warning("export failed", code=reason.code, reason=reason.detail)
-            await asyncio.to_thread(claim.fail, reason)
+            await self._in_thread(claim.fail, reason)
+            emit(ExportFailed(code=reason.code, reason=reason.detail))
 
-    def _pause_for(self, seconds: float) -> None:
-        """Take no other export for so long."""
-        self._pause = seconds
+    def _pause(self, seconds: float) -> None:
+        """Claim no export for this time."""
+        self._backoff = seconds
         self._resume_at = asyncio.get_running_loop().time() + seconds
-
-
-async def _until_done_or_cancelled(saving: asyncio.Task[None], claim: Claim) -> None:
-    try:
-        while not (await asyncio.wait([saving], timeout=NOTE_SECONDS))[0]:
-            await _in_thread(claim.note_progress)
-            if await _in_thread(claim.cancel_wanted):
-                return
-    finally:
-        # Also when the server stops: what has been opened is closed before the export is given back.
-        saving.cancel()
-        await _ended(saving)
-
-
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """Wait for the end of this task, whoever asks the waiting one to end meanwhile."""
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-
-
-async def _in_thread(work: Callable[P, Result], *arguments: P.args, **named: P.kwargs) -> Result:
-    """Disk work that is whole, or not begun, when this ends: a thread cannot be cancelled."""
-    task = asyncio.create_task(asyncio.to_thread(work, *arguments, **named))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await _ended(task)
-        if not task.cancelled():
-            task.exception()  # seen here, since nobody else will ask for it
-        raise
-
-
-async def _write(part: Part, chunks: AsyncGenerator[Chunk, None]) -> None:
-    """Write the chunks while the next ones are being fetched and encoded, and no more than AHEAD_BYTES behind."""
-    waiting: list[Chunk] = []
-    writing: asyncio.Task[None] | None = None
-    async with contextlib.aclosing(chunks):
-        try:
-            async for chunk in chunks:
-                waiting.append(chunk)
-                if writing is not None and not writing.done():
-                    if sum(len(each.data) for each in waiting) < AHEAD_BYTES:
-                        continue
-                    await asyncio.shield(writing)
-                if writing is not None:
-                    writing.result()
-                writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
-                waiting = []
-            if writing is not None:
-                await asyncio.shield(writing)
-        finally:
-            if writing is not None:
-                await asyncio.wait([writing])  # it must not outlive its file
-                if not writing.cancelled():
-                    writing.exception()
-    if waiting:
-        await _in_thread(part.write, waiting)

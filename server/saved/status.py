@@ -1,6 +1,7 @@
-"""How far a saved export has come, and its status as JSON: the one place that makes that document.
+"""The progress of a saved export, and its status as JSON: the only place that makes this document.
 
-Pure. A percentage never falls, not even when the export is begun again after a crash, and is 100 only at the end.
+Pure. The percentage never falls, not even when another attempt starts after a crash, and is 100 only when the export is
+complete.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from typing import Any
 
 from server.saved.manifest import Manifest, write_time
 
-# The most that an unfinished export shows: an estimate may be short of the truth.
+# The highest percentage of an unfinished export: an estimate may be too low.
 MOST_UNFINISHED = 99.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the attempt has come. percentage: furthest ever; None where nothing is known. seconds: so far.
+    """The progress of an attempt.
 
-    share: the percentage of this attempt alone, which the seconds belong to.
+    rows, bytes: written so far. percentage: the highest of all attempts, or None if unknown. seconds: since the attempt
+    started. share: the percentage of this attempt alone.
     """
 
     rows: int = 0
@@ -33,27 +35,34 @@ class Progress:
     def advanced(
         self, *, rows: int, bytes: int, seconds: float, done: float | None, total_rows: int | None
     ) -> Progress:
-        """The progress after so many rows. done: the share of the relation read, where the scan knows it."""
+        """Return the progress after this many rows, bytes and seconds of the attempt.
+
+        done: the share of the relation that has been read, from 0 to 1, if the scan knows it. total_rows: the estimate
+        that is used otherwise.
+        """
         if done is None and total_rows:
             done = rows / total_rows
-        percentage, now = self.percentage, None
+        percentage, share = self.percentage, None
         if done is not None and math.isfinite(done):
-            now = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED)
-            percentage = now if percentage is None else max(percentage, now)
-        return Progress(rows, bytes, percentage, seconds, now)
+            share = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED)
+            percentage = share if percentage is None else max(percentage, share)
+        return Progress(rows, bytes, percentage, seconds, share)
 
-    def begun_again(self) -> Progress:
-        """The progress of another attempt that has nothing yet."""
+    def restarted(self) -> Progress:
+        """Return the progress of the next attempt before its first row."""
         return Progress(percentage=self.percentage)
 
 
 def write_progress(progress: Progress) -> bytes:
-    """The progress as JSON."""
+    """Return the progress as JSON."""
     return json.dumps(asdict(progress)).encode()
 
 
 def read_progress(text: bytes) -> Progress:
-    """The progress of `write_progress`; none where the text is anything else, since it may be lost at any time."""
+    """Return the progress that `write_progress` wrote, or an empty one if the text is anything else.
+
+    Losing the progress does no harm: it is not fsynced.
+    """
     try:
         document = json.loads(text)
         rows, count, seconds = document["rows"], document["bytes"], float(document["seconds"])
@@ -70,7 +79,7 @@ def read_progress(text: bytes) -> Progress:
 
 
 def expires_at(manifest: Manifest, retention: float) -> datetime.datetime | None:
-    """When the export goes by itself. retention: seconds after its end, 0 for ever."""
+    """Return when the export is removed, or None for never. retention: seconds after it finished; 0 keeps it."""
     if manifest.completed_at is None or not retention:
         return None
     try:
@@ -80,7 +89,10 @@ def expires_at(manifest: Manifest, retention: float) -> datetime.datetime | None
 
 
 def status_json(manifest: Manifest, progress: Progress, retention: float) -> dict[str, Any]:
-    """The status document of design: fields in camel case, times in RFC 3339, null where nothing is known."""
+    """Return the status document: names in camel case, times as RFC 3339, null where a value is unknown.
+
+    retention: as in `expires_at`.
+    """
     error = None
     if manifest.error_code is not None:
         error = {"code": manifest.error_code, "detail": manifest.error_detail}
@@ -107,7 +119,7 @@ def status_json(manifest: Manifest, progress: Progress, retention: float) -> dic
 
 
 def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
-    """rate: rows a second of this attempt; etaSeconds: at that rate."""
+    """Return the progress of the status. rate: rows per second of this attempt. etaSeconds: assumes this rate."""
     if manifest.status == "completed":
         seconds = progress.seconds
         return {
@@ -120,15 +132,15 @@ def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
         }
     percentage = progress.percentage
     running = manifest.status == "processing"
-    begun = manifest.status != "pending"  # else the rows are those of an attempt that was ended
+    started = manifest.status != "pending"  # otherwise the rows are those of an attempt that has ended
     eta = None
     if running and progress.share and progress.seconds:
         eta = math.ceil(progress.seconds * (100 - progress.share) / progress.share)
     return {
-        "processedRows": progress.rows if begun else 0,
+        "processedRows": progress.rows if started else 0,
         "totalRows": manifest.total_rows,
         "percentage": 0.0 if percentage is None else percentage,
-        "bytes": progress.bytes if begun else 0,
+        "bytes": progress.bytes if started else 0,
         "rate": _rate(progress.rows, progress.seconds) if running else None,
         "etaSeconds": eta,
     }

@@ -1,7 +1,7 @@
-"""The folder of saved exports as it is read: which exports there are, and what the disk says of each.
+"""The folder of saved exports, as it is read: which exports there are, and the state of each.
 
-There is no other state: any number of processes see the same. Changes nothing. Every method may block on the disk, so
-call it in a thread; several may run at once.
+The folder is the only state, so any number of processes see the same. Changes nothing. Every method may block on the
+disk: call it in a thread. Several threads may call at once.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from server.errors import ExportFailed, ExportNotFound, ExportUnreadable, NoSpaceLeft, StorageUnavailable
+from server.events import emit
 from server.saved import durable_files
+from server.saved.events import ExportLeftAlone, StorageUnusable
 from server.saved.manifest import EXPORT_ID, Manifest, ManifestError, read_manifest
 from server.saved.status import Progress, read_progress
 
-log = structlog.stdlib.get_logger("sluice.queue")
-
-# What is in the folder of an export, beside its file.
+# The files in the folder of an export, besides its data and its lock.
 MANIFEST: Final = "manifest.json"
-LOCK: Final = "lock"
 PROGRESS: Final = "progress.json"
-# Asks whoever makes the export to stop: the one file that is written without the lock.
+# Asks the process that makes the export to stop. The only file that is written without the lock.
 CANCEL: Final = "cancel"
 
-# Bytes: the longest request line, escaped as JSON escapes at worst, and the rest.
-_MOST_MANIFEST_BYTES = 1 << 20
-# Bytes of a note of the progress; one is about 100.
+# Bytes: holds the longest request line, with every character escaped in JSON, and the other fields.
+MOST_MANIFEST_BYTES = 1 << 20
+# Bytes of a progress file; one has about 100.
 _MOST_PROGRESS_BYTES = 4096
-# Manifests with longer queries are read anew each time, so that memory stays bounded by the number of exports.
+# Characters. Manifests with longer URLs are read again each time, so that the cache is bounded by the number of
+# exports.
 _MOST_CACHED_QUERY = 2048
 
+# What changes when a manifest is replaced: inode, times in nanoseconds, size in bytes.
 Stamp = tuple[int, int, int, int]
 
 
@@ -52,15 +51,16 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # By id, with the stamp of the manifest that it was read from. Manifests are replaced, never changed.
-        self._known: dict[str, tuple[Stamp, Entry]] = {}
+        # By id, with the stamp of the manifest it was read from. A manifest is replaced, never changed in place.
+        self._cache: dict[str, tuple[Stamp, Entry]] = {}
+        # The last reason that was logged for each export, "" for the folder itself.
         self._reported: dict[str, str] = {}
 
     @contextlib.contextmanager
-    def root(self) -> Iterator[int]:
-        """The descriptor of the folder, opened anew each time: it may be mounted, or put back, at any time.
+    def open_root(self) -> Iterator[int]:
+        """Open the folder and yield its descriptor. It is opened anew each time, as it may be mounted at any time.
 
-        Whatever the disk refuses inside the block is StorageUnavailable or NoSpaceLeft.
+        An OSError in the block is raised as StorageUnavailable or NoSpaceLeft.
         """
         try:
             with durable_files.open_folder(self.path) as root:
@@ -72,8 +72,8 @@ class Store:
         self._reported.pop("", None)
 
     @contextlib.contextmanager
-    def folder(self, root: int, id: str) -> Iterator[int]:
-        """The descriptor of an export's folder. Raises ExportNotFound, also for what is no id at all."""
+    def open_folder(self, root: int, id: str) -> Iterator[int]:
+        """Open the folder of an export and yield its descriptor. Raise ExportNotFound, also if `id` is not an id."""
         if not EXPORT_ID.fullmatch(id):
             raise not_found()
         try:
@@ -85,73 +85,73 @@ class Store:
         try:
             yield folder
         finally:
-            os.close(folder)
+            durable_files.close(folder)
 
     def newest_first(self) -> list[Entry]:
-        """All exports, newest first. What cannot be understood is reported in the log and left out."""
-        with self.root() as root:
-            found = self.entries(root)
+        """Return all exports, newest first. Those that cannot be read are logged and left out."""
+        with self.open_root() as root:
+            found = self.read_entries(root)
         return sorted(found, key=lambda entry: (entry.manifest.created_at, entry.manifest.id), reverse=True)
 
     def get(self, id: str) -> Entry:
-        """One export. Raises ExportNotFound, ExportUnreadable."""
-        with self.root() as root, self.folder(root, id) as folder:
-            return self.entry(folder, id)
+        """Return one export. Raise ExportNotFound, ExportUnreadable."""
+        with self.open_root() as root, self.open_folder(root, id) as folder:
+            return self.read_entry(folder, id)
 
     def open_data(self, id: str) -> tuple[Manifest, int]:
-        """A completed export, and the descriptor of its file. Raises ExportFailed where that is not what was saved."""
-        with self.root() as root, self.folder(root, id) as folder:
-            manifest = self.entry(folder, id).manifest
+        """Return a completed export and the descriptor of its file, which the caller closes.
+
+        Raise ExportNotFound, ExportUnreadable, and ExportFailed if the file is missing or has another size.
+        """
+        with self.open_root() as root, self.open_folder(root, id) as folder:
+            manifest = self.read_entry(folder, id).manifest
             with contextlib.suppress(OSError):
-                descriptor = durable_files.open_file(folder, manifest.file_name)
-                if os.fstat(descriptor).st_size == manifest.bytes:
-                    return manifest, descriptor
-                os.close(descriptor)
+                return manifest, _open_file_of_size(folder, manifest.file_name, manifest.bytes)
         raise ExportFailed(
             "The file of this export has been removed or changed.",
             code="file_damaged",
             hint="Delete the export and save it again.",
         )
 
-    def entries(self, root: int) -> list[Entry]:
-        """All exports, in no order."""
+    def read_entries(self, root: int) -> list[Entry]:
+        """Return all exports, in no order. Those that cannot be read are logged and left out."""
         found: list[Entry] = []
         with os.scandir(root) as names:
             ids = [each.name for each in names if EXPORT_ID.fullmatch(each.name) and each.is_dir(follow_symlinks=False)]
         for id in ids:
             try:
-                known = self._known.get(id)
+                cached = self._cache.get(id)
                 if (
-                    known is not None
-                    and known[1].manifest.finished
-                    and known[0] == _stamp(os.stat(f"{id}/{MANIFEST}", dir_fd=root, follow_symlinks=False))
+                    cached is not None
+                    and cached[1].manifest.finished
+                    and cached[0] == _stamp(os.stat(f"{id}/{MANIFEST}", dir_fd=root, follow_symlinks=False))
                 ):
-                    found.append(known[1])
+                    found.append(cached[1])
                     continue
-                with self.folder(root, id) as folder:
-                    found.append(self.entry(folder, id))
+                with self.open_folder(root, id) as folder:
+                    found.append(self.read_entry(folder, id))
             except (ExportNotFound, ExportUnreadable, FileNotFoundError):
-                continue  # gone meanwhile, or reported
+                continue  # removed meanwhile, or reported
             except OSError as error:
                 self.report(id, error.strerror or "it cannot be read")
-        for gone in self._known.keys() - set(ids):
-            self._known.pop(gone, None)
+        for removed in self._cache.keys() - set(ids):
+            self._cache.pop(removed, None)
         return found
 
-    def entry(self, folder: int, id: str) -> Entry:
-        """The export in this folder. Raises ExportUnreadable, and ExportNotFound where there is no manifest."""
+    def read_entry(self, folder: int, id: str) -> Entry:
+        """Return the export in this folder. Raise ExportUnreadable, and ExportNotFound if there is no manifest."""
         try:
             return self._read(folder, id)
         except FileNotFoundError:
             raise not_found() from None
         except ManifestError as error:
             reason = str(error)
-        except OSError as error:  # a link, a folder, a file of somebody else
+        except OSError as error:  # a symbolic link, a folder, a file of another user
             reason = f"it cannot be read ({error.strerror})"
         self.report(id, reason)
         raise ExportUnreadable(
             f"The manifest of this export cannot be used: {reason}.",
-            hint="The operator may remove its folder, or start the version of the server that wrote it.",
+            hint="Ask the operator to remove its folder, or to run the version of the server that wrote it.",
         )
 
     def _read(self, folder: int, id: str) -> Entry:
@@ -159,39 +159,68 @@ class Store:
         try:
             status = os.fstat(descriptor)
             stamp = _stamp(status)
-            stamped, known = self._known.get(id, (None, None))
-            if known is not None and stamped == stamp:
-                return known if known.manifest.finished else Entry(known.manifest, progress_in(folder))
-            if status.st_size > _MOST_MANIFEST_BYTES:
+            cached_stamp, cached = self._cache.get(id, (None, None))
+            if cached is not None and cached_stamp == stamp:
+                return cached if cached.manifest.finished else Entry(cached.manifest, progress_in(folder))
+            if status.st_size > MOST_MANIFEST_BYTES:
                 raise ManifestError("it is too long")
-            manifest = read_manifest(id, os.read(descriptor, _MOST_MANIFEST_BYTES))
+            manifest = read_manifest(id, os.read(descriptor, MOST_MANIFEST_BYTES))
         finally:
-            os.close(descriptor)
+            durable_files.close(descriptor)
         entry = Entry(manifest, progress_in(folder))
         if len(manifest.target) + len(manifest.query) <= _MOST_CACHED_QUERY:
-            self._known[id] = (stamp, entry)
+            self._cache[id] = (stamp, entry)
         return entry
 
+    @contextlib.contextmanager
+    def errors_of(self, id: str) -> Iterator[None]:
+        """Raise ExportUnreadable for an OSError in the block: it concerns this export and not the whole folder.
+
+        A full disk is NoSpaceLeft, and FileNotFoundError is left as it is.
+        """
+        try:
+            with disk_full_errors():
+                yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.report(id, error.strerror or "it cannot be changed")
+            raise ExportUnreadable(
+                "The folder of this export cannot be used.",
+                hint="Ask the operator to remove it. The log names the reason.",
+            ) from error
+
     def report(self, id: str, reason: str) -> None:
-        """Say it in the log, once."""
+        """Log that this export is left alone, once for each reason."""
         if self._reported.get(id) != reason:
             self._reported[id] = reason
-            log.warning("a saved export is left alone", exportId=id, reason=reason)
+            emit(ExportLeftAlone(export_id=id, reason=reason))
 
     def unavailable(self, error: OSError) -> StorageUnavailable:
-        """The folder cannot be used; the log says why, once."""
+        """Return the error to raise because the folder cannot be used; log the reason once."""
         reason = error.strerror or type(error).__name__
         if self._reported.get("") != reason:
             self._reported[""] = reason
-            log.error("the folder of saved exports cannot be used", path=str(self.path), reason=reason)
+            emit(StorageUnusable(path=str(self.path), reason=reason))
         return StorageUnavailable(
             "The server cannot save exports now.",
-            hint="Download it directly with GET, or tell the operator; the log says what is wrong with the folder.",
+            hint="Download the file directly with GET, or ask the operator: the log names the reason.",
         )
 
 
+def _open_file_of_size(folder: int, name: str, size: int | None) -> int:
+    descriptor = durable_files.open_file(folder, name)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            raise OSError("the file has another size")
+    except BaseException:
+        durable_files.close(descriptor)
+        raise
+    return descriptor
+
+
 def progress_in(folder: int) -> Progress:
-    """The last progress noted in this folder."""
+    """Return the last progress that was saved in this folder."""
     try:
         return read_progress(durable_files.read_file(folder, PROGRESS, _MOST_PROGRESS_BYTES))
     except OSError:
@@ -199,21 +228,21 @@ def progress_in(folder: int) -> Progress:
 
 
 def not_found() -> ExportNotFound:
-    """No such export."""
-    return ExportNotFound("There is no saved export of this id, or no longer.", hint="GET /exports lists them.")
+    """Return the error for an id that no export has."""
+    return ExportNotFound("There is no saved export with this id.", hint="GET /exports lists the saved exports.")
 
 
 def no_space_left() -> NoSpaceLeft:
-    """No room for what was asked."""
+    """Return the error for a full disk or an exhausted quota."""
     return NoSpaceLeft(
         "There is no space left for saved exports.",
-        hint="Remove saved exports that are not needed, or ask the operator for room.",
+        hint="Remove saved exports that are not needed, or ask the operator for more space.",
     )
 
 
 @contextlib.contextmanager
 def disk_full_errors() -> Iterator[None]:
-    """An OSError that means a full disk as NoSpaceLeft."""
+    """Raise NoSpaceLeft for an OSError in the block that means a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""kill -9 at every step and at any moment: what was promised is made, and what is completed is whole.
+"""SIGKILL at every step and at random moments: every accepted export is completed, and every completed file is whole.
 
-After each kill a new worker, or a new server, finds the folder as the dead one has left it.
+After each kill a new worker, or a new server, finds the folder as the killed one left it.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 from tests.support.saved_exports import Gate, answer_json, assert_whole, eventually, post, save, status, wait_for
 
-# As many as an export has, with those of recovering it, and some more.
+# More steps than an export and its recovery have together.
 STEPS = range(1, 46)
-# Kills at random moments: of the worker, and of everything.
+# Kills at random moments: of the worker, and of all processes.
 WORKER_KILLS, SERVER_KILLS = 14, 3
-# Always the same moments, as far as the machine allows.
+# Makes the moments repeatable, as far as the machine allows.
 SEED = 5
 
 
 class DyingServer(LiveServer):
-    """tests/dying_server.py."""
+    """tests/support/dying_server.py."""
 
     module = "tests.support.dying_server"
 
 
 def try_to_save(server: LiveServer, target: str, key: str) -> str | None:
-    """The id that was promised, if the server lived long enough to promise one."""
+    """Save an export and return its id, or None if the server was killed before it answered."""
     try:
         answer = post(server, target, Idempotency_Key=key)
     except ConnectionError:
@@ -50,7 +50,7 @@ def try_to_save(server: LiveServer, target: str, key: str) -> str | None:
 def assert_promises_kept(
     server: LiveServer, storage: Path, promised: dict[str, str], contents: dict[str, bytes]
 ) -> None:
-    """Every export that was promised is completed and whole, and nothing else is left of the crashes."""
+    """Check that every accepted export is completed and whole, and that the crashes have left nothing else."""
     for id, target in promised.items():
         assert_whole(storage, wait_for(server, id, "completed"), contents[target])
 
@@ -59,7 +59,7 @@ def assert_promises_kept(
         assert promised.keys() <= {document["exportId"] for document in documents}
         return all(document["status"] == "completed" for document in documents)
 
-    eventually("those that were accepted without a word are completed too", settled)
+    eventually("exports whose answer was lost are completed too", settled)
     folders = [path for path in storage.iterdir() if path.is_dir() and not path.name.startswith(".new-")]
     for folder in folders:
         document = status(server, folder.name)
@@ -71,7 +71,7 @@ def assert_promises_kept(
 
 @pytest.fixture
 def contents(postgres: Postgres) -> dict[str, bytes]:
-    """Targets and the bytes of their files."""
+    """Map targets to the bytes of their files."""
     postgres.run("CREATE TABLE small AS SELECT n, md5(n::text) AS text FROM generate_series(1, 50) AS n")
     postgres.run("CREATE TABLE medium AS SELECT n, repeat('x', 90) AS text FROM generate_series(1, 60000) AS n")
     return {f"{name}.csv": postgres.copy(f"SELECT * FROM {name}") for name in ("small", "medium")}
@@ -115,7 +115,7 @@ def test_killed_at_every_step(
     promised: dict[str, str] = {}
     number = 0
 
-    def go_on() -> bool:
+    def save_another() -> bool:
         nonlocal number
         number += 1
         id = try_to_save(server, "small.csv", f"step {number}")
@@ -123,7 +123,7 @@ def test_killed_at_every_step(
             promised[id] = "small.csv"
         return not plan.read_text()
 
-    eventually("every step has killed a worker", go_on, seconds=90)
+    eventually("every step has killed a worker", save_another, seconds=90)
     assert_promises_kept(server, storage, promised, contents)
 
 
@@ -141,7 +141,7 @@ def test_killed_at_any_moment(
             id = try_to_save(server, target, f"{number} {each}")
             if id is not None:
                 promised[id] = target
-        time.sleep(moments.uniform(0, 0.15))  # any moment is a good one: nothing is asserted about it
+        time.sleep(moments.uniform(0, 0.15))  # a random moment: no assertion depends on it
         if number in everything:
             server.kill()
             server = start_live(**settings)
@@ -154,10 +154,10 @@ def test_killed_at_any_moment(
     assert_promises_kept(server, tmp_path, promised, contents)
 
 
-def test_an_export_that_kills_its_server_each_time_fails(
+def test_an_export_during_which_the_server_is_killed_each_time_fails(
     start_dying: Callable[..., DyingServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
-    """As one would that makes the worker run out of memory: it must not take the server down for ever."""
+    """An export that makes the worker run out of memory must not be tried without end."""
     storage = tmp_path / "storage"
     server = start_dying([], EXPORT_STORAGE_PATH=str(storage), EXPORT_MAX_ATTEMPTS="3")
     id = save(server, "gated.csv")
@@ -171,12 +171,12 @@ def test_an_export_that_kills_its_server_each_time_fails(
     document = wait_for(server, id, "failed")
     assert document["error"] == {
         "code": "interrupted",
-        "detail": "The server was stopped in the middle of it 3 times.",
+        "detail": "The server was stopped during each of 3 attempts.",
     }
     assert not list((storage / id).glob("data*"))
 
 
-def test_another_server_goes_on_where_one_was_killed(
+def test_another_server_recovers_the_export_of_a_killed_one(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
     first = start_live(EXPORT_STORAGE_PATH=str(tmp_path))
@@ -195,13 +195,13 @@ def test_another_server_goes_on_where_one_was_killed(
     assert_whole(tmp_path, document, gate.content)
 
 
-def test_a_server_that_is_stopped_gives_its_exports_back(
+def test_a_stopping_server_gives_its_exports_back(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
     first = start_live(EXPORT_STORAGE_PATH=str(tmp_path), SHUTDOWN_TIMEOUT="60", EXPORT_MAX_ATTEMPTS="1")
     ids = [save(first, "gated.csv") for _ in range(3)]
     eventually("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
-    # Although it would wait so long for downloads, and the exports are not at their end.
+    # It would wait 60 s for downloads, and the exports have not finished.
     assert first.stop(signal.SIGTERM, seconds=30) == 0
     assert not gate.waiting(postgres)
     second = start_live(EXPORT_STORAGE_PATH=str(tmp_path), EXPORT_MAX_ATTEMPTS="1")

@@ -1,29 +1,31 @@
-"""What becomes of a saved export after each kind of error: tried again, forgiven, or failed."""
+"""The outcome of a saved export for each kind of error: tried again, forgiven, or failed."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from server import errors
+from server import errors, events
+from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim
+from server.saved.events import QueueCrashed
 from server.saved.manifest import Manifest
+from server.saved.queue import Queue
 from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
 from tests.saved.test_queue import claimed, created, make_queue
 from tests.support.engines import make_engine, make_threads
+from tests.support.live_server import eventually
 
 AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
 
 @pytest.fixture
 async def exports(tmp_path: Path) -> Runner:
-    """One that runs nothing by itself."""
+    """A runner that starts nothing by itself."""
     queue = make_queue(tmp_path, export_max_attempts=3)
     settings = Settings(database_url="postgresql://nowhere.invalid/")
     return Runner(queue, make_engine(Database(settings, make_threads(settings)), native=False))
@@ -49,20 +51,20 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize(("error", "before", "after"), CASES, ids=lambda value: type(value).__name__)
-async def test_what_each_error_leads_to(
-    exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, begun: bool
+async def test_the_outcome_of_each_error(
+    exports: Runner, tmp_path: Path, error: Exception, before: str, after: str, started: bool
 ) -> None:
     id = created(exports.queue)
-    expected = after if begun else before
+    expected = after if started else before
     for number in range(1, MOST_SETBACKS + 2):
-        with exports.queue.store.root() as root:
-            claim = exports.queue._take(root, id)
+        with exports.queue.store.open_root() as root:
+            claim = exports.queue.take(root, id)
         assert claim is not None
-        if begun and expected != UNTOUCHED:
-            claim.begin(None)
-        await exports._end_after(claim, error)
+        if started and expected != UNTOUCHED:
+            claim.start(None)
+        await exports._record_error(claim, error)
         claim.close()
         manifest = exports.queue.store.get(id).manifest
         assert not list((tmp_path / id).glob("data*"))
@@ -81,12 +83,12 @@ async def test_what_each_error_leads_to(
         assert expected == UNTOUCHED
 
 
-async def test_an_export_is_not_given_to_itself_again(exports: Runner) -> None:
+async def test_an_export_waits_before_its_next_attempt(exports: Runner) -> None:
     id = created(exports.queue)
     claim = claimed(exports.queue)
-    await exports._end_after(claim, errors.QueryCancelled("x"))
+    await exports._record_error(claim, errors.QueryCancelled("x"))
     claim.close()
-    assert exports.queue.claim() is None  # it waits for its time
+    assert exports.queue.claim() is None  # it is not due yet
     assert exports.queue.store.get(id).manifest.status == "pending"
 
 
@@ -94,39 +96,7 @@ async def fail(claim: Claim) -> NoReturn:
     raise errors.QueryFailed("x")
 
 
-async def test_a_server_that_stops_lets_the_end_of_an_export_be_written(
-    exports: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is slow just then: the lock must not be let go of before the manifest is there."""
-    id = created(exports.queue)
-    writing, go_on = threading.Event(), threading.Event()
-    write = Claim._write
-
-    def slowly(claim: Claim, manifest: Manifest) -> None:
-        writing.set()
-        assert go_on.wait(60)
-        write(claim, manifest)
-
-    monkeypatch.setattr(Claim, "_write", slowly)
-    monkeypatch.setattr(exports, "_save", fail)
-    assert await exports._take_one()
-    await asyncio.to_thread(writing.wait, 60)
-    stopping = asyncio.create_task(exports.stop())
-    for _ in range(10):  # as often as it takes for the cancellation to arrive
-        await asyncio.sleep(0)
-    with exports.queue.store.root() as root:
-        assert exports.queue._take(root, id) is None
-    assert not stopping.done()
-    go_on.set()
-    await stopping
-    assert exports.queue.store.get(id).manifest.status == "failed"
-    with exports.queue.store.root() as root:
-        claim = exports.queue._take(root, id)
-    assert claim is not None
-    claim.close()
-
-
-async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
+async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
     exports: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged, good = created(exports.queue), created(exports.queue)
@@ -140,8 +110,69 @@ async def test_one_that_cannot_be_ended_keeps_no_other_waiting(
     monkeypatch.setattr(Claim, "_write", refused)
     monkeypatch.setattr(exports, "_save", fail)
     for id in (damaged, good):
-        assert await exports._take_one()
+        assert await exports._start_next()
         await exports._running[id]
-    assert not await exports._take_one()
+    assert not await exports._start_next()
     assert exports.queue.store.get(damaged).manifest.status == "pending"
     assert exports.queue.store.get(good).manifest.status == "failed"
+
+
+async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome cannot be written either, and no other export would fare better."""
+
+    def full(claim: Claim, manifest: Manifest) -> None:
+        raise errors.NoSpaceLeft("x")
+
+    id, _ = created(exports.queue), created(exports.queue)
+    monkeypatch.setattr(Claim, "_write", full)
+    monkeypatch.setattr(exports, "_save", fail)
+    assert await exports._start_next()
+    await exports._running[id]
+    assert not await exports._start_next()
+    assert exports._resume_at > 0
+
+
+async def test_unexpected_errors_of_the_queue_do_not_end_the_runner(
+    exports: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emitted: list[Event] = []
+    monkeypatch.setattr(events, "_observers", [emitted.append])
+    monkeypatch.setattr("server.saved.runner.POLL_SECONDS", 0.0)
+    monkeypatch.setattr(exports, "_save", fail)
+    id = created(exports.queue)
+    crashes = [ValueError("prepare"), ValueError("sweep")]
+    left = list(crashes)
+
+    def crash(queue: Queue) -> None:
+        if left:
+            raise left.pop(0)
+
+    monkeypatch.setattr(Queue, "prepare", crash)
+    monkeypatch.setattr(Queue, "sweep", crash)
+    async with exports:
+        await eventually("the export has ended", lambda: exports.queue.store.get(id).manifest.status == "failed")
+    assert [event.error for event in emitted if isinstance(event, QueueCrashed)] == crashes
+
+
+@pytest.mark.parametrize(("held", "expected"), [("cancel", None), ("remove", errors.ServerBusy)])
+async def test_delete_waits_only_so_long_for_a_lock_that_is_held(
+    exports: Runner, monkeypatch: pytest.MonkeyPatch, held: str, expected: type[Exception] | None
+) -> None:
+    monkeypatch.setattr("server.saved.runner.DELETE_SECONDS", 0.1)
+    id = created(exports.queue)
+    claim = claimed(exports.queue)
+    if held == "remove":
+        claim.fail(errors.QueryFailed("x"))
+    if expected is None:
+        await exports.delete(id)
+        assert claim.cancel_requested()
+    else:
+        with pytest.raises(expected):
+            await exports.delete(id)
+    claim.close()
+    await exports.delete(id)
+    if held == "cancel":
+        assert exports.queue.store.get(id).manifest.status == "cancelled"
+    else:
+        with pytest.raises(errors.ExportNotFound):
+            exports.queue.store.get(id)

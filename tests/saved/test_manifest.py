@@ -1,4 +1,4 @@
-"""Manifests and progress as values: round trips, and what is on a disk that somebody else has written."""
+"""Manifests and progress as values: round trips, and files that were changed by others."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def changed(**values: Any) -> bytes:
         (changed(version=True), "no version"),
         (changed(version=0), "no version"),
         (changed(version=2), "version 2"),
-        (changed(more=1), "not known"),
+        (changed(more=1), "unknown fields"),
         (changed(id="B" * 22), "another export"),
         (changed(id="../../etc"), '"id"'),
         (changed(format="csv/../../x"), '"format"'),
@@ -120,7 +120,7 @@ def changed(**values: Any) -> bytes:
         (changed(status="failed", completed_at=None), "without a time"),
     ],
 )
-def test_what_is_no_manifest_is_not_guessed_at(text: bytes, reason: str) -> None:
+def test_an_invalid_manifest_is_rejected(text: bytes, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         read_manifest(ID, text)
 
@@ -128,7 +128,7 @@ def test_what_is_no_manifest_is_not_guessed_at(text: bytes, reason: str) -> None
 @given(
     st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
 )
-def test_nothing_on_the_disk_breaks_the_reading(text: bytes) -> None:
+def test_any_text_can_be_read(text: bytes) -> None:
     with pytest.raises(ManifestError):
         read_manifest(ID, text)
     assert read_progress(text) == Progress()
@@ -147,7 +147,7 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
     progress, rows, shown = Progress(), 0, 0.0
     for more, done, again in steps:
         if again:
-            progress, rows = progress.begun_again(), 0
+            progress, rows = progress.restarted(), 0
         rows += more
         progress = progress.advanced(rows=rows, bytes=rows, seconds=1.0, done=done, total_rows=total_rows)
         progress = read_progress(write_progress(progress))
@@ -165,7 +165,7 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
         (Progress(0, 0, None, 0.0), {"percentage": 0.0, "rate": None, "etaSeconds": None}),
         (Progress(10, 100, 0.0, 5.0, 0.0), {"percentage": 0.0, "rate": 2, "etaSeconds": None}),
         (Progress(10, 100, 99.0, 99.0, 99.0), {"percentage": 99.0, "rate": 0, "etaSeconds": 1}),
-        # Another attempt: the furthest ever is shown, and the time left is that of this one.
+        # Another attempt: the highest percentage is shown, and the time left is that of this attempt.
         (Progress(10, 100, 90.0, 10.0, 10.0), {"percentage": 90.0, "rate": 1, "etaSeconds": 90}),
         (Progress(0, 0, 90.0, 10.0), {"percentage": 90.0, "rate": 0, "etaSeconds": None}),
     ],
@@ -175,13 +175,13 @@ def test_rate_and_eta(progress: Progress, shown: dict[str, Any]) -> None:
     assert {name: found[name] for name in shown} == shown
 
 
-def test_the_share_of_the_relation_wins_over_the_estimate() -> None:
+def test_the_share_of_the_relation_takes_precedence_over_the_estimate() -> None:
     progress = Progress().advanced(rows=10, bytes=10, seconds=1, done=0.255, total_rows=20)
     assert progress.percentage == 25.5
 
 
 @pytest.mark.parametrize(("retention", "expires"), [(0, None), (60, "2026-01-02T03:05:05.678Z"), (3.2e9 * 100, None)])
-def test_when_it_expires(retention: float, expires: str | None) -> None:
+def test_the_time_of_expiry(retention: float, expires: str | None) -> None:
     assert status_json(COMPLETED, Progress(), retention)["expiresAt"] == expires
     assert status_json(PENDING, Progress(), retention)["expiresAt"] is None
 
@@ -199,5 +199,5 @@ def test_when_it_expires(retention: float, expires: str | None) -> None:
         b'{"rows": 1}',
     ],
 )
-def test_progress_that_somebody_has_edited_counts_as_none(text: bytes) -> None:
+def test_invalid_progress_counts_as_none(text: bytes) -> None:
     assert read_progress(text) == Progress()

@@ -1,4 +1,4 @@
-"""The folder of saved exports without server and database: order, locks, keys, crashes, hands of others."""
+"""The queue of saved exports without server and database: order, locks, keys, crashes, changes made by others."""
 
 from __future__ import annotations
 
@@ -33,21 +33,16 @@ from server.errors import (
 )
 from server.saved import durable_files
 from server.saved.claim import Claim
+from server.saved.manifest import NewExport
 from server.saved.queue import MOST_WAITING, Queue
 from server.saved.store import Entry
 from server.settings import Settings
 
-REQUEST: dict[str, Any] = {
-    "target": "users.csv",
-    "query": "",
-    "relation": "users",
-    "format": "csv",
-    "total_rows": 100,
-}
+NEW = NewExport(target="users.csv", query="", relation="users", format="csv", total_rows=100)
 
 
 def make_queue(path: Path, **values: Any) -> Queue:
-    """A queue as a process has it; several on one folder are several processes."""
+    """Return a queue as one process has it. Several queues on one folder stand for several processes."""
     values = {"export_min_free_space": 0, **values}
     queue = Queue(Settings(export_storage_path=path, **values))
     queue.prepare()
@@ -59,8 +54,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "storage"
 
 
-def created(queue: Queue, **values: Any) -> str:
-    entry, new = queue.create(**{**REQUEST, **values})
+def created(queue: Queue, key: str | None = None) -> str:
+    """Create an export and return its id."""
+    entry, new = queue.create(NEW, key)
     assert new
     return entry.manifest.id
 
@@ -72,7 +68,7 @@ def claimed(queue: Queue) -> Claim:
 
 
 def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(data, 1)])
     claim.complete(part)
     claim.close()
@@ -89,42 +85,42 @@ def statuses(queue: Queue) -> dict[str, str]:
 
 
 def drop(claim: Claim) -> None:
-    """What is left of a claim whose process is killed: nothing but the files."""
+    """Release a claim as the kernel does when the process is killed."""
     claim.close()
 
 
-# --- order and locks ----------------------------------------------------------------------------------------------
+# --- order and locks -------------------------------------------------------------------------------------------------
 
 
-def test_the_first_comes_first_and_nobody_gets_one_twice(path: Path) -> None:
+def test_exports_are_claimed_in_order_and_each_once(path: Path) -> None:
     one, other = make_queue(path, max_running_exports=3), make_queue(path, max_running_exports=3)
     ids = [created(one) for _ in range(4)]
     assert [entry.manifest.id for entry in other.store.newest_first()] == ids[::-1]
     claims = [claimed(one), claimed(other), claimed(one)]
     assert [claim.manifest.id for claim in claims] == ids[:3]
-    assert other.claim() is None  # three run
+    assert other.claim() is None  # all slots are in use
     finish(claims.pop(0))
     assert claimed(other).manifest.id == ids[3]
     for claim in claims:
         claim.close()
 
 
-def test_a_place_is_free_again_when_its_process_has_died(path: Path) -> None:
+def test_the_slot_of_a_killed_process_is_free_again(path: Path) -> None:
     queue = make_queue(path, max_running_exports=1)
     ids = [created(queue) for _ in range(2)]
     claim = claimed(queue)
-    claim.begin(None)
+    claim.start(None)
     assert make_queue(path, max_running_exports=1).claim() is None
     drop(claim)
     other = make_queue(path, max_running_exports=1)
     other.sweep()
     again = claimed(other)
-    assert again.manifest.id == ids[0]  # it keeps its place in the line
+    assert again.manifest.id == ids[0]  # it keeps its place in the queue
     assert again.manifest.attempts == 1
     again.close()
 
 
-def test_many_processes_at_once_run_each_export_once(path: Path) -> None:
+def test_concurrent_processes_run_each_export_once(path: Path) -> None:
     first = make_queue(path, max_running_exports=8)
     ids = [created(first) for _ in range(40)]
     done: list[str] = []
@@ -146,7 +142,7 @@ def test_many_processes_at_once_run_each_export_once(path: Path) -> None:
     assert set(statuses(first).values()) == {"completed"}
 
 
-def test_back_off_and_those_to_skip_are_passed_over(path: Path) -> None:
+def test_exports_that_back_off_or_are_skipped_are_not_claimed(path: Path) -> None:
     queue = make_queue(path)
     ids = [created(queue) for _ in range(3)]
     claim = claimed(queue)
@@ -158,7 +154,7 @@ def test_back_off_and_those_to_skip_are_passed_over(path: Path) -> None:
     second.close()
 
 
-def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
+def test_a_wait_longer_than_any_back_off_is_ignored(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
@@ -169,15 +165,15 @@ def test_a_wait_until_next_year_is_a_clock_put_right(path: Path) -> None:
     again.close()
 
 
-# --- attempts -----------------------------------------------------------------------------------------------------
+# --- attempts --------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_is_counted_before_anything_of_it(path: Path) -> None:
+def test_an_attempt_is_counted_before_it_does_anything(path: Path) -> None:
     queue = make_queue(path, export_max_attempts=2)
     id = created(queue)
     for attempt in (1, 2):
         claim = claimed(queue)
-        claim.begin(None)
+        claim.start(None)
         manifest = json.loads((path / id / "manifest.json").read_text())
         assert (manifest["attempts"], manifest["status"]) == (attempt, "processing")
         drop(claim)
@@ -193,7 +189,7 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     id = created(queue)
     for _ in range(5):
         claim = claimed(queue)
-        claim.begin(None).write([Chunk(b"id\n", 0)])
+        claim.start(None).write([Chunk(b"id\n", 0)])
         claim.give_back()
         claim.close()
         assert not list((path / id).glob("data*"))
@@ -201,14 +197,14 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     assert queue.store.get(id).manifest.attempts == 1
 
 
-def test_a_crash_between_the_file_and_the_manifest_runs_it_again(path: Path) -> None:
+def test_an_export_runs_again_after_a_crash_between_file_and_manifest(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"old", 1)])
     part.finish()
-    (path / id / "data.csv.part").rename(path / id / "data.csv")
+    (path / id / part.name).rename(path / id / "data.csv")
     (path / id / "manifest.json.0.tmp").write_text("cut sho")
     drop(claim)
     queue.sweep()
@@ -217,26 +213,26 @@ def test_a_crash_between_the_file_and_the_manifest_runs_it_again(path: Path) -> 
     assert (path / id / "data.csv").read_bytes() == b"new"
 
 
-def test_a_percentage_survives_another_attempt(path: Path) -> None:
+def test_the_percentage_is_kept_when_another_attempt_starts(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"x", 60)])
-    part.note()
+    part.save_progress()
     assert queue.store.get(id).progress.percentage == 60
     drop(claim)
     queue.sweep()
-    claimed(queue).begin(None)
+    claimed(queue).start(None)
     assert queue.store.get(id).progress.percentage == 60
     assert queue.store.get(id).progress.rows == 0
 
 
-def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
+def test_a_failed_export_has_a_reason_and_no_file(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.begin(None).write([Chunk(b"x", 1)])
+    claim.start(None).write([Chunk(b"x", 1)])
     claim.fail(QueryFailed("It failed.", hint="Ask for less."))
     claim.close()
     manifest = make_queue(path).store.get(id).manifest
@@ -248,17 +244,17 @@ def test_what_failed_says_why_and_has_no_file(path: Path) -> None:
     assert not list((path / id).glob("data*"))
 
 
-# --- cancelling ---------------------------------------------------------------------------------------------------
+# --- cancelling ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancellation_holds_though_everybody_is_killed(path: Path) -> None:
+def test_a_cancellation_survives_a_crash(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.begin(None)
-    assert not claim.cancel_wanted()
+    claim.start(None)
+    assert not claim.cancel_requested()
     assert not make_queue(path).cancel(id)
-    assert claim.cancel_wanted()
+    assert claim.cancel_requested()
     drop(claim)
     later = make_queue(path)
     assert later.claim() is None
@@ -270,7 +266,7 @@ def test_a_cancellation_holds_though_everybody_is_killed(path: Path) -> None:
     assert statuses(later) == {}
 
 
-def test_a_waiting_one_that_was_marked_and_left_is_ended_by_the_sweep(path: Path) -> None:
+def test_the_sweep_cancels_a_pending_export_that_was_only_marked(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     (path / id / "cancel").touch()
@@ -279,7 +275,7 @@ def test_a_waiting_one_that_was_marked_and_left_is_ended_by_the_sweep(path: Path
     assert queue.store.get(id).manifest.status == "cancelled"
 
 
-def test_simultaneous_cancellations_all_count(path: Path) -> None:
+def test_concurrent_cancellations_all_succeed(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
@@ -292,18 +288,18 @@ def test_simultaneous_cancellations_all_count(path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(cancel, range(4))) == [{False}] * 4
-    assert claim.cancel_wanted()
+    assert claim.cancel_requested()
     claim.close()
 
 
-# --- keys ---------------------------------------------------------------------------------------------------------
+# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 def test_keys_work_across_processes_and_restarts(path: Path) -> None:
     first, again = make_queue(path), make_queue(path)
     assert first.find("k", "users.csv", "") is None
     id = created(first, key="k")
-    entry, new = again.create(**REQUEST, key="k")
+    entry, new = again.create(NEW, "k")
     assert (entry.manifest.id, new) == (id, False)
     found = again.find("k", "users.csv", "")
     assert found is not None
@@ -312,17 +308,17 @@ def test_keys_work_across_processes_and_restarts(path: Path) -> None:
         with pytest.raises(KeyReused):
             again.find("k", target, query)
     assert created(first, key="other") != id
-    # Nobody can tell the id from the key without the folder's secret.
+    # The id cannot be computed from the key without the secret of the folder.
     elsewhere = make_queue(path.parent / "elsewhere")
     assert created(elsewhere, key="k") != id
 
 
-def test_simultaneous_makers_of_the_first_secret_agree(path: Path) -> None:
+def test_concurrent_processes_create_one_secret(path: Path) -> None:
     barrier = threading.Barrier(8)
 
     def make(_: int) -> str:
         barrier.wait(30)
-        return make_queue(path).create(**REQUEST, key="k")[0].manifest.id
+        return make_queue(path).create(NEW, "k")[0].manifest.id
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
@@ -330,7 +326,7 @@ def test_simultaneous_makers_of_the_first_secret_agree(path: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", [b"short", b"x" * 33])
-def test_a_secret_that_was_changed_is_reported(path: Path, secret: bytes) -> None:
+def test_a_changed_secret_is_an_error(path: Path, secret: bytes) -> None:
     make_queue(path)
     (path / ".secret").write_bytes(secret)
     queue = Queue(Settings(export_storage_path=path))
@@ -338,29 +334,29 @@ def test_a_secret_that_was_changed_is_reported(path: Path, secret: bytes) -> Non
         queue.prepare()
 
 
-def test_something_else_in_the_place_of_a_key_is_said_and_stays(path: Path) -> None:
+def test_a_folder_without_manifest_in_the_place_of_an_export_stays(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue, key="k")
     (path / id / "manifest.json").unlink()
     there = snapshot(path)
     with pytest.raises(ExportUnreadable):
-        queue.create(**REQUEST, key="k")
+        queue.create(NEW, "k")
     assert snapshot(path) == there
     assert created(queue, key="other") != id
 
 
-def test_whoever_saw_an_export_does_not_remove_the_next_one_of_its_key(path: Path) -> None:
+def test_removing_an_export_does_not_remove_a_newer_one_with_its_key(path: Path) -> None:
     queue, other = make_queue(path), make_queue(path)
     id = created(queue, key="k")
     finish(claimed(queue))
     seen = queue.store.get(id).manifest
     assert other.remove(id)
-    for ended in (False, True):  # the next one is waiting, then completed too
+    for ended in (False, True):  # the newer one is pending, then completed
         if ended:
             finish(claimed(other))
         else:
             assert created(other, key="k") == id
-        with queue.store.root() as root:
+        with queue.store.open_root() as root:
             assert queue.quota.remove(root, seen)
         assert statuses(other) == {id: "completed" if ended else "pending"}
         assert queue.remove(id)
@@ -371,7 +367,7 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     claim.complete(part)
     other = make_queue(path, export_retention=0.000001)
     assert not other.remove(id)
@@ -382,10 +378,10 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
     assert statuses(other) == {}
 
 
-# --- room ---------------------------------------------------------------------------------------------------------
+# --- quota -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_finished_goes_first(path: Path) -> None:
+def test_the_oldest_finished_exports_are_removed_first(path: Path) -> None:
     queue = make_queue(path, export_storage_limit=250)
     ids = [completed(queue, b"x" * 100) for _ in range(4)]
     waiting = created(queue)
@@ -393,67 +389,67 @@ def test_the_oldest_finished_goes_first(path: Path) -> None:
     assert set(statuses(queue)) == {ids[2], ids[3], waiting}
 
 
-def test_what_runs_counts_and_is_not_removed(path: Path) -> None:
+def test_a_running_export_counts_and_is_not_removed(path: Path) -> None:
     queue = make_queue(path, export_storage_limit=250)
     old = completed(queue, b"x" * 100)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     part.write([Chunk(b"x" * 200, 1)])
-    part.note()
-    queue.quota.check_limit()
+    part.save_progress()
+    queue.quota.enforce_limit()
     assert set(statuses(queue)) == {id}
     assert old not in statuses(queue)
     part.write([Chunk(b"x" * 100, 1)])
-    part.note()
+    part.save_progress()
     with pytest.raises(NoSpaceLeft):
-        queue.quota.check_limit()
+        queue.quota.enforce_limit()
     assert statuses(queue) == {id: "processing"}
     claim.close()
 
 
-def test_a_quick_one_over_the_limit_fails_and_is_not_promised_first(path: Path) -> None:
+def test_a_short_export_over_the_limit_fails_before_it_is_completed(path: Path) -> None:
     queue = make_queue(path, export_storage_limit=250)
     old = completed(queue, b"x" * 200)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
-    part.write([Chunk(b"x" * 300, 1)])  # too soon after the beginning for a look at the limit
+    part = claim.start(None)
+    part.write([Chunk(b"x" * 300, 1)])  # too soon after the start for a check of the limit
     with pytest.raises(NoSpaceLeft) as raised:
         claim.complete(part)
     claim.fail(raised.value)
     claim.close()
     queue.sweep()
-    assert statuses(queue) == {old: "completed", id: "failed"}  # the old one is not removed for what cannot fit
+    assert statuses(queue) == {old: "completed", id: "failed"}  # the old one is not removed for one that cannot fit
     assert queue.store.get(id).manifest.error_code == "no_space_left"
     assert completed(queue, b"x" * 100) in statuses(queue)
     assert old not in statuses(queue)
 
 
-def test_a_disk_that_is_too_full_takes_nothing(path: Path) -> None:
+def test_a_disk_without_the_minimum_of_free_space_accepts_nothing(path: Path) -> None:
     with pytest.raises(NoSpaceLeft):
-        make_queue(path, export_min_free_space=2**62).create(**REQUEST)
+        make_queue(path, export_min_free_space=2**62).create(NEW)
     queue = make_queue(path)
     created(queue)
     full = make_queue(path, export_min_free_space=2**62)
     claim = claimed(full)
-    part = claim.begin(None)
+    part = claim.start(None)
     with pytest.raises(NoSpaceLeft):
         part.write([Chunk(b"x", 1)])
     claim.close()
 
 
-def test_no_endless_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.saved.queue.MOST_WAITING", 3)
     assert MOST_WAITING >= 1000
     queue = make_queue(path)
     for _ in range(3):
         created(queue)
     with pytest.raises(ServerBusy):
-        queue.create(**REQUEST)
+        queue.create(NEW)
 
 
-def test_what_expires_goes_whole(path: Path) -> None:
+def test_an_expired_export_is_removed_with_its_folder(path: Path) -> None:
     queue = make_queue(path, export_retention=3600)
     old, young = completed(queue), completed(queue)
     manifest = json.loads((path / old / "manifest.json").read_text())
@@ -462,16 +458,16 @@ def test_what_expires_goes_whole(path: Path) -> None:
     queue.sweep()
     assert set(statuses(queue)) == {young}
     assert not (path / old).exists()
-    for_ever = make_queue(path, export_retention=0)
-    for_ever.sweep()
-    assert set(statuses(for_ever)) == {young}
+    unlimited = make_queue(path, export_retention=0)
+    unlimited.sweep()
+    assert set(statuses(unlimited)) == {young}
 
 
-# --- what others do to the folder ---------------------------------------------------------------------------------
+# --- changes made by others ------------------------------------------------------------------------------------------
 
 
 def snapshot(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything below a folder, with modes and contents."""
+    """Return everything below a folder, with modes and contents."""
     return {
         str(each.relative_to(path)): (each.lstat().st_mode, each.read_bytes() if each.is_file() else b"")
         for each in sorted(path.rglob("*"))
@@ -535,7 +531,7 @@ ALL = [
 
 @pytest.mark.parametrize("change", ALL)
 @pytest.mark.parametrize("finished", [False, True])
-def test_what_is_not_understood_is_left_alone(
+def test_a_folder_that_cannot_be_read_is_left_alone(
     path: Path, tmp_path: Path, change: Callable[[Path, str, Path], None], finished: bool
 ) -> None:
     queue = make_queue(path, export_retention=0.000001, export_storage_limit=1)
@@ -546,7 +542,7 @@ def test_what_is_not_understood_is_left_alone(
     id = created(queue)
     if finished:
         finish(claimed(make_queue(path)))
-    statuses(queue)  # so that it is known before it is changed
+    statuses(queue)  # so that it is cached before it is changed
     change(path, id, outside)
     before, there = snapshot(outside), snapshot(path)
     good = created(queue)
@@ -579,8 +575,8 @@ def test_a_link_for_a_lock_is_not_followed(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "cancel"])
-def test_a_folder_in_the_place_of_a_file_can_be_ended(path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["data.csv.0123456789abcdef.part", "data.csv.part", "data.csv", "cancel"])
+def test_an_export_with_a_folder_in_the_place_of_a_file_can_be_cancelled(path: Path, name: str) -> None:
     queue = make_queue(path)
     id = created(queue)
     (path / id / name / "inner").mkdir(parents=True)
@@ -590,7 +586,7 @@ def test_a_folder_in_the_place_of_a_file_can_be_ended(path: Path, name: str) -> 
     assert statuses(queue) == {}
 
 
-def test_a_lock_that_cannot_be_taken_is_said_to_who_cancels_and_stops_no_other(path: Path) -> None:
+def test_a_lock_that_cannot_be_taken_stops_no_other_export(path: Path) -> None:
     queue = make_queue(path)
     damaged, good = created(queue), created(queue)
     (path / damaged / "lock").unlink()
@@ -603,7 +599,7 @@ def test_a_lock_that_cannot_be_taken_is_said_to_who_cancels_and_stops_no_other(p
 
 
 def open_below(path: Path) -> list[str]:
-    """What this process has open below this path, with what has been removed."""
+    """Return what this process has open below this path, including removed files."""
     found = []
     for each in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -611,7 +607,7 @@ def open_below(path: Path) -> list[str]:
     return sorted(name for name in found if name.startswith(f"{path}/"))
 
 
-def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> None:
+def test_a_failed_start_leaves_no_descriptor_open(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     (path / id / "progress.json").mkdir()
@@ -620,12 +616,12 @@ def test_a_file_that_cannot_be_begun_leaves_no_descriptor_behind(path: Path) -> 
     assert before
     for _ in range(3):
         with pytest.raises(IsADirectoryError):
-            claim.begin(None)
+            claim.start(None)
     assert open_below(path) == before
     claim.close()
 
 
-@pytest.mark.parametrize("name", ["data.csv.part", "data.csv", "progress.json"])
+@pytest.mark.parametrize("name", ["data.csv.0123456789abcdef.part", "data.csv.part", "data.csv", "progress.json"])
 def test_links_in_a_folder_are_replaced_and_not_followed(path: Path, tmp_path: Path, name: str) -> None:
     queue = make_queue(path)
     id = created(queue)
@@ -637,7 +633,7 @@ def test_links_in_a_folder_are_replaced_and_not_followed(path: Path, tmp_path: P
     assert not [each for each in (path / id).iterdir() if each.is_symlink()]
 
 
-def test_what_is_not_ours_stays(path: Path) -> None:
+def test_foreign_files_and_folders_stay(path: Path) -> None:
     queue = make_queue(path, export_retention=0.000001, export_storage_limit=1)
     (path / "notes.txt").write_text("mine")
     (path / "folder").mkdir()
@@ -652,7 +648,7 @@ def test_what_is_not_ours_stays(path: Path) -> None:
     assert {name: after.get(name) for name in before} == before
 
 
-def test_a_folder_with_something_else_in_it_loses_only_what_is_ours(path: Path) -> None:
+def test_a_folder_inside_an_export_stays(path: Path) -> None:
     queue = make_queue(path)
     id = completed(queue)
     (path / id / "mine").mkdir()
@@ -666,7 +662,7 @@ def test_a_folder_with_something_else_in_it_loses_only_what_is_ours(path: Path) 
 @pytest.mark.parametrize(
     "id", ["", ".", "..", "../x", "/etc", ".secret", "A" * 21, "A" * 23, "A" * 21 + "\n", "é" * 22]
 )
-def test_what_is_no_id_reaches_nothing(path: Path, id: str) -> None:
+def test_an_invalid_id_is_not_found(path: Path, id: str) -> None:
     queue = make_queue(path)
     calls: list[Callable[[str], object]] = [queue.store.get, queue.store.open_data, queue.cancel, queue.remove]
     for call in calls:
@@ -674,7 +670,7 @@ def test_what_is_no_id_reaches_nothing(path: Path, id: str) -> None:
             call(id)
 
 
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(path: Path) -> None:
+def test_folders_left_by_killed_processes_are_removed(path: Path) -> None:
     queue = make_queue(path)
     for name in (".gone-1", ".new-young", ".new-old"):
         (path / name).mkdir()
@@ -684,7 +680,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(path:
     assert {each.name for each in path.iterdir() if each.is_dir()} == {".new-young"}
 
 
-def test_ids_cannot_be_guessed_and_nothing_is_for_others(path: Path) -> None:
+def test_ids_are_random_and_files_are_private(path: Path) -> None:
     queue = make_queue(path)
     ids = {created(queue) for _ in range(50)}
     assert len(ids) == 50
@@ -694,15 +690,15 @@ def test_ids_cannot_be_guessed_and_nothing_is_for_others(path: Path) -> None:
         assert mode == (0o700 if each.is_dir() else 0o600), each
 
 
-# --- disks --------------------------------------------------------------------------------------------------------
+# --- disks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_up_ends_the_export_and_nothing_else(tiny: Path) -> None:
+def test_a_disk_that_fills_up_fails_one_export(tiny: Path) -> None:
     queue = make_queue(tiny)
     kept = completed(queue, b"x" * 1000)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.begin(None)
+    part = claim.start(None)
     with pytest.raises(NoSpaceLeft) as raised:
         part.write([Chunk(b"x" * (2 << 20), 1)])
     claim.fail(raised.value)
@@ -727,10 +723,10 @@ def test_a_full_disk_accepts_nothing_and_loses_nothing(tiny: Path) -> None:
         (tiny / "ballast").write_bytes(b"x" * (2 << 20))
     assert os.statvfs(tiny).f_bavail == 0
     with pytest.raises(NoSpaceLeft):
-        queue.create(**REQUEST)
+        queue.create(NEW)
     claim = claimed(queue)
     with pytest.raises(NoSpaceLeft):
-        claim.begin(None)
+        claim.start(None)
     claim.close()
     queue.sweep()
     assert statuses(queue) == {waiting: "pending"}
@@ -740,8 +736,8 @@ def test_a_full_disk_accepts_nothing_and_loses_nothing(tiny: Path) -> None:
     assert statuses(queue) == {waiting: "completed"}
 
 
-def test_a_limit_on_the_size_of_files_is_no_space_either(path: Path) -> None:
-    """In a process of its own, since the limit would hold for this one too."""
+def test_a_limit_on_the_size_of_files_counts_as_no_space(path: Path) -> None:
+    """Run in another process, because the limit would apply to this one too."""
     make_queue(path)
     program = f"""
 import resource
@@ -752,7 +748,7 @@ from tests.saved.test_queue import claimed, created, make_queue
 queue = make_queue(Path({str(path)!r}))
 id = created(queue)
 claim = claimed(queue)
-part = claim.begin(None)
+part = claim.start(None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))
 try:
     for _ in range(100):
@@ -768,16 +764,14 @@ except NoSpaceLeft as error:
     assert (manifest.status, manifest.error_code) == ("failed", "no_space_left")
 
 
-def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_that_only_fsync_reports_ends_the_export_early(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
     queue = make_queue(path)
     created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.begin(None)
+        part = claim.start(None)
         monkeypatch.setattr("server.saved.claim.SYNC_BYTES", 10)
         monkeypatch.setattr("server.saved.claim.os.fsync", full)
         part.write([Chunk(b"1,2\n3,4\n", 2, 0.1)])
@@ -785,7 +779,7 @@ def test_what_the_disk_refuses_late_is_said_before_the_whole_is_written(
             part.write([Chunk(b"5,6\n7,8\n", 2, 0.2)])
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     queue = Queue(Settings(export_storage_path=tmp_path / "file"))
     for call in (queue.prepare, queue.sweep, queue.claim, queue.store.newest_first):
@@ -797,7 +791,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 # --- durable_files.py ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"old")
 
     def fails(descriptor: int) -> None:
@@ -814,7 +808,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_a_file_that_is_not_there_or_changed_is_not_handed_out(path: Path) -> None:
+def test_a_file_of_another_size_is_not_opened(path: Path) -> None:
     queue = make_queue(path)
     id = completed(queue, b"right")
     manifest, descriptor = queue.store.open_data(id)
@@ -825,7 +819,7 @@ def test_a_file_that_is_not_there_or_changed_is_not_handed_out(path: Path) -> No
         queue.store.open_data(id)
 
 
-def test_a_list_costs_no_reading_of_what_is_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_reads_no_finished_manifest_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = make_queue(path)
     ids = {completed(queue) for _ in range(5)}
     first = queue.store.newest_first()

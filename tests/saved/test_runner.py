@@ -33,7 +33,7 @@ from tests.support.saved_exports import (
     wait_for,
 )
 
-# The fields of the contract; a page is written against them.
+# The fields of the documented status.
 FIELDS = {
     *("exportId", "status", "relation", "query", "format", "progress", "error", "createdAt", "startedAt"),
     *("completedAt", "expiresAt", "rows", "bytes", "sha256", "snapshotAt", "downloadUrl", "attempts"),
@@ -48,7 +48,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(database_url: str, storage: Path) -> Iterator[LiveServer]:
-    """Two workers: what one answers, the other may run."""
+    """Two workers: one may answer while the other runs the export."""
     with LiveServer(
         DATABASE_URL=database_url, EXPORT_STORAGE_PATH=str(storage), WEB_CONCURRENCY="2", MAX_RUNNING_EXPORTS="2"
     ) as started:
@@ -68,13 +68,13 @@ def listed(server: LiveServer) -> list[dict[str, Any]]:
 
 
 def clear(server: LiveServer) -> None:
-    """Remove every export there is."""
+    """Remove all exports."""
     while documents := listed(server):
         for document in documents:
             assert ask(server, f"/exports/{document['exportId']}", method="DELETE").status in (204, 404)
 
 
-# --- from POST to the file ----------------------------------------------------------------------------------------
+# --- from POST to the file -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def clear(server: LiveServer) -> None:
         "users.csv?filename=r%C3%A9sum%C3%A9&name=ilike.*a*",
     ],
 )
-def test_saved_bytes_are_streamed_bytes(server: LiveServer, storage: Path, target: str) -> None:
+def test_a_saved_file_is_byte_for_byte_the_download(server: LiveServer, storage: Path, target: str) -> None:
     streamed = ask(server, f"/export/{target}")
     document = saved(server, target)
     answer = download(server, document["exportId"])
@@ -105,7 +105,7 @@ def test_saved_bytes_are_streamed_bytes(server: LiveServer, storage: Path, targe
         assert answer.headers[name] == streamed.headers[name]
 
 
-def test_the_status_is_the_documented_one_from_the_start(server: LiveServer, gate: Gate) -> None:
+def test_the_status_has_the_documented_fields_from_the_start(server: LiveServer, gate: Gate) -> None:
     answer = post(server, "gated.csv?order=n")
     assert answer.status == 202
     document = answer_json(answer)
@@ -127,23 +127,23 @@ def test_the_status_is_the_documented_one_from_the_start(server: LiveServer, gat
     assert done["error"] is None
 
 
-def test_what_is_accepted_is_on_the_disk_and_private(server: LiveServer, storage: Path, gate: Gate) -> None:
+def test_an_accepted_export_is_on_the_disk_and_private(server: LiveServer, storage: Path, gate: Gate) -> None:
     id = save(server, "gated.csv?order=n")
     folder = storage / id
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["target"], manifest["query"]) == ("gated.csv", "order=n")
     assert "SELECT" not in (folder / "manifest.json").read_text().upper()
     wait_for(server, id, "processing")
-    eventually("the file has begun", (folder / "data.csv.part").exists)
+    eventually("the file has been created", lambda: list(folder.glob("data.csv.*.part")))
     for path in [storage, *storage.rglob("*")]:
         try:
             mode = path.lstat().st_mode
         except FileNotFoundError:
-            continue  # a note of the progress that has been replaced
+            continue  # a progress file that has been replaced
         assert stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600), path
     gate.open()
     wait_for(server, id, "completed")
-    assert not (folder / "data.csv.part").exists()
+    assert not list(folder.glob("*.part"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,9 @@ def test_what_is_accepted_is_on_the_disk_and_private(server: LiveServer, storage
         ("pg_class.csv", "relation_not_found", 404),
     ],
 )
-def test_what_a_download_refuses_is_not_accepted(server: LiveServer, target: str, code: str, expected: int) -> None:
+def test_a_request_that_a_download_refuses_is_not_accepted(
+    server: LiveServer, target: str, code: str, expected: int
+) -> None:
     before = listed(server)
     streamed, answer = ask(server, f"/export/{target}"), post(server, target)
     assert answer.status == streamed.status == expected
@@ -169,7 +171,7 @@ def test_what_a_download_refuses_is_not_accepted(server: LiveServer, target: str
     assert listed(server) == before
 
 
-def test_a_body_is_not_ignored(server: LiveServer) -> None:
+def test_a_body_is_refused(server: LiveServer) -> None:
     with Client(server.connect()) as client:
         client.socket.sendall(b"POST /export/users.csv HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}")
         answer = client.read()
@@ -177,7 +179,7 @@ def test_a_body_is_not_ignored(server: LiveServer) -> None:
     assert answer.problem()["code"] == "unexpected_body"
 
 
-def test_an_export_that_fails_says_why_and_leaves_no_file(
+def test_a_failed_export_names_the_reason_and_leaves_no_file(
     server: LiveServer, storage: Path, postgres: Postgres
 ) -> None:
     postgres.run("CREATE VIEW failing AS SELECT n, 1 / (n - 4000) AS x FROM generate_series(1, 5000) AS n")
@@ -192,7 +194,9 @@ def test_an_export_that_fails_says_why_and_leaves_no_file(
     assert "division by zero" in answer.problem()["detail"]
 
 
-def test_a_relation_that_is_gone_by_its_turn_fails(server: LiveServer, postgres: Postgres, storage: Path) -> None:
+def test_an_export_fails_if_its_relation_was_dropped_meanwhile(
+    server: LiveServer, postgres: Postgres, storage: Path
+) -> None:
     gates = [Gate(postgres, f"gated{number}") for number in range(2)]
     running = [save(server, f"gated{number}.csv") for number in range(2)]
     for id in running:
@@ -207,11 +211,11 @@ def test_a_relation_that_is_gone_by_its_turn_fails(server: LiveServer, postgres:
         assert_whole(storage, wait_for(server, each, "completed"), gates[0].content)
 
 
-# --- progress -----------------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------------------------
 
 
 def read_events(server: LiveServer, id: str) -> list[tuple[str, dict[str, Any]]]:
-    """(name, data) of every event until the stream ends."""
+    """Return (name, data) of every event until the stream ends."""
     answer = ask(server, f"/exports/{id}/events")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"
@@ -224,7 +228,7 @@ def read_events(server: LiveServer, id: str) -> list[tuple[str, dict[str, Any]]]
     return found
 
 
-def test_events_show_a_bar_that_never_falls_and_reaches_its_end(
+def test_the_percentage_of_events_never_falls_and_reaches_100(
     server: LiveServer, postgres: Postgres, gate: Gate
 ) -> None:
     postgres.run("CREATE TABLE steps AS SELECT n FROM generate_series(1, 200000) AS n; ANALYZE steps")
@@ -236,7 +240,7 @@ def test_events_show_a_bar_that_never_falls_and_reaches_its_end(
     id = save(server, "slow.csv")
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(read_events, server, id)
-        # The export stands still in the middle, and events keep coming: the file waits with it.
+        # The export waits in the middle, and events keep coming.
         eventually("the export waits", lambda: gate.waiting(postgres))
         with Client(server.connect()) as client:
             client.send(f"/exports/{id}/events")
@@ -254,12 +258,12 @@ def test_events_show_a_bar_that_never_falls_and_reaches_its_end(
     assert percentages[-1] == 100
     assert all(percentage < 100 for percentage in percentages[:-1])
     assert "processing" in {document["status"] for document in documents}
-    # Whoever comes late gets the end at once.
+    # A client that connects later gets the final status at once.
     assert [document["status"] for _, document in read_events(server, id)] == ["completed"]
 
 
 @pytest.mark.parametrize("way", ["cancelled", "removed"])
-def test_events_end_when_the_export_does(server: LiveServer, gate: Gate, storage: Path, way: str) -> None:
+def test_events_end_when_the_export_ends(server: LiveServer, gate: Gate, storage: Path, way: str) -> None:
     blockers = [save(server, "gated.csv") for _ in range(2)]
     for each in blockers:
         wait_for(server, each, "processing")
@@ -280,7 +284,7 @@ def test_events_end_when_the_export_does(server: LiveServer, gate: Gate, storage
         assert ask(server, f"/exports/{each}", method="DELETE").status == 204
 
 
-# --- one key, one export ------------------------------------------------------------------------------------------
+# --- one key, one export ---------------------------------------------------------------------------------------------
 
 
 def test_the_same_key_gives_the_same_export(server: LiveServer, gate: Gate) -> None:
@@ -299,12 +303,12 @@ def test_the_same_key_gives_the_same_export(server: LiveServer, gate: Gate) -> N
     assert other.status == 422
     assert other.problem()["code"] == "idempotency_key_reused"
     assert key not in id
-    # Once it is removed, the key is free again.
+    # Once the export is removed, the key can be used again.
     assert ask(server, f"/exports/{id}", method="DELETE").status == 204
     assert wait_for(server, save(server, "users.csv", Idempotency_Key=key))["status"] == "completed"
 
 
-def test_simultaneous_requests_with_one_key_give_one_export(server: LiveServer) -> None:
+def test_concurrent_requests_with_one_key_give_one_export(server: LiveServer) -> None:
     clear(server)
     barrier = threading.Barrier(8)
 
@@ -321,19 +325,19 @@ def test_simultaneous_requests_with_one_key_give_one_export(server: LiveServer) 
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9", "a\tb"])
-def test_a_key_that_cannot_be_used_is_refused(server: LiveServer, key: str) -> None:
+def test_an_invalid_key_is_refused(server: LiveServer, key: str) -> None:
     answer = post(server, "users.csv", Idempotency_Key=key)
     assert answer.status == 400
     assert answer.problem()["code"] == "invalid_idempotency_key"
 
 
-# --- cancel and remove --------------------------------------------------------------------------------------------
+# --- cancel and remove -----------------------------------------------------------------------------------------------
 
 
-def test_delete_cancels_a_running_export_whoever_runs_it(
+def test_delete_cancels_a_running_export_of_any_worker(
     server: LiveServer, storage: Path, postgres: Postgres, gate: Gate
 ) -> None:
-    # Several, on connections that either worker may take: some of these reach the worker that does not run it.
+    # Several, because either worker may accept the connection: some reach the worker that does not run the export.
     for _ in range(4):
         id = save(server, "gated.csv")
         wait_for(server, id, "processing")
@@ -341,17 +345,17 @@ def test_delete_cancels_a_running_export_whoever_runs_it(
         started = time.monotonic()
         assert ask(server, f"/exports/{id}", method="DELETE").status == 204
         wait_for(server, id, "cancelled")
-        assert time.monotonic() - started < 20  # ten times the promise
+        assert time.monotonic() - started < 20  # ten times the documented limit
         assert not list((storage / id).glob("data*"))
         assert download(server, id).problem()["code"] == "export_cancelled"
         eventually("PostgreSQL has stopped", lambda: not gate.waiting(postgres))
-        # A second one removes what is left of it.
+        # A second DELETE removes the cancelled export.
         assert ask(server, f"/exports/{id}", method="DELETE").status == 204
         assert ask(server, f"/exports/{id}").status == 404
         assert not (storage / id).exists()
 
 
-def test_delete_of_one_that_waits_cancels_it_at_once(server: LiveServer, storage: Path, gate: Gate) -> None:
+def test_delete_cancels_a_pending_export_at_once(server: LiveServer, storage: Path, gate: Gate) -> None:
     running = [save(server, "gated.csv") for _ in range(2)]
     for id in running:
         wait_for(server, id, "processing")
@@ -365,7 +369,7 @@ def test_delete_of_one_that_waits_cancels_it_at_once(server: LiveServer, storage
     assert not list((storage / waiting).glob("data*"))
 
 
-def test_delete_removes_a_finished_one(server: LiveServer, storage: Path) -> None:
+def test_delete_removes_a_finished_export(server: LiveServer, storage: Path) -> None:
     id = saved(server, "users.csv?limit=3")["exportId"]
     assert ask(server, f"/exports/{id}", method="DELETE").status == 204
     assert not (storage / id).exists()
@@ -394,14 +398,14 @@ def test_delete_removes_a_finished_one(server: LiveServer, storage: Path) -> Non
     ],
 )
 @pytest.mark.parametrize("rest", ["", "/download", "/events"])
-def test_an_id_that_is_none_is_not_found(server: LiveServer, id: str, rest: str) -> None:
+def test_an_invalid_id_is_not_found(server: LiveServer, id: str, rest: str) -> None:
     for method in ("GET", "DELETE") if not rest else ("GET",):
         answer = ask(server, f"/exports/{id}{rest}", method=method)
         assert answer.status == 404
         assert answer.problem()["status"] == 404
 
 
-def test_parameters_are_not_ignored(server: LiveServer) -> None:
+def test_parameters_are_refused(server: LiveServer) -> None:
     id = saved(server, "users.csv?limit=1")["exportId"]
     for path in ("", f"/{id}", f"/{id}/events", f"/{id}/download"):
         answer = ask(server, f"/exports{path}?offset=1")
@@ -409,7 +413,7 @@ def test_parameters_are_not_ignored(server: LiveServer) -> None:
         assert answer.problem()["code"] == "unknown_parameter"
 
 
-# --- pages of other sites -----------------------------------------------------------------------------------------
+# --- pages of other sites --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -442,10 +446,10 @@ def test_a_page_of_another_site_changes_nothing(server: LiveServer, headers: dic
     assert ask(server, "/exports", headers=headers).status == 200
 
 
-# --- in order, and so many at once --------------------------------------------------------------------------------
+# --- order and slots -------------------------------------------------------------------------------------------------
 
 
-def test_so_many_run_at_once_and_the_others_follow_in_order(
+def test_exports_beyond_the_slots_wait_and_run_in_order(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
     shared = {"EXPORT_STORAGE_PATH": str(tmp_path), "MAX_RUNNING_EXPORTS": "1"}
@@ -458,8 +462,8 @@ def test_so_many_run_at_once_and_the_others_follow_in_order(
     assert len(gate.waiting(postgres)) == 1
     gate.open()
     documents = [wait_for(servers[0], id, "completed") for id in ids]
-    begun = [document["startedAt"] for document in documents]
-    assert begun == sorted(begun)
+    started = [document["startedAt"] for document in documents]
+    assert started == sorted(started)
     for earlier, later in itertools.pairwise(documents):
         assert later["startedAt"] >= earlier["completedAt"]
     for document in documents:
@@ -467,7 +471,7 @@ def test_so_many_run_at_once_and_the_others_follow_in_order(
         assert_whole(tmp_path, document, gate.content)
 
 
-def test_downloads_that_take_all_connections_make_an_export_wait(
+def test_an_export_waits_while_downloads_use_all_connections(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
     server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), MAX_CONCURRENT_EXPORTS="1")
@@ -484,10 +488,10 @@ def test_downloads_that_take_all_connections_make_an_export_wait(
     assert_whole(tmp_path, document)
 
 
-# --- the database goes away ---------------------------------------------------------------------------------------
+# --- the database becomes unavailable --------------------------------------------------------------------------------
 
 
-def test_an_export_whose_backend_is_ended_is_run_again(
+def test_an_export_whose_backend_is_terminated_is_tried_again(
     server: LiveServer, storage: Path, postgres: Postgres, gate: Gate
 ) -> None:
     id = save(server, "gated.csv")
@@ -498,11 +502,11 @@ def test_an_export_whose_backend_is_ended_is_run_again(
     assert status(server, id)["progress"]["percentage"] >= before
     gate.open()
     document = wait_for(server, id, "completed")
-    assert document["attempts"] == 1  # what the database does is not held against the export
+    assert document["attempts"] == 1  # a setback, not an attempt
     assert_whole(storage, document, gate.content)
 
 
-def test_an_export_that_is_cancelled_in_the_database_is_tried_so_often(
+def test_an_export_that_is_cancelled_in_the_database_is_tried_a_limited_number_of_times(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
     server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), EXPORT_MAX_ATTEMPTS="2")
@@ -517,7 +521,7 @@ def test_an_export_that_is_cancelled_in_the_database_is_tried_so_often(
     assert document["attempts"] == 2
 
 
-def test_postgres_restarting_in_the_middle_is_waited_for(
+def test_exports_wait_for_a_restart_of_postgres(
     start_live: Callable[..., LiveServer], folder: Path, tmp_path: Path
 ) -> None:
     own = OwnPostgres(folder)
@@ -525,7 +529,7 @@ def test_postgres_restarting_in_the_middle_is_waited_for(
         own.start()
         own.run("CREATE TABLE small AS SELECT 1 AS one")
         before = Postgres(own.url)
-        gate = Gate(before)  # opened by the restart, which ends the session that holds it shut
+        gate = Gate(before)  # opened by the restart, which ends the session that holds the lock
         server = start_live(DATABASE_URL=own.url, EXPORT_STORAGE_PATH=str(tmp_path), MAX_RUNNING_EXPORTS="1")
         ids = [save(server, "gated.csv"), save(server, "small.csv")]
         eventually("it waits", lambda: gate.waiting(before))
@@ -544,13 +548,11 @@ def test_postgres_restarting_in_the_middle_is_waited_for(
         own.stop()
 
 
-# --- the folder -----------------------------------------------------------------------------------------------------
+# --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_made_leaves_downloads_working(
-    start_live: Callable[..., LiveServer], tmp_path: Path
-) -> None:
-    # Root may write anywhere, but nobody can make a folder in a file, and nobody can write to /proc.
+def test_downloads_work_without_the_folder(start_live: Callable[..., LiveServer], tmp_path: Path) -> None:
+    # Root may write anywhere, but not create a folder in a file or in /proc.
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/1/sluice")):
         server = start_live(EXPORT_STORAGE_PATH=str(path))
@@ -565,7 +567,7 @@ def test_a_folder_that_cannot_be_made_leaves_downloads_working(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_that_is_taken_away_and_put_back_is_used_again(
+def test_a_folder_that_is_unmounted_and_mounted_is_used_again(
     start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
@@ -579,7 +581,7 @@ def test_a_folder_that_is_taken_away_and_put_back_is_used_again(
     assert_whole(storage, saved(server, "users.csv"))
 
 
-def test_a_folder_removed_by_hand_ends_its_export_and_nothing_else(
+def test_removing_the_folder_of_a_running_export_ends_only_this_export(
     server: LiveServer, storage: Path, postgres: Postgres, gate: Gate
 ) -> None:
     id = save(server, "gated.csv")
@@ -591,7 +593,7 @@ def test_a_folder_removed_by_hand_ends_its_export_and_nothing_else(
     assert_whole(storage, saved(server, "users.csv"))
 
 
-def test_finished_exports_go_in_time_and_the_oldest_first(
+def test_finished_exports_expire_and_the_oldest_are_removed_first(
     start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
     size = len(ask(start_live(EXPORT_STORAGE_PATH=str(tmp_path / "other")), "/export/users.csv").body)
@@ -605,7 +607,7 @@ def test_finished_exports_go_in_time_and_the_oldest_first(
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".") and path.name != "other"]
 
 
-def test_one_export_larger_than_the_limit_fails(
+def test_an_export_larger_than_the_limit_fails(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres
 ) -> None:
     postgres.run("CREATE VIEW large AS SELECT generate_series(1, 400000) AS n, repeat('x', 1000) AS filler")
@@ -616,7 +618,7 @@ def test_one_export_larger_than_the_limit_fails(
     assert not list((tmp_path / document["exportId"]).glob("data*"))
 
 
-def test_a_disk_that_fills_up_fails_the_export_and_the_server_lives(
+def test_a_disk_that_fills_up_fails_only_the_export(
     start_live: Callable[..., LiveServer], tiny: Path, postgres: Postgres
 ) -> None:
     postgres.run("CREATE VIEW large AS SELECT generate_series(1, 20000) AS n, repeat('x', 1000) AS filler")
@@ -629,7 +631,7 @@ def test_a_disk_that_fills_up_fails_the_export_and_the_server_lives(
     assert_whole(tiny / "storage", saved(server, "large.csv?limit=10"))
 
 
-def test_a_disk_that_fills_up_to_the_space_to_be_left_fails_it_too(
+def test_an_export_fails_if_it_leaves_less_than_the_minimum_of_free_space(
     start_live: Callable[..., LiveServer], tiny: Path, postgres: Postgres
 ) -> None:
     postgres.run("CREATE VIEW large AS SELECT generate_series(1, 20000) AS n, repeat('x', 1000) AS filler")
@@ -637,7 +639,7 @@ def test_a_disk_that_fills_up_to_the_space_to_be_left_fails_it_too(
     assert wait_for(server, save(server, "large.csv"), "failed")["error"]["code"] == "no_space_left"
 
 
-def test_no_free_space_is_said_before_anything_is_promised(
+def test_an_export_is_refused_without_the_minimum_of_free_space(
     start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
     server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), EXPORT_MIN_FREE_SPACE="1000PB")

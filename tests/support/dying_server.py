@@ -1,7 +1,7 @@
 """The server, but its worker is killed at given steps on the disk: `python -m tests.support.dying_server serve`.
 
-A step is a call that changes the disk, made by the modules of saved exports. DYING_PLAN names a file with a number a
-line: each worker takes the first and dies just before that step of its own; with none left it lives.
+A step is a call of the modules of saved exports that changes the disk. DYING_PLAN is a file with one number a
+line: each worker takes the first number and is killed right before that step. Without a number it is not killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.__main__ import main
-from server.saved import claim, durable_files, queue, quota, store
+from server.saved import claim, durable_files, lock, queue, quota, store
 
 STEPS = {"write", "fsync", "rename", "link", "unlink", "mkdir", "rmdir"}
 
@@ -23,7 +23,7 @@ PLAN = Path(os.environ["DYING_PLAN"])
 
 
 class DyingOs:
-    """The module os, counting."""
+    """The module os, with a count of the steps."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,6 +57,6 @@ class DyingOs:
 
 if __name__ == "__main__":
     dying = DyingOs()
-    for module in (claim, quota, store, queue, durable_files):
+    for module in (claim, durable_files, lock, queue, quota, store):
         module.os = dying  # type: ignore[attr-defined]
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Saved exports as a client sees them, and what must be true of the folder behind them."""
+"""Saved exports as a client sees them, and checks of their folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FINISHED = ("completed", "failed", "cancelled")
 
 
 def eventually(what: str, holds: Callable[[], object], *, seconds: float = 60) -> None:
-    """wait_until, with patience: exports wait their turn, and machines are slow."""
+    """Call `wait_until` with a longer limit: exports wait for a slot, and machines may be slow."""
     wait_until(what, holds, seconds=seconds)
 
 
 def post(server: LiveServer, target: str, **headers: str) -> Answer:
-    """POST on the URL of an export; underscores in the headers' names are hyphens."""
+    """Send POST to the URL of an export. Underscores in the names of headers stand for hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return ask(server, f"/export/{target}", method="POST", headers=named)
 
 
 def save(server: LiveServer, target: str, **headers: str) -> str:
-    """A new export, accepted; its id."""
+    """Save an export and return its id."""
     answer = post(server, target, **headers)
     assert answer.status == 202, answer.body
     id: str = answer_json(answer)["exportId"]
@@ -39,20 +39,20 @@ def save(server: LiveServer, target: str, **headers: str) -> str:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """The JSON document of an answer."""
+    """Return the JSON document of an answer."""
     document: dict[str, Any] = json.loads(answer.body)
     return document
 
 
 def status(server: LiveServer, id: str) -> dict[str, Any]:
-    """The status document."""
+    """Return the status document."""
     answer = ask(server, f"/exports/{id}")
     assert answer.status == 200, answer.body
     return answer_json(answer)
 
 
 def wait_for(server: LiveServer, id: str, *wanted: str, seconds: float = 60) -> dict[str, Any]:
-    """The status document as soon as it says one of these; without any, as soon as the export has ended."""
+    """Wait until the status is one of these, by default a final one, and return the status document."""
     found: dict[str, Any] = {}
 
     def there() -> bool:
@@ -65,17 +65,17 @@ def wait_for(server: LiveServer, id: str, *wanted: str, seconds: float = 60) -> 
 
 
 def saved(server: LiveServer, target: str) -> dict[str, Any]:
-    """The status of a new export that has been completed."""
+    """Save an export, wait until it is completed, and return its status document."""
     return wait_for(server, save(server, target), "completed")
 
 
 def download(server: LiveServer, id: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Answer:
-    """The answer for its file."""
+    """Request the file of an export and return the answer."""
     return ask(server, f"/exports/{id}/download", headers=headers, method=method)
 
 
 def assert_whole(storage: Path, document: Mapping[str, Any], expected: bytes | None = None) -> None:
-    """Completed means that size, rows and sha256 are those of the file; expected: its content."""
+    """Check that size, rows and sha256 of a completed export are those of its file. expected: its content."""
     assert document["status"] == "completed", document
     folder = storage / document["exportId"]
     data = (folder / f"data.{document['format']}").read_bytes()
@@ -90,7 +90,7 @@ def assert_whole(storage: Path, document: Mapping[str, Any], expected: bytes | N
 
 
 class Gate:
-    """A view that gives some rows and then waits until it is opened: an export that runs as long as a test wants."""
+    """A view that returns some rows and then waits until the gate is opened, so that a test controls an export."""
 
     def __init__(self, postgres: Postgres, name: str = "gated", *, rows: int = 3000, before: int = 2000) -> None:
         self._key = secrets.randbelow(2**31)
@@ -107,16 +107,16 @@ class Gate:
             cursor.execute(sql)
 
     def open(self) -> None:
-        """Let all pass, now and later."""
+        """Let all queries pass, now and later."""
         if not self._connection.closed:
             self._connection.close()
 
     def passed(self, postgres: Postgres, pid: int) -> bool:
-        """Whether this backend no longer waits here."""
+        """Return whether this backend does not wait at the gate."""
         return pid not in self.waiting(postgres)
 
     def waiting(self, postgres: Postgres) -> list[int]:
-        """The backends that wait here."""
+        """Return the backends that wait at the gate."""
         rows = postgres.run(
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s", (self._key,)
         )

@@ -13,6 +13,7 @@ from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target
 from server.http.keys import ENGINE, RUNNER, THREADS
 from server.http.responses import status_response
 from server.query.request import ExportRequest, parse_export_request
+from server.saved.manifest import NewExport
 from server.saved.store import Entry
 from server.threads import in_thread
 
@@ -45,12 +46,14 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
     exports = request.app[RUNNER]
     create = functools.partial(
         exports.queue.create,
-        target=target,
-        query=query,
-        relation=str(wanted.relation),
-        format=wanted.format + (".gz" if wanted.gzip else ""),
-        total_rows=total_rows,
-        key=key,
+        NewExport(
+            target=target,
+            query=query,
+            relation=str(wanted.relation),
+            format=wanted.format + (".gz" if wanted.gzip else ""),
+            total_rows=total_rows,
+        ),
+        key,
     )
     entry, _ = await in_thread(request.app[THREADS].files, create)
     exports.wake()

@@ -1,0 +1,150 @@
+"""An error of the file system at every single step of a saved export: nothing stays locked or open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server.errors import ExportError
+from server.postgres.database import Database
+from server.saved.queue import Queue
+from server.saved.runner import Runner
+from tests.saved.test_queue import NEW, claimed, created, finish, make_queue, open_below, statuses
+from tests.support.engines import make_engine
+from tests.support.failing_os import Calls
+
+# More calls than an attempt makes: the test ends before.
+MOST_CALLS = 400
+# The error, and whether all later calls fail too.
+ERRORS = [(errno.EIO, False), (errno.ESTALE, False), (errno.EIO, True)]
+
+
+@pytest.fixture(autouse=True)
+def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.saved.runner.FIRST_BACKOFF", 0.0)
+    monkeypatch.setattr("server.saved.runner.UNWRITABLE_SECONDS", 0.0)
+
+
+async def run_next(runner: Runner) -> bool:
+    """Run the next export of the queue to the end of its attempt. Return whether there was one."""
+    try:
+        found = await runner._start_next()
+    except ExportError:
+        return True  # the folder could not be used; it is tried again
+    for task in list(runner._running.values()):
+        await task
+    return found
+
+
+async def run_all(runner: Runner) -> None:
+    """Run exports until none is left, as `Runner._poll` does."""
+    for _ in range(10):
+        runner.queue.sweep()
+        if not await run_next(runner):
+            return
+    raise AssertionError("the queue does not become empty")
+
+
+async def attempt(database: Database, path: Path, calls: Calls, patch: pytest.MonkeyPatch) -> tuple[Runner, list[str]]:
+    """Make one attempt at the first of two exports, during which the chosen call fails."""
+    queue = make_queue(path, max_running_exports=1, export_max_attempts=100, export_storage_limit=1 << 30)
+    runner = Runner(queue, make_engine(database))
+    ids = [queue.create(replace(NEW, query="limit=5"))[0].manifest.id for _ in range(2)]
+    with patch.context() as patched:
+        calls.install(patched)
+        await run_next(runner)
+    return runner, ids
+
+
+@pytest.mark.parametrize(("error", "lasting"), ERRORS)
+async def test_an_error_in_any_call_of_an_attempt_leaves_nothing_locked_or_open(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, lasting: bool
+) -> None:
+    names: set[str] = set()
+    for number in range(1, MOST_CALLS):
+        path = tmp_path / str(number)
+        calls = Calls(number, error, lasting=lasting)
+        runner, ids = await attempt(database, path, calls, monkeypatch)
+        names.update(calls.made)
+        step = f"call {number}, {calls.made[number - 1] if calls.failed else 'none'}"
+        assert open_below(path) == [], step
+        for id in ids:
+            if statuses(runner.queue)[id] == "completed":
+                assert (path / id / "data.csv").read_bytes().count(b"\n") == 6, step
+        with runner.queue.store.open_root() as root:
+            slot = runner.queue._take_slot(root)
+            assert slot is not None, step
+            os.close(slot)
+        await run_all(runner)
+        assert statuses(runner.queue) == dict.fromkeys(ids, "completed"), step
+        for id in ids:
+            files = {each.name for each in (path / id).iterdir()}
+            assert files == {"lock", "manifest.json", "progress.json", "data.csv"}, step
+        assert open_below(path) == [], step
+        if not calls.failed:
+            break
+    else:
+        raise AssertionError("an attempt makes more calls")
+    # Taking the lock, checking it, writing, publishing and releasing were all among them.
+    assert {"open", "close", "dup", "stat", "fstat", "flock", "read", "write", "fsync", "rename", "listdir"} <= names
+
+
+def interrupt(queue: Queue) -> None:
+    created(queue)
+    claim = claimed(queue)
+    claim.start(None)
+    claim.close()
+
+
+def finish_one(queue: Queue) -> None:
+    created(queue)
+    finish(claimed(queue))
+
+
+def request_cancellation(queue: Queue) -> None:
+    (queue.store.path / created(queue) / "cancel").touch()
+
+
+@pytest.mark.parametrize(("error", "lasting"), ERRORS)
+@pytest.mark.parametrize("prepare", [interrupt, finish_one, request_cancellation])
+@pytest.mark.parametrize("call", ["sweep", "cancel", "remove", "claim", "newest_first", "open_data"])
+def test_an_error_in_any_call_of_the_queue_leaves_nothing_locked_or_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, lasting: bool, prepare: object, call: str
+) -> None:
+    assert callable(prepare)
+    for number in range(1, MOST_CALLS):
+        path = tmp_path / str(number)
+        queue = make_queue(path, export_retention=0.000001 if call == "sweep" else 3600)
+        prepare(make_queue(path))
+        (entry,) = queue.store.newest_first()
+        id = entry.manifest.id
+        calls = Calls(number, error, lasting=lasting)
+        with monkeypatch.context() as patched:
+            calls.install(patched)
+            try:
+                if call in ("sweep", "claim"):
+                    claim = getattr(queue, call)()
+                    if claim is not None:
+                        claim.close()
+                elif call == "newest_first":
+                    queue.store.newest_first()
+                elif call == "open_data":
+                    os.close(queue.store.open_data(id)[1])
+                else:
+                    getattr(queue, call)(id)
+            except (ExportError, OSError):
+                pass
+        step = f"call {number}, {calls.made[number - 1] if calls.failed else 'none'}"
+        assert open_below(path) == [], step
+        queue.sweep()
+        for _ in range(2):
+            if statuses(queue).get(id) in ("completed", "cancelled", "failed"):
+                assert queue.remove(id), step
+        assert open_below(path) == [], step
+        if not calls.failed:
+            return
+    raise AssertionError("the method makes more calls")

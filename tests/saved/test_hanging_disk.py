@@ -1,0 +1,217 @@
+"""The disk of saved exports hangs under gunicorn: downloads, health checks, connections and the shutdown do not."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from server.process import serve
+from server.threads import FILE_THREADS
+from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
+from tests.support.raw_http import Client, ask
+from tests.support.saved_exports import Gate, assert_whole, eventually, save, saved, wait_for
+
+# More than the pool of files has threads.
+REQUESTS = 40
+assert REQUESTS > 2 * FILE_THREADS
+# Calls that hang at once when the threads are taken.
+HANGING_AT_LEAST = 5
+# Downloads at once, each on a connection of its own: more than there have been before.
+DOWNLOADS = 4
+
+# The call that hangs, and a request that makes it.
+CALLS = [
+    ("open", "GET", "/exports"),
+    ("stat", "GET", "/exports"),
+    ("fsync", "POST", "/export/users.csv?limit=1"),
+    ("write", "POST", "/export/users.csv?limit=1"),
+]
+
+
+class HangingServer(LiveServer):
+    """tests/support/hanging_server.py. call: the function that hangs while `hanging` is entered."""
+
+    module = "tests.support.hanging_server"
+
+    def __init__(self, call: str, folder: Path, **environment: str) -> None:
+        self._flag, self._calls = folder / "flag", folder / "calls"
+        self._calls.touch()
+        super().__init__(HANGING_CALL=call, HANGING_FLAG=str(self._flag), HANGING_CALLS=str(self._calls), **environment)
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        self._flag.touch()
+        try:
+            yield
+        finally:
+            self._flag.unlink()
+
+    @property
+    def hanging_calls(self) -> int:
+        """How many calls have hung so far."""
+        return self._calls.stat().st_size
+
+
+@pytest.fixture
+def gate(postgres: Postgres) -> Iterator[Gate]:
+    made = Gate(postgres)
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def start_hanging(database_url: str, tmp_path: Path) -> Iterator[Callable[[str], HangingServer]]:
+    """Starts a server whose disk may hang, with settings under which gunicorn would wait for minutes."""
+    with ExitStack() as stack:
+
+        def start(call: str) -> HangingServer:
+            server = HangingServer(
+                call,
+                tmp_path,
+                DATABASE_URL=database_url,
+                EXPORT_STORAGE_PATH=str(tmp_path / "storage"),
+                MAX_CONCURRENT_EXPORTS="8",
+                SHUTDOWN_TIMEOUT="60",
+            )
+            stack.enter_context(server)
+            return server
+
+        yield start
+
+
+def send_requests(server: LiveServer, stack: ExitStack, method: str, path: str) -> list[Client]:
+    """Send REQUESTS requests, each on a connection of its own, and read no answer."""
+    clients = [stack.enter_context(Client(server.connect())) for _ in range(REQUESTS)]
+    for client in clients:
+        client.send(path, method=method)
+    return clients
+
+
+def answered(clients: list[Client]) -> list[Client]:
+    """Those whose answer has come."""
+    ready = select.select([client.socket for client in clients], [], [], 0)[0]
+    return [client for client in clients if client.socket in ready]
+
+
+def assert_downloads_work(server: LiveServer, postgres: Postgres) -> None:
+    """Downloads are compressed and whole, the health check answers, and new connections are made."""
+    expected = postgres.copy("SELECT * FROM users")
+    answer = ask(server, "/export/users.csv.gz")
+    assert answer.status == 200
+    assert gzip.decompress(answer.body) == expected
+    compressed = ask(server, "/export/users.csv", headers={"Accept-Encoding": "gzip"})
+    assert gzip.decompress(compressed.body) == expected
+    assert ask(server, "/health/ready").status == 200
+    other = Gate(postgres, "other_gate")
+    with ExitStack() as stack:
+        stack.callback(other.open)
+        clients = [stack.enter_context(Client(server.connect())) for _ in range(DOWNLOADS)]
+        for client in clients:
+            client.send("/export/other_gate.csv.gz")
+        eventually("each download has a connection", lambda: len(other.waiting(postgres)) == DOWNLOADS)
+        other.open()
+        for client in clients:
+            assert gzip.decompress(client.read().body) == other.content
+
+
+@pytest.mark.parametrize(("call", "method", "path"), CALLS)
+def test_a_disk_that_hangs_delays_nothing_else(
+    start_hanging: Callable[[str], HangingServer],
+    tmp_path: Path,
+    postgres: Postgres,
+    gate: Gate,
+    call: str,
+    method: str,
+    path: str,
+) -> None:
+    server = start_hanging(call)
+    saved(server, "users.csv?limit=1")  # a finished export, which the list looks at with stat
+    id = save(server, "gated.csv")
+    eventually("the export runs", lambda: gate.waiting(postgres))
+    with ExitStack() as stack:
+        with server.hanging():
+            gate.open()  # the next chunk goes to the disk
+            clients = send_requests(server, stack, method, path)
+            eventually("many calls hang", lambda: server.hanging_calls >= HANGING_AT_LEAST)
+            assert_downloads_work(server, postgres)
+            assert answered(clients) == []
+        for client in clients:
+            assert client.read().status in (200, 202)
+    document = wait_for(server, id, "completed")
+    assert document["attempts"] == 1
+    assert_whole(tmp_path / "storage", document, gate.content)
+
+
+@pytest.mark.parametrize(("call", "method", "path"), [CALLS[0], CALLS[2]])
+def test_a_disk_that_hangs_does_not_keep_the_server_from_stopping(
+    start_hanging: Callable[[str], HangingServer],
+    start_live: Callable[..., LiveServer],
+    tmp_path: Path,
+    postgres: Postgres,
+    gate: Gate,
+    call: str,
+    method: str,
+    path: str,
+) -> None:
+    """Within its own limits: gunicorn would kill the worker only after SHUTDOWN_TIMEOUT, longer than the test waits."""
+    server = start_hanging(call)
+    saved(server, "users.csv?limit=1")
+    id = save(server, "gated.csv")
+    eventually("the export runs", lambda: gate.waiting(postgres))
+    with ExitStack() as stack:
+        with server.hanging():
+            send_requests(server, stack, method, path)
+            eventually("many calls hang", lambda: server.hanging_calls >= HANGING_AT_LEAST)
+            workers = server.workers()
+            assert server.stop(signal.SIGTERM, seconds=40) == 0
+            assert not any(worker.is_running() for worker in workers)
+            server.wait_for_log('event="saved exports did not stop in time"')
+        eventually("the query has ended", lambda: not gate.waiting(postgres))
+    # What was not given back in time is recovered by the next start.
+    again = start_live(EXPORT_STORAGE_PATH=str(tmp_path / "storage"))
+    gate.open()
+    document = wait_for(again, id, "completed")
+    assert_whole(tmp_path / "storage", document, gate.content)
+
+
+def test_a_server_starts_although_the_disk_hangs(
+    start_hanging: Callable[[str], HangingServer], tmp_path: Path, postgres: Postgres
+) -> None:
+    (tmp_path / "flag").touch()
+    server = start_hanging("open")
+    eventually("it hangs", lambda: server.hanging_calls)
+    assert_downloads_work(server, postgres)
+    (tmp_path / "flag").unlink()
+    eventually("the folder is prepared", lambda: ask(server, "/exports").status == 200)
+    assert_whole(tmp_path / "storage", saved(server, "users.csv"))
+
+
+def test_a_worker_process_ends_although_a_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    thread = threading.Thread(target=answer.wait, args=(60,))
+    exits: list[int] = []
+    monkeypatch.setattr(serve, "THREAD_END_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), thread])
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    thread.start()
+    serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getppid(), exit_code=7))  # as in the main process
+    assert exits == []
+    serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getpid(), exit_code=7))
+    assert exits == [7]
+    answer.set()
+    monkeypatch.setattr(serve, "THREAD_END_SECONDS", 60.0)
+    serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getpid(), exit_code=7))
+    assert exits == [7]

@@ -1,0 +1,203 @@
+"""Stopping the runner while the disk is slow: bounded, and nothing is released before it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import events
+from server.events import Event
+from server.postgres.database import Database
+from server.saved.claim import Claim, Part
+from server.saved.events import ExportStopped, StopTimedOut
+from server.saved.manifest import Manifest
+from server.saved.queue import Queue
+from server.saved.runner import Runner
+from tests.saved.test_endings import fail
+from tests.saved.test_queue import created, make_queue, open_below, statuses
+from tests.support.engines import make_engine
+from tests.support.live_server import eventually
+
+
+class Disk:
+    """Makes calls hang until `answer` is set. calls: how many have come."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.answer = threading.Event()
+        self._lock = threading.Lock()
+
+    def hang(self) -> None:
+        with self._lock:
+            self.calls += 1
+        assert self.answer.wait(60)
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    made = Disk()
+    yield made
+    made.answer.set()
+
+
+@pytest.fixture
+def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """The events of this test."""
+    found: list[Event] = []
+    monkeypatch.setattr(events, "_observers", [found.append])
+    return found
+
+
+@pytest.fixture
+async def runner(tmp_path: Path, database: Database) -> Runner:
+    """A runner that starts nothing by itself."""
+    return Runner(make_queue(tmp_path, max_running_exports=3), make_engine(database))
+
+
+def is_locked(runner: Runner, id: str) -> bool:
+    with runner.queue.store.open_root() as root:
+        claim = runner.queue.take(root, id)
+    if claim is not None:
+        claim.close()
+    return claim is None
+
+
+async def test_the_outcome_of_an_export_is_written_before_its_lock_is_released(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk
+) -> None:
+    id = created(runner.queue)
+    write = Claim._write
+
+    def slowly(claim: Claim, manifest: Manifest) -> None:
+        disk.hang()
+        write(claim, manifest)
+
+    monkeypatch.setattr(Claim, "_write", slowly)
+    monkeypatch.setattr(runner, "_save", fail)
+    assert await runner._start_next()
+    await eventually("the outcome is being written", lambda: disk.calls)
+    stopping = asyncio.create_task(runner.stop(60))
+    for _ in range(10):  # until the cancellation has arrived
+        await asyncio.sleep(0)
+    assert is_locked(runner, id)
+    assert not stopping.done()
+    disk.answer.set()
+    await stopping
+    assert runner.queue.store.get(id).manifest.status == "failed"
+    assert not is_locked(runner, id)
+
+
+@pytest.mark.parametrize("call", ["start", "write", "finish", "complete", "save_progress", "close"])
+async def test_stopping_takes_only_so_long(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event], tmp_path: Path, call: str
+) -> None:
+    """Wherever the disk hangs. When it answers again, the exports are given back all the same."""
+    owner = Part if call in ("write", "finish") else Claim
+    real = getattr(owner, call)
+
+    def hanging(self: object, *arguments: object) -> object:
+        disk.hang()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, call, hanging)
+    if call == "save_progress":  # which runs next to the export
+        monkeypatch.setattr("server.saved.runner.PROGRESS_SECONDS", 0.0)
+    ids = [created(runner.queue) for _ in range(3)]
+    for _ in ids:
+        assert await runner._start_next()
+    await eventually("all wait for the disk", lambda: disk.calls == 3)
+    await runner.stop(0.05)
+    assert [event for event in emitted if isinstance(event, StopTimedOut)] == [StopTimedOut(running=3)]
+    # The sessions have not waited for the disk.
+    await eventually("the database has its connections back", lambda: not runner._engine.database._connections._in_use)
+    await runner.stop(0.05)
+    await runner.__aexit__(None, None, None)
+    assert sum(isinstance(event, StopTimedOut) for event in emitted) == 1
+    disk.answer.set()
+    await runner.stop(60)
+    assert not runner._running
+    assert set(statuses(runner.queue).values()) <= {"pending", "completed"}
+    assert open_below(tmp_path) == []
+
+
+async def test_stopping_does_not_wait_for_a_queue_that_hangs(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event]
+) -> None:
+    monkeypatch.setattr(Queue, "sweep", lambda queue: disk.hang())
+    async with runner:
+        await eventually("the queue hangs", lambda: disk.calls)
+        await runner.stop(0.05)
+    assert emitted == [StopTimedOut(running=0)]
+    disk.answer.set()
+    await runner.stop(60)
+
+
+async def test_leaving_the_runner_is_bounded_too(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event]
+) -> None:
+    monkeypatch.setattr("server.saved.runner.STOP_SECONDS", 0.05)
+    monkeypatch.setattr(Queue, "sweep", lambda queue: disk.hang())
+    async with runner:
+        await eventually("the queue hangs", lambda: disk.calls)
+    assert emitted == [StopTimedOut(running=0)]
+    disk.answer.set()
+    await runner.stop(60)
+
+
+async def test_starting_does_not_wait_for_a_folder_that_hangs(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk
+) -> None:
+    monkeypatch.setattr("server.saved.runner.START_SECONDS", 0.05)
+    monkeypatch.setattr(Queue, "prepare", lambda queue: disk.hang())
+    id = created(runner.queue)
+    async with runner:
+        assert disk.calls
+        disk.answer.set()
+        await eventually("the export runs", lambda: statuses(runner.queue) == {id: "completed"}, seconds=60)
+
+
+async def test_an_export_claimed_while_the_server_stops_is_not_started(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event], tmp_path: Path
+) -> None:
+    id = created(runner.queue)
+    claim = Queue.claim
+
+    def slowly(queue: Queue, skipped: object) -> Claim | None:
+        disk.hang()
+        return claim(queue)
+
+    monkeypatch.setattr(Queue, "claim", slowly)
+    async with runner:
+        await eventually("it is being claimed", lambda: disk.calls)
+        await runner.stop(0.05)
+        disk.answer.set()
+        await runner.stop(60)
+    assert statuses(runner.queue) == {id: "pending"}
+    assert open_below(tmp_path) == []
+
+
+async def test_all_exports_are_given_back_at_once(runner: Runner, emitted: list[Event], tmp_path: Path) -> None:
+    async def for_ever(claim: Claim) -> None:
+        claim.start(None)
+        await asyncio.Event().wait()
+
+    runner._save = for_ever  # type: ignore[method-assign]
+    ids = [created(runner.queue) for _ in range(3)]
+    for _ in ids:
+        assert await runner._start_next()
+    await eventually("all run", lambda: set(statuses(runner.queue).values()) == {"processing"})
+    await runner.stop(60)
+    assert emitted == [ExportStopped()] * 3
+    assert statuses(runner.queue) == dict.fromkeys(ids, "pending")
+    assert {entry.manifest.attempts for entry in runner.queue.store.newest_first()} == {0}
+    assert open_below(tmp_path) == []
+    await runner.stop(0)  # once more does nothing
+    assert len(emitted) == 3
+
+
+async def test_a_runner_that_was_never_started_stops(runner: Runner) -> None:
+    await runner.stop(60)
