@@ -57,6 +57,11 @@ class ExportRequest:
     filename: str | None = None
     parallel: int | None = None
 
+    @property
+    def full_format(self) -> str:
+        """The format with the suffix for gzip, as it stands in the path: csv, csv.gz."""
+        return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
+
 
 def parse_export_request(target: str, query: str) -> ExportRequest:
     """Parse `/export/{target}?{query}`, both still percent-encoded. Raise InvalidRequest if anything is wrong."""

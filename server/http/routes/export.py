@@ -69,7 +69,7 @@ async def headers_only(request: web.Request) -> web.StreamResponse:
 def _ended(wanted: ExportRequest, transfer: Transfer) -> ExportStreamed:
     return ExportStreamed(
         relation=str(wanted.relation)[:_NAME_CHARACTERS],
-        format=wanted.format + (".gz" if wanted.gzip else ""),
+        format=wanted.full_format,
         outcome=transfer.outcome,
         rows=transfer.rows,
         bytes=transfer.bytes,

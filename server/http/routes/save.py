@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from aiohttp import web
@@ -44,18 +43,10 @@ async def save(request: web.Request) -> web.Response:
 async def _accepted(request: web.Request, wanted: ExportRequest, target: str, query: str, key: str | None) -> Entry:
     total_rows = await with_retries(lambda: _estimated_rows(request, wanted))
     exports = request.app[RUNNER]
-    create = functools.partial(
-        exports.queue.create,
-        NewExport(
-            target=target,
-            query=query,
-            relation=str(wanted.relation),
-            format=wanted.format + (".gz" if wanted.gzip else ""),
-            total_rows=total_rows,
-        ),
-        key,
+    new = NewExport(
+        target=target, query=query, relation=str(wanted.relation), format=wanted.full_format, total_rows=total_rows
     )
-    entry, _ = await in_thread(request.app[THREADS].files, create)
+    entry, _ = await in_thread(request.app[THREADS].files, exports.queue.create, new, key)
     exports.wake()
     return entry
 
