@@ -193,7 +193,7 @@ def assert_nothing_but_data(plan: ExportPlan) -> None:
     # The text is the same whatever the values are, also of what is tried after PostgreSQL has refused a value.
     other = replace(plan, filters=tuple(with_other_values(item) for item in plan.filters))
     assert select_statement(other).text == statement.text
-    assert [probe.text for _, probe in probes(other)] == [probe.text for _, probe in probes(plan)]
+    assert [probe.statement.text for probe in probes(other)] == [probe.statement.text for probe in probes(plan)]
 
 
 # --- The text, without a database. ---
