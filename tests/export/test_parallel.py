@@ -23,7 +23,7 @@ import pytest
 from server import errors
 from server.export.pipeline import OpenExport
 from server.export.ranges import Ranges
-from server.export.scan import _read_ranges
+from server.export.scan import _Streamed
 from server.export.strategy import Candidates, Limits, candidate_tables, make_strategy
 from server.postgres.database import Database
 from server.postgres.explained import Explained
@@ -468,7 +468,7 @@ async def test_one_reader_reads_on_servers_without_ranges_of_tuple_identifiers(
         node = {"Node Type": "Seq Scan", "Schema": "public", "Relation Name": "heap", "Plan Rows": 16000}
         assert candidate_tables(plan, Explained(node), 140000) == Candidates((("public", "heap"),))
         too_old = candidate_tables(plan, Explained(node), 130023)
-        assert too_old == Candidates(refusal="the server is older than PostgreSQL 14")
+        assert too_old == Candidates(reason="the server is older than PostgreSQL 14")
         strategy = make_strategy(plan, Explained(node), too_old, [], Limits(4, 100))
         assert (strategy.name, strategy.readers, len(strategy.ranges)) == ("single", 1, 0)
 
@@ -534,9 +534,10 @@ def test_fewer_readers_read_when_postgresql_has_no_more_connections(
 
 @pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
 @pytest.mark.parametrize("reader", [0, 1, 2])
-def test_a_reader_that_ends_in_the_middle_cuts_the_stream(
+def test_a_reader_that_ends_while_it_waits_for_the_client_cuts_the_stream(
     server: LiveServer, postgres: Postgres, reader: int, function: str
 ) -> None:
+    # It reads on, and notices, only after what it has read of its range has been handed over.
     request_id = f"{function}-{reader}"
     with stalled(server, postgres, "large", request_id) as (client, pids):
         assert postgres.run(f"SELECT {function}({pids[reader]})") == [(True,)]
@@ -552,7 +553,7 @@ def test_a_reader_that_ends_in_the_middle_cuts_the_stream(
     assert ask(server, path_of("heap")).body == postgres.copy("SELECT * FROM heap")
 
 
-def test_curl_says_that_a_stream_without_one_of_its_readers_failed(
+def test_curl_reports_that_a_stream_whose_first_reader_died_failed(
     server: LiveServer, postgres: Postgres, tmp_path: Path
 ) -> None:
     file = tmp_path / "large.csv"
@@ -663,7 +664,8 @@ async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Set
             while not session.connection.closed:  # noqa: ASYNC110 the event loop notices by itself
                 await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
-        reading = asyncio.create_task(_read_ranges(session, export.plan, strategy, encoder, ranges))
+        scan = _Streamed(export.plan, strategy, encoder, ranges)
+        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())

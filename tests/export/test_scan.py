@@ -21,8 +21,8 @@ from server import errors
 from server.chunk import Chunk
 from server.encode.encoders import LIBPQ_FUNCTIONS
 from server.export.pipeline import OpenExport
-from server.export.ranges import AHEAD_BYTES
-from server.export.scan import CHUNK_BYTES, GROWTH
+from server.export.ranges import RANGE_BUFFER_BYTES
+from server.export.scan import FILE_CHUNK_BYTES, GROWTH
 from server.export.strategy import CHUNK_ROWS, CHUNK_ROWS_LARGE, FEWEST_BLOCKS
 from server.postgres.database import Database
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ, result_memory
@@ -139,8 +139,8 @@ async def test_a_streamed_file_is_the_bytes_of_copy_in_chunks(
     assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM users")
     assert sum(chunk.rows for chunk in chunks) == postgres.run("SELECT count(*) FROM users")[0][0]
     # The first comes as soon as there is a row; the others are large enough that handing them over does not show.
-    assert len(chunks[0].data) < CHUNK_BYTES / 2
-    assert max(len(chunk.data) for chunk in chunks) < 2 * CHUNK_BYTES
+    assert len(chunks[0].data) < FILE_CHUNK_BYTES / 2
+    assert max(len(chunk.data) for chunk in chunks) < 2 * FILE_CHUNK_BYTES
     assert held.rows == CHUNK_ROWS
     assert held.memory < 1 << 20
 
@@ -183,7 +183,7 @@ async def test_libpq_holds_few_rows_where_they_may_be_large(
     assert held.rows <= CHUNK_ROWS_LARGE
     # A megabyte each: what is held at once, by libpq and then by a chunk.
     assert held.memory < (CHUNK_ROWS_LARGE + 1) * 1_100_000
-    assert max(len(chunk.data) for chunk in chunks) < CHUNK_BYTES + (CHUNK_ROWS_LARGE + 1) * 1_100_000
+    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + (CHUNK_ROWS_LARGE + 1) * 1_100_000
 
 
 async def test_wide_rows_come_one_by_one(database: Database, postgres: Postgres, held: Held) -> None:
@@ -221,7 +221,7 @@ async def test_a_consumer_that_stops_makes_postgresql_wait(database: Database, p
         await eventually("PostgreSQL waits", postgres.streams_at_rest)
         assert last_statement(postgres, session)[0] == "active"
         # What may wait for the consumer, one chunk in the reader's hand, and what libpq and the sockets hold.
-        ahead = AHEAD_BYTES + 2 * CHUNK_BYTES + (2 << 20)
+        ahead = RANGE_BUFFER_BYTES + 2 * FILE_CHUNK_BYTES + (2 << 20)
         assert handed_out < rows_computed() < handed_out + ahead // 100_000
         rest = [chunk.rows async for chunk in chunks]
         assert handed_out + sum(rest) == 1000
