@@ -1,25 +1,29 @@
 """Both encoders against the PostgreSQL manual's rules for CSV and the dialect's own, over results that libpq builds
 without a server.
 
-The rules are written down once more here, plainly and with nothing of `server/encode.py` in them; what a real
-server writes is the business of test_differential.py and test_dialects.py.
+The rules are written down here a second time, without any code of `server/encode/`. What a real server writes is tested
+in tests/export/test_differential.py and test_dialects.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from server.encode import encoders as pure_encoder
 from server.encode.encoders import Encoder, NativeEncoder, PureEncoder, bind_libpq, file_start, make_encoder
+from server.postgres import rows as row_reader
 from server.postgres.libpq import LIBPQ
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from tests.support.encode_fuzz import BYTEA, INT4, MONEY, TEXT, MadeResult, Row
@@ -44,6 +48,22 @@ needs_native = pytest.mark.skipif(
 @needs_native
 def test_the_native_encoder_is_among_those_compared() -> None:
     assert NATIVE
+
+
+def numbers_in_the_native_encoder() -> dict[str, int]:
+    """Every constant of an enum in `_encode.pyx`, by name."""
+    source = (ROOT / "server" / "encode" / "_encode.pyx").read_text()
+    return {name: int(number) for name, number in re.findall(r"^    ([A-Z_]+) = (\d+)\b", source, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("module", [pure_encoder, row_reader], ids=["kinds of columns", "how a read ended"])
+def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType) -> None:
+    native = numbers_in_the_native_encoder()
+    shared = {name: number for name, number in vars(module).items() if name in native}
+    expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON"}
+    if module is row_reader:
+        expected = {"MORE", "END", "FAILED", "LOST", "WAITED", "WOKEN"}
+    assert shared == {name: native[name] for name in expected}
 
 
 # Types whose values are no text: numbers, dates and times, booleans, uuids (the design's rule for quote=strings).
@@ -717,6 +737,7 @@ def test_without_the_extension_the_pure_encoder_is_left() -> None:
     program = """
 import sys
 sys.modules["server.encode._encode"] = None  # makes the import fail, as where it was not built
+from server.postgres import rows as row_reader
 from server.postgres.libpq import LIBPQ
 from server.query.dialect import Dialect
 from server.encode.encoders import bind_libpq, make_encoder
