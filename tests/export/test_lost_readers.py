@@ -1,4 +1,4 @@
-"""Readers beside the first that lose their connection, against PostgreSQL: the others read what they leave.
+"""Readers that lose their connection, against PostgreSQL: the others read the ranges that they give back.
 
 A reader is held at a chosen row. The column `mark` has an equality operator of its own, which waits for an advisory
 lock at the rows that are marked 'wait' and is true for all of them; so a download with the filter mark=eq.go gives
@@ -96,7 +96,7 @@ def terminate(postgres: Postgres, pid: int) -> None:
     assert postgres.run(f"SELECT pg_terminate_backend({pid})") == [(True,)]
 
 
-# --- under gunicorn ---------------------------------------------------------------------------------------------
+# --- under gunicorn ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_file_is_whole_though_readers_die_before_their_ranges_are_handed_ove
     wait_until("PostgreSQL has stopped", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
 
 
-# --- in this process --------------------------------------------------------------------------------------------
+# --- in this process ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ async def test_a_reader_that_waits_for_the_file_reads_the_range_that_the_file_wa
                 await download.finish()
             assert download.received == before
             return
-        # Now one of them waits at the mark in its place, whatever it had read of its own range.
+        # One of the others has dropped what it had read of its own range and waits at the mark instead.
         await eventually("another reader waits at the mark", lambda: [*readers_at_marks(postgres).values()] == [number])
         assert pid not in readers_at_marks(postgres)
         assert download.received == before

@@ -26,8 +26,8 @@ from tests.support.postgres import Postgres
 
 GZIP = 31
 
-# The rows before the slow one fill more than the 8 kB that PostgreSQL keeps before it sends. The slow one is in the second
-# FETCH, which asks for eight rows.
+# The rows before the slow one fill more than the 8 kB that PostgreSQL keeps before it sends. The slow row is in the
+# second FETCH, which asks for eight rows.
 SLOW = (
     "SELECT n, repeat('x', 3000) AS x, CASE WHEN n = 9 THEN pg_sleep(60)::text END AS y "
     "FROM generate_series(1, 30) AS n"
@@ -48,7 +48,7 @@ def at_work(postgres: Postgres) -> list[str]:
     return [query for state, query in postgres.statements() if state != "idle"]
 
 
-# --- stages -----------------------------------------------------------------------------------------------------
+# --- stages ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ async def test_the_snapshot_has_the_time_of_its_transaction(engine: Engine, post
         assert before < export.snapshot_at < after
 
 
-# --- chunks -----------------------------------------------------------------------------------------------------
+# --- chunks ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["slow.csv", "slow.csv.gz"])
@@ -205,7 +205,7 @@ async def test_cancelling_in_the_middle_leaves_no_task_and_no_statement(
     await eventually("PostgreSQL has stopped", lambda: not at_work(postgres))
 
 
-# --- connections ------------------------------------------------------------------------------------------------
+# --- connections -------------------------------------------------------------------------------------------------
 
 
 async def test_a_control_connection_needs_no_export_slot(settings: Settings) -> None:
@@ -220,7 +220,7 @@ async def test_a_control_connection_needs_no_export_slot(settings: Settings) -> 
             pass
 
 
-# --- errors -----------------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 async def explain(engine: Engine, target: str, query: str, *, control: bool) -> None:
@@ -288,7 +288,7 @@ async def test_an_error_of_the_relation_itself_blames_no_filter(engine: Engine, 
     assert "filter" not in caught.value.detail
 
 
-# --- retries ----------------------------------------------------------------------------------------------------
+# --- retries -----------------------------------------------------------------------------------------------------
 
 
 def failing(errors: list[ExportError]) -> Callable[[], Awaitable[str]]:

@@ -103,7 +103,7 @@ async def collect(ranges: Ranges) -> list[Chunk]:
         return [chunk async for chunk in chunks]
 
 
-# --- order ------------------------------------------------------------------------------------------------------
+# --- order -------------------------------------------------------------------------------------------------------
 
 
 async def test_one_range_is_handed_over_as_it_is() -> None:
@@ -152,7 +152,7 @@ async def test_each_chunk_says_what_share_of_the_ranges_was_handed_over_before_i
     assert shares == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
-# --- how far ahead ----------------------------------------------------------------------------------------------
+# --- how far ahead -----------------------------------------------------------------------------------------------
 
 
 async def test_no_more_ranges_are_taken_than_the_look_ahead_allows() -> None:
@@ -231,7 +231,7 @@ async def test_a_chunk_larger_than_the_buffer_is_handed_over(small_buffer: int) 
         assert plain(await collect(ranges)) == joined(contents(1, 5, 50_000))
 
 
-# --- errors that end the file -----------------------------------------------------------------------------------
+# --- errors that end the file ------------------------------------------------------------------------------------
 
 
 async def test_what_was_read_of_a_range_comes_before_its_error() -> None:
@@ -342,7 +342,7 @@ async def test_a_file_that_is_closed_early_holds_its_readers_until_they_are_canc
     assert all(task.cancelled() for task in tasks)
 
 
-# --- ranges that are given back ---------------------------------------------------------------------------------
+# --- ranges that are given back ----------------------------------------------------------------------------------
 
 
 async def test_one_reader_is_enough_if_the_others_never_connect() -> None:
@@ -468,7 +468,7 @@ async def test_a_reader_that_waits_keeps_its_range_while_the_file_has_another_to
     putting.cancel()
 
 
-# --- any order of events ----------------------------------------------------------------------------------------
+# --- any order of events -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -476,7 +476,7 @@ class Case:
     """A file and what happens while it is read.
 
     counts: chunks of each range. size: bytes of a chunk. ahead: ranges. pauses: passes of the event loop before each
-    step, in the order of the steps; none when they are used up. lifetimes: steps after which each reader beside the
+    step, in the order of the steps; none when they are used up. lifetimes: steps after which each reader but the
     first loses its connection, None for never. first_lives: the same for the first reader. broken: ranges whose query
     fails after that many chunks.
     """

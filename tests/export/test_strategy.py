@@ -1,6 +1,6 @@
-"""How a plan is read: tables of what EXPLAIN and the catalogue may say, and what is made of it. No database.
+"""How a plan is read: tables of EXPLAIN documents and catalogue facts, and the strategy for each. No database.
 
-The EXPLAIN documents are those of PostgreSQL 18, cut down to what is looked at.
+The EXPLAIN documents are those of PostgreSQL 18, reduced to the fields that are used.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def node(kind: str, *below: Document, **more: Any) -> Document:
     return {"Node Type": kind, "Plan Rows": 1000, **({"Plans": list(below)} if below else {}), **more}
 
 
-# --- which tables are read --------------------------------------------------------------------------------------
+# --- which tables are read ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_comes_as_it_lies_in_the_table(wanted: ExportPlan, in_order: bool) 
     assert reads_in_order(wanted) is in_order
 
 
-# --- the ranges -------------------------------------------------------------------------------------------------
+# --- the ranges --------------------------------------------------------------------------------------------------
 
 
 def table(blocks: int, name: str = "users", **changes: Any) -> Document:
@@ -282,7 +282,7 @@ def test_the_estimate_is_the_planner_s(rows: int) -> None:
     assert strategy.estimated_rows == rows
 
 
-# --- how many rows at a time ------------------------------------------------------------------------------------
+# --- how many rows at a time -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
