@@ -1,7 +1,7 @@
 """From rows as PostgreSQL sends them to the bytes of CSV, TSV and JSON lines.
 
-Holds the native encoder (`_encode.pyx`) and the pure-Python one (`encoders.py`), which write the same bytes. Must not
-import the driver: it receives the addresses of libpq's functions.
+Holds the native encoder (`_encode.pyx`) and the pure-Python encoder (`encoders.py`), which write the same bytes. Must
+not import the driver: it receives the addresses of libpq's functions.
 
 May import: query.
 """

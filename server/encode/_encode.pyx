@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""The native encoder: rows as libpq has them in, their CSV bytes out, in a single pass.
+"""The native encoder: reads libpq's results and writes CSV bytes in one pass.
 
-`encode` takes one PGresult; `read` takes a connection on which a statement is running, and encodes its rows as
-they arrive, without the GIL, so that it can run in a thread. Both go through libpq's own functions, whose
-addresses `bind` receives: they must belong to the libpq that psycopg2 has loaded. No field ever becomes a Python
-object. It must not keep a result beyond the call, send anything, or know more of the dialect than the bytes it
-is given. `server/encode.py` holds the pure-Python twin, which gives the same bytes.
+`encode` takes one PGresult. `read` takes a connection on which a statement runs, and encodes its rows as they arrive;
+it releases the GIL, so it can run in a thread. Both call libpq through the addresses that `bind` receives, which must
+belong to the libpq that psycopg2 has loaded. No field becomes a Python object. The encoder must not keep a result after
+the call (except the one with the server's error, see `failure`), start a statement, or know more of the dialect than
+the bytes that it is given. `server/encode/encoders.py` holds the pure-Python encoder, which writes the same bytes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize
@@ -53,36 +53,36 @@ cdef enum:
     SINGLE_TUPLE = 9
     TUPLES_CHUNK = 12
 
-# How `read` ended; the same in server/encode.py.
+# How `read` ended; the same numbers in server/postgres/rows.py.
 cdef enum:
-    MORE = 0       # there are more rows, or may be
-    END = 1        # that was all
-    FAILED = 2     # the server stopped the statement; `failure` holds the PGresult that says why
-    LOST = 3       # the connection is gone
-    WAITED = 4     # nothing came within the time
-    WOKEN = 5      # somebody wants the thread back
+    MORE = 0       # there are more rows, or there may be
+    END = 1        # the statement has no more rows
+    FAILED = 2     # the server stopped the statement; `failure` returns the PGresult with the error
+    LOST = 3       # the connection is closed
+    WAITED = 4     # nothing arrived for `patience` milliseconds
+    WOKEN = 5      # the file descriptor `wake` became readable
 
-# Milliseconds that a few rows in hand wait for more of them.
+# Milliseconds to wait for more rows when there are some already, but less than `most` bytes of them.
 cdef enum:
     LINGER = 10
-# Milliseconds between two looks at what OpenSSL may hold back from poll.
+# Milliseconds between two reads of an encrypted connection: OpenSSL may have buffered bytes that poll does not see.
 cdef enum:
     TLS_LOOK = 10
 
-# How a column's values are written; bits of `kind`. The same in server/encode.py.
+# How the values of a column are written; bits of `kind`. The same numbers in server/encode/encoders.py.
 cdef enum:
-    PLAIN = 0   # text that never holds a byte that needs quotes: copied as it is
-    SCAN = 1    # quoted where the value asks for it
+    PLAIN = 0   # copied: the text of this type never holds a byte that needs quotes
+    SCAN = 1    # quoted if the value needs it
     ALWAYS = 2  # quoted unless NULL
-    GUARD = 4   # an apostrophe before what a spreadsheet takes for a formula
-    JSON = 8    # copied, line breaks between its tokens as spaces
+    GUARD = 4   # prefixed with an apostrophe if a spreadsheet would take it for a formula
+    JSON = 8    # copied, with spaces in place of the line breaks between its tokens
 
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
 
 def bind(dict addresses):
-    """Take the addresses of libpq's accessors, by name. Call once before the first encode."""
+    """Set the addresses of libpq's functions, by name. Call this once before the first encoder is used."""
     global PQntuples, PQnfields, PQftype, PQgetvalue, PQgetlength, PQgetisnull
     global PQresultStatus, PQsocket, PQisBusy, PQconsumeInput, PQflush, PQsslInUse, PQgetResult, PQclear
     PQntuples = <shape_function><size_t>addresses["PQntuples"]
@@ -102,15 +102,15 @@ def bind(dict addresses):
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    """Non-zero if any byte of the word is zero (the high bit of that byte, and maybe of bytes above)."""
+    """Return non-zero if any byte of the word is zero: the high bit of that byte, and perhaps of bytes above it."""
     return (word - ONES) & ~word & HIGHS
 
 
 cdef class Encoder:
-    """Encodes PGresults in COPY's CSV format (PostgreSQL manual, COPY, "CSV Format").
+    """Encode PGresults in COPY's CSV format (PostgreSQL manual, COPY, "CSV Format").
 
-    delimiter, quote: one ASCII byte each; null, eol: what stands for NULL and ends a line; kind_of: type OID →
-    kind, asked once, since all results of an encoder have the same columns.
+    delimiter, quote: one ASCII byte each. null: the bytes for NULL. eol: the end of a line. kind_of: maps a type OID
+    to a kind; called once for each column, since all results of an encoder have the same columns.
     """
 
     cdef uint8_t delimiter
@@ -126,11 +126,12 @@ cdef class Encoder:
     cdef Py_ssize_t eol_length
     cdef object kind_of
     cdef bytes kinds
-    # The same as C sees it: one byte a column.
+    # The first byte of `kinds`: one byte for each column.
     cdef const uint8_t *kinds_at
     cdef int columns
     cdef Py_ssize_t last_size
-    # The bytes object being filled, owned here while a call runs; where the next byte goes; where it ends.
+    # While a call runs: the bytes object that it fills (an owned reference), its first byte, the next byte to write
+    # and the byte after its last.
     cdef PyObject *buffer
     cdef char *start
     cdef char *out
@@ -168,7 +169,7 @@ cdef class Encoder:
             PQclear(<void *>self.failed_result)
 
     cdef inline bint needs_quotes(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
-        """Whether the value holds the delimiter, the quote, LF or CR: eight bytes a step."""
+        """Return whether the value holds the delimiter, the quote, LF or CR. Look at eight bytes at a time."""
         cdef uint64_t word
         cdef uint64_t found = 0
         cdef Py_ssize_t i = 0
@@ -191,7 +192,7 @@ cdef class Encoder:
             if i >= length:
                 return False
             if i > length - 8:
-                i = length - 8  # the last word overlaps the one before
+                i = length - 8  # the last word overlaps the one before it
 
     cdef inline char *put_quoted(self, char *out, const uint8_t *value, Py_ssize_t length, bint guarded) noexcept nogil:
         cdef Py_ssize_t i
@@ -218,9 +219,9 @@ cdef class Encoder:
         return out + length
 
     def encode(self, size_t pgresult):
-        """The rows of the PGresult at this address as lines, without a header.
+        """Return the rows of the PGresult at this address as lines, without a header.
 
-        The caller keeps the result alive during the call. Raises MemoryError, ValueError for no result.
+        The caller keeps the result alive during the call. Raise ValueError if the address is 0, and MemoryError.
         """
         if pgresult == 0 or PQntuples == NULL:
             raise ValueError("no result to encode")
@@ -233,11 +234,12 @@ cdef class Encoder:
         return self.taken()
 
     def read(self, size_t connection, int wake, Py_ssize_t most, int patience):
-        """The next rows of the statement that runs on this PGconn → (lines, rows, how it ended).
+        """Return the next rows of the statement that runs on this PGconn: (lines, number of rows, how the call ended).
 
-        Returns once there are `most` bytes, with less only at the end, or where the rows come slowly. patience:
-        milliseconds to wait for anything at all, -1 for ever. wake: a file descriptor; what can be read from it ends
-        the call. Blocks: call it in a thread that has the connection for itself. Raises MemoryError, ValueError.
+        most: bytes; the call returns when it has at least that many, and with fewer at the end of the statement or
+        when no row arrives for LINGER milliseconds. patience: milliseconds to wait for the first row, -1 for ever.
+        wake: a file descriptor that ends the call when it becomes readable. Blocks: call it in a thread that has the
+        connection for itself. Raise ValueError if the address is 0, and MemoryError.
         """
         if connection == 0 or PQntuples == NULL:
             raise ValueError("no connection to read from")
@@ -253,7 +255,7 @@ cdef class Encoder:
         return self.taken(), rows, ended
 
     def failure(self):
-        """The address of the PGresult with the server's error, for the caller to read and clear; 0 if there is none."""
+        """Return the address of the PGresult with the server's error, or 0. The caller reads and clears the result."""
         cdef size_t result = self.failed_result
         self.failed_result = 0
         return result
@@ -337,7 +339,7 @@ cdef class Encoder:
         return take(buffer)
 
     cdef int grow(self, Py_ssize_t room) except -1 nogil:
-        """Make room for so many bytes more."""
+        """Make the buffer large enough for `room` more bytes."""
         cdef Py_ssize_t used = self.out - self.start
         cdef Py_ssize_t capacity = (used + room) + (used + room) // 2
         with gil:
@@ -358,7 +360,7 @@ cdef class Encoder:
         return 0
 
     cdef Py_ssize_t put_result(self, const void *result) except -1 nogil:
-        """Write the rows of this result; how many bytes there are now."""
+        """Write the rows of this result. Return how many bytes the buffer holds then."""
         cdef int rows = PQntuples(result)
         cdef int columns = PQnfields(result)
         if self.kinds_at == NULL or columns != self.columns:
@@ -374,8 +376,8 @@ cdef class Encoder:
         cdef const uint8_t *value
         cdef uint8_t kind
         cdef bint guarded, looks_null
-        # What a field can need beside its own bytes, doubled: delimiter, two quotes, an apostrophe, the end of
-        # the line; or what stands for NULL.
+        # The bytes that a field can need besides twice its own length: a delimiter, two quotes, an apostrophe and the
+        # end of the line, or the bytes for NULL.
         cdef Py_ssize_t overhead = 4 + eol_length + null_length
         cdef char *out = self.out
 
@@ -405,7 +407,7 @@ cdef class Encoder:
                     looks_null = (
                         length + 1 == null_length and null[0] == 39 and memcmp(value, null + 1, length) == 0
                     )
-                if looks_null:  # not NULL, and must not look like it
+                if looks_null:  # a value that equals the bytes for NULL is quoted
                     out = self.put_quoted(out, value, length, guarded)
                     continue
                 if kind == PLAIN:
@@ -435,7 +437,7 @@ cdef class Encoder:
 
 
 cdef inline bint is_formula(uint8_t first) noexcept nogil:
-    """Whether a spreadsheet takes text that begins with this byte for a formula: = + - @ tab CR."""
+    """Return whether a spreadsheet takes text with this first byte for a formula: = + - @ tab CR."""
     return first == 61 or first == 43 or first == 45 or first == 64 or first == 9 or first == 13
 
 

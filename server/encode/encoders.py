@@ -1,8 +1,8 @@
-"""A batch of rows → the bytes of its lines, as `COPY … (FORMAT csv)` writes them under a dialect; no I/O.
+"""Rows → the bytes of their lines, as `COPY … (FORMAT csv)` writes them, in the dialect of the request.
 
-Two encoders give the same bytes: the native one reads the PGresult in place (`server/_encode.pyx`), the
-pure-Python one takes the fields as bytes. Values are PostgreSQL's own text output and are never interpreted.
-Must not import the driver: it is handed libpq.
+Two encoders write the same bytes: the native one reads results of libpq in place (`_encode.pyx`), the pure-Python one
+takes the fields as bytes. Values are PostgreSQL's own text output and are never interpreted. Does no I/O, but for
+`NativeEncoder.read`. Must not import the driver: it is given the driver's libpq.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from server.query.dialect import FORMULA_STARTS, Dialect
 
 try:
     import server.encode._encode as _encode  # noqa: PLR0402
-except ImportError:  # built where a compiler is at hand; a line in the log says which one serves
+except ImportError:  # it was installed without a compiler; an event says that the pure-Python encoder is in use
     _encode = None  # type: ignore[assignment]
 
-# Kinds of columns; the same numbers in server/_encode.pyx.
+# How the values of a column are written. `_encode.pyx` has the same numbers and says what each means.
 PLAIN, SCAN, ALWAYS, GUARD, JSON = 0, 1, 2, 4, 8
 
-# Types by OID (pg_type.dat). The text of the first holds no delimiter, quote, CR or LF and is never empty,
-# under the session's fixed DateStyle, IntervalStyle and bytea_output:
-# bool int8 int2 int4 oid float4 float8 date time timestamp timestamptz interval timetz numeric uuid,
+# Types by OID (PostgreSQL's pg_type.dat). The output of the plain ones holds no delimiter, quote, CR or LF and is never
+# empty, given the session's fixed DateStyle, IntervalStyle and bytea_output.
+# bool int8 int2 int4 oid float4 float8 date time timestamp timestamptz interval timetz numeric uuid
 _PLAIN_VALUES = frozenset((16, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950))
-# bytea,
+# bytea
 _PLAIN_TEXT = frozenset((17,))
-# money: a number that may hold commas.
+# money: a number whose output may hold commas
 _OTHER_VALUES = frozenset((790,))
 
 LIBPQ_FUNCTIONS = (
@@ -39,9 +39,9 @@ LIBPQ_FUNCTIONS = (
 
 
 class Batch(Protocol):
-    """The rows of one FETCH. pgresult: the address of the PGresult, valid until the next FETCH but one.
+    """The rows of one FETCH. pgresult: the address of the PGresult, valid until the FETCH after the next one.
 
-    types: the type OID of each column.
+    types: the type OID of each column. rows: the fields of each row as PostgreSQL's text output, None for NULL.
     """
 
     @property
@@ -54,13 +54,13 @@ class Batch(Protocol):
 
 
 class Encoder(Protocol):
-    """encode: all rows of the batch as lines."""
+    """Encodes whole batches. encode: return all rows of the batch as lines."""
 
     def encode(self, batch: Batch) -> bytes: ...
 
 
 def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
-    """Type OID → how values of that type are written."""
+    """Return a function from a type OID to the kind of a column of that type: how its values are written."""
     if format == "ndjson":
         return lambda oid: JSON
 
@@ -70,16 +70,16 @@ def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
             kind = ALWAYS
         else:
             kind = PLAIN if oid in _PLAIN_VALUES or oid in _PLAIN_TEXT else SCAN
-        # What is never text cannot be a formula: a negative number stays a number.
+        # Only text can be a formula: a negative number stays as it is.
         return kind | GUARD if dialect.guard and text and kind != PLAIN else kind
 
     return kind_of
 
 
 def bind_libpq(library: ctypes.CDLL) -> bool:
-    """Hand the native encoder the accessors of the libpq that makes the results.
+    """Give the native encoder the functions of the libpq that makes the results.
 
-    Returns whether the native encoder can be used: not where it is not built or the symbols are hidden.
+    Return whether the native encoder can be used. It cannot if it is not built or if the library hides its symbols.
     """
     if _encode is None:
         return False
@@ -93,10 +93,10 @@ def bind_libpq(library: ctypes.CDLL) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """Which encoder serves this process, and so how rows are read; decided once, by `choose_encoders`.
+    """The encoder of this process, which also determines how rows are read. Made once, by `choose_encoders`.
 
-    native: the native encoder, else the pure-Python one. streams: it reads rows as they arrive; otherwise rows come
-    in the batches of a cursor.
+    native: whether it is the native encoder. streams: whether it reads rows as they arrive; otherwise it encodes the
+    batches of a cursor.
     """
 
     native: bool
@@ -107,30 +107,34 @@ class Encoders:
         return make_encoder(dialect, format, native=self.native)
 
     def for_streams(self, dialect: Dialect, format: str) -> NativeEncoder:
-        """Return an encoder that reads rows itself, for one export. Only where this process `streams`."""
+        """Return an encoder that reads rows itself, for one export. Only if `streams` is true."""
         return NativeEncoder(dialect, kinds_for(dialect, format))
 
 
 def choose_encoders(library: ctypes.CDLL, *, chunked: bool, pure_python: bool) -> Encoders:
-    """Decide for this process. library: the driver's libpq. chunked: it hands rows over in chunks (libpq 17)."""
+    """Choose the encoder of this process.
+
+    library: the driver's libpq. chunked: whether it returns rows in chunks (libpq 17). pure_python: whether the
+    settings forbid the native encoder.
+    """
     native = bind_libpq(library) and not pure_python
     return Encoders(native, native and chunked)
 
 
 def make_encoder(dialect: Dialect, format: str, *, native: bool) -> Encoder:
-    """An encoder for one export. native: what `bind_libpq` answered, unless the settings say otherwise."""
+    """Return an encoder for one export. native: only if `bind_libpq` has returned true."""
     kind_of = kinds_for(dialect, format)
     return NativeEncoder(dialect, kind_of) if native else PureEncoder(dialect, kind_of)
 
 
 class NativeEncoder:
-    """The Cython encoder, over `Batch.pgresult` or over rows as they arrive. For one thread at a time."""
+    """The Cython encoder, for batches or for rows as they arrive. Only one thread may use it at a time."""
 
     def __init__(self, dialect: Dialect, kind_of: Callable[[int], int]) -> None:
         self._dialect = dialect
         self._kind_of = kind_of
         self._encoder = _encode.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
-        # The rows of a running statement, for a thread to read; see rows.RowReader.
+        # Both are called by the thread that reads a running statement: postgres.rows.RowReader.
         self.read = self._encoder.read
         self.failure = self._encoder.failure
 
@@ -139,12 +143,12 @@ class NativeEncoder:
         return lines
 
     def another(self) -> NativeEncoder:
-        """One that writes the same, for another thread."""
+        """Return an encoder that writes the same, for another thread."""
         return NativeEncoder(self._dialect, self._kind_of)
 
 
 class PureEncoder:
-    """The same bytes from fields as Python bytes, for machines without a compiler."""
+    """The encoder in Python, for machines without a compiler."""
 
     def __init__(self, dialect: Dialect, kind_of: Callable[[int], int]) -> None:
         self._dialect = dialect
@@ -156,7 +160,7 @@ class PureEncoder:
         return self.lines(batch.rows(), [self._kind_of(oid) for oid in batch.types])
 
     def lines(self, rows: Iterable[Sequence[bytes | None]], kinds: Sequence[int]) -> bytes:
-        """The rows, each a sequence of fields (None for NULL), as lines; the kind of each column."""
+        """Return the rows as lines. rows: the fields of each, None for NULL. kinds: one for each column."""
         alone = len(kinds) == 1
         field = self._field
         join = self._dialect.delimiter.join
@@ -170,7 +174,7 @@ class PureEncoder:
         quote = self._dialect.quote
         if kind & GUARD and value.startswith(FORMULA_STARTS):
             value = b"'" + value
-        if value == self._dialect.null:  # not NULL, and must not look like it
+        if value == self._dialect.null:  # a value that equals the bytes for NULL is quoted
             return quote + value + quote
         if kind == PLAIN:
             return value
@@ -183,7 +187,7 @@ class PureEncoder:
 
 
 def file_start(names: Sequence[str], dialect: Dialect, format: str) -> bytes:
-    """What stands before the first row: the byte order mark and the header, as far as there are any."""
+    """Return the bytes before the first row: the byte order mark and the header, if the dialect has them."""
     if format == "ndjson":
         return b""
     start = "\ufeff".encode() if dialect.bom else b""

@@ -1,8 +1,8 @@
 """From a plan to the chunks of its file, while the relation is being read.
 
-Holds the one way in which a request becomes a file: GET, POST, previews and saved exports all begin with
-`open_export` in `pipeline.py`. Decides how the rows are read (`strategy.py`), reads them (`scan.py`, `ranges.py`) and
-compresses them. Knows no HTTP and no disk.
+Downloads, previews and saved exports all start with `open_export` in `pipeline.py`. The other modules are its stages:
+`strategy.py` decides how the rows are read, `scan.py` and `ranges.py` read them, `compress.py` compresses them, and
+`diagnose.py` finds the cause of an error. Must not know HTTP or the disk.
 
 May import: query, postgres, encode.
 """

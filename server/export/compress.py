@@ -16,24 +16,25 @@ from isal import isal_zlib
 from server.chunk import Chunk
 from server.threads import cancel_and_wait, in_thread
 
-# ISA-L's levels are 0 to 3. Measured in docs/performance.md.
+# ISA-L has the levels 0 to 3. Measured in docs/performance.md.
 LEVEL = 2
-# zlib's number for a window of 32 kB and a gzip header and trailer.
+# zlib's windowBits for a window of 32 kB, with a gzip header and trailer.
 GZIP_WINDOW = 31
 
 
 class Compressor(Protocol):
-    """What isal_zlib.compressobj makes, as far as it is used from a thread."""
+    """The methods of an isal_zlib compressor that this module calls."""
 
     def compress(self, data: bytes, /) -> bytes: ...
 
-    def flush(self, mode: int, /) -> bytes: ...
+    def flush(self, mode: int = ..., /) -> bytes: ...
 
 
 async def gzipped(chunks: AsyncGenerator[Chunk, None], threads: Executor) -> AsyncGenerator[Chunk, None]:
-    """The same file as one gzip stream. The first chunk is flushed, so that the first row arrives at once.
+    """Yield the chunks as one gzip stream (RFC 1952). chunks: at least one; closed at the end.
 
-    A chunk is compressed in a thread while the next one is being fetched and encoded.
+    The first chunk is flushed, so that the client gets the first row at once. Every other chunk is compressed in a
+    thread of the pool while the next one is read.
     """
     compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
     async with contextlib.aclosing(chunks):
@@ -49,7 +50,7 @@ async def gzipped(chunks: AsyncGenerator[Chunk, None], threads: Executor) -> Asy
         finally:
             if compressing is not None:
                 await cancel_and_wait(compressing)
-        yield Chunk(compressor.flush(), 0)
+        yield Chunk(await in_thread(threads, compressor.flush), 0)
 
 
 async def _compress(threads: Executor, compressor: Compressor, chunk: Chunk, *, flush: bool = False) -> Chunk:

@@ -1,6 +1,7 @@
-"""Which condition of a plan PostgreSQL cannot make sense of: asked one by one, only after a query was refused.
+"""Find the condition or sort key of a plan that PostgreSQL rejects.
 
-Turns an error about some value into one that names the column and its type. Reads no row of the relation.
+Turns an error about some value into one that names the column and its type. Runs one query for each condition, and
+only after the export's own query has failed. Reads no row of the relation.
 """
 
 from __future__ import annotations
@@ -8,42 +9,43 @@ from __future__ import annotations
 from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.postgres.database import Database
 from server.postgres.session import Session
-from server.query.filters import Condition
 from server.query.plan import ExportPlan
-from server.query.sql import empty_statement, probes
+from server.query.sql import Probe, empty_statement, probes
 
 
 async def diagnose(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
-    """The error, naming the condition or sort key that causes it where one does.
+    """Return an error that names the condition or sort key that causes this one, or this one if none does.
 
-    One that nothing in the request causes (a view that fails by itself) is no operator's or value's fault.
+    An error that the request does not cause (a view that fails by itself) names no operator and no value.
     """
     try:
         async with database.control_session() as session:
-            return await _traced(session, plan, error)
-    except ExportError:  # nothing can be asked now: what is known is still true
+            return await _cause(session, plan, error)
+    except ExportError:  # the probes cannot be run now; the first error is still true
         return error
 
 
-async def _traced(session: Session, plan: ExportPlan, error: ExportError) -> ExportError:
+async def _cause(session: Session, plan: ExportPlan, error: ExportError) -> ExportError:
     types = {column.name: column.type for column in plan.relation.columns}
     empty = empty_statement(plan)
     await session.query(empty.text, empty.values)
-    for subject, probe in probes(plan):
+    for probe in probes(plan):
+        column = f'"{probe.column}" ({types[probe.column]})'
         try:
-            await session.query(probe.text, probe.values)
-        except (InvalidRequest, QueryFailed) as reason:
-            return _named(subject, types, reason)
+            await session.query(probe.statement.text, probe.statement.values)
+        except InvalidRequest as reason:
+            return _rejected(probe, column, reason.code, reason.detail)
+        except QueryFailed as reason:
+            return _rejected(probe, column, reason.code, "PostgreSQL does not understand its value.")
     if error.code == "operator_not_supported":
         return QueryFailed("PostgreSQL stopped the query: something in the relation itself does not work.")
     return error
 
 
-def _named(subject: Condition | str, types: dict[str, str], reason: ExportError) -> InvalidRequest:
-    if isinstance(subject, str):
-        return InvalidRequest(f'"{subject}" ({types[subject]}) cannot be sorted by.', code="operator_not_supported")
-    column = f'"{subject.column}" ({types[subject.column]})'
-    if reason.code == "operator_not_supported":
-        return InvalidRequest(f'The operator "{subject.operator}" cannot be used on {column}.', code=reason.code)
-    detail = reason.detail if isinstance(reason, InvalidRequest) else "PostgreSQL does not understand its value."
+def _rejected(probe: Probe, column: str, code: str, detail: str) -> InvalidRequest:
+    """Return the error for this probe. column: with its type. code, detail: of the error that the probe met."""
+    if probe.operator is None:
+        return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
+    if code == "operator_not_supported":
+        return InvalidRequest(f'The operator "{probe.operator}" cannot be used on {column}.', code=code)
     return InvalidRequest(f"The filter on {column} cannot work. {detail}", code="invalid_value")

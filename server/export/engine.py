@@ -1,4 +1,4 @@
-"""What all exports of one worker process share."""
+"""What all exports of one worker process share. Holds no code."""
 
 from __future__ import annotations
 

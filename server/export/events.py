@@ -10,7 +10,7 @@ from server.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderFailed(Event):
-    """A reader beside the first one of an export failed."""
+    """A reader other than the first one of an export failed. The others read on."""
 
     name = "a reader ended early"
     reason: str
@@ -18,7 +18,7 @@ class ReaderFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PureEncoderInUse(Event):
-    """The worker encodes rows in Python."""
+    """The worker has no native encoder and encodes rows in Python."""
 
     name = "the pure-Python encoder is in use: the same bytes, more slowly"
     level = logging.WARNING

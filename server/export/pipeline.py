@@ -1,6 +1,7 @@
-"""A request → its session, its plan and its chunks: what a download, a saved export and a preview begin with alike.
+"""A request → an open export: its transaction, its plan and its chunks.
 
-Puts the stages together and nothing else: no HTTP, no disk, and no second way to compile a request.
+Every download, saved export, preview and explanation starts here. Puts the stages together and does nothing else: it
+must not know HTTP or the disk, and there is no second way to compile a request.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
 
-# Seconds before a transient error (a connection that died in the pool, a conflict on a replica) is tried
-# again, as long as nothing has been sent.
+# Seconds to wait before each new attempt after a transient error (a connection that died in the pool, a conflict on a
+# replica). The first attempt is repeated at once: a new connection is usually enough.
 RETRY_DELAYS = (0.0, 0.2)
 
 Result = TypeVar("Result")
 
 
 async def with_retries(attempt: Callable[[], Awaitable[Result]]) -> Result:
-    """What the attempt gives, begun anew after a transient error."""
+    """Return what the attempt returns. Repeat it after a transient error, once for each of RETRY_DELAYS.
+
+    attempt: raises a transient error only if it has sent nothing.
+    """
     for delay in RETRY_DELAYS:
         try:
             return await attempt()
@@ -44,7 +48,10 @@ async def with_retries(attempt: Callable[[], Awaitable[Result]]) -> Result:
 
 
 class OpenExport:
-    """An export whose transaction is open: its plan, how it is read, and its chunks. Made by `open_export`."""
+    """An export whose transaction is open. Made by `open_export`; use it only within that block.
+
+    session: its transaction. plan: what it reads.
+    """
 
     def __init__(self, engine: Engine, session: Session, plan: ExportPlan) -> None:
         self.session = session
@@ -55,11 +62,14 @@ class OpenExport:
 
     @property
     def snapshot_at(self) -> datetime.datetime | None:
-        """When the snapshot was taken that the rows come from."""
+        """When the transaction started, whose snapshot the rows come from."""
         return self.session.snapshot_at
 
     async def explained(self) -> Explained:
-        """Return PostgreSQL's plan of the query. Lock what the query reads; raise what the query itself would."""
+        """Return PostgreSQL's plan of the query. PostgreSQL is asked once.
+
+        Locks the relations that the query reads. Raise ExportError as the query itself would.
+        """
         if self._explained is None:
             plan, statement = self.plan, select_statement(self.plan)
             self._explained = await self.session.explain(
@@ -68,13 +78,17 @@ class OpenExport:
         return self._explained
 
     async def strategy(self) -> Strategy:
-        """Return how the rows are read: by one reader, or by several over ranges of blocks."""
+        """Return how the rows are read: by one reader, or by several over ranges of blocks. Decided once."""
         if self._strategy is None:
             self._strategy = await choose_strategy(self._engine, self.session, self.plan, await self.explained())
         return self._strategy
 
     async def chunks(self, *, encoded: bool = False) -> AsyncGenerator[Chunk, None]:
-        """Yield the file in chunks. encoded: compress them for the transfer, if the file itself is not compressed."""
+        """Yield the file in chunks, each as soon as it is there. Call this once, and close the generator.
+
+        encoded: compress the chunks for the transfer, unless the file itself is compressed. Raise ExportError: before
+        the first chunk if the query fails at once, else after the chunks that were read until then.
+        """
         chunks = scan(self._engine, self.session, self.plan, await self.strategy())
         if self.plan.gzip or encoded:
             chunks = gzipped(chunks, self._engine.threads.compression)
@@ -85,10 +99,11 @@ class OpenExport:
 
 @contextlib.asynccontextmanager
 async def open_export(engine: Engine, request: ExportRequest, *, control: bool = False) -> AsyncIterator[OpenExport]:
-    """Open a transaction for this request and resolve its names.
+    """Open a transaction for this request and resolve the names in it.
 
-    control: take a control connection instead of an export slot, for work that is short. Raise ExportError; an error
-    about a value that leaves the block names the column whose filter caused it.
+    control: take a control connection instead of an export slot, for short work. Raise ExportError. If an error about a
+    value or an operator leaves the block, the transaction is closed and the error is raised again with the name of the
+    column whose filter or sort key caused it.
     """
     database = engine.database
     plan = None

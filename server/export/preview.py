@@ -1,6 +1,6 @@
-"""A request → the first rows of its export, cut short for a person, and how many there may be in all.
+"""A request → the first rows of its export, with long values shortened, and an estimate of the number of rows.
 
-Shares everything before the rows with the export itself (`opening.py`). Knows no HTTP and no page.
+Opens the export as a download does (`pipeline.py`). Knows no HTTP and no page.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from server.query.plan import PREVIEW_ROWS, OutputColumn, preview_of
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
 
-# Seconds: longer, and a person has stopped waiting for twenty rows.
+# Seconds. Nobody waits longer for twenty rows.
 PREVIEW_TIMEOUT = 5.0
-# Characters of a value in a preview; longer ones end in an ellipsis.
+# Characters of a value in a preview. A longer value ends in an ellipsis.
 PREVIEW_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The first rows as text. estimated_rows: of the whole export, by PostgreSQL's planner; None where not asked for.
+    """The first rows of an export.
 
-    row_bytes: of a line of the file, averaged over these rows; 0 without rows.
+    rows: the values as text, None for NULL. estimated_rows: of the whole export, by PostgreSQL's planner; None if no
+    estimate was requested. row_bytes: the average length of these rows as lines of the file; 0 without rows.
     """
 
     columns: tuple[OutputColumn, ...]
@@ -39,7 +40,11 @@ class Preview:
 async def first_rows(
     engine: Engine, wanted: ExportRequest, *, estimate: bool = False, seconds: float | None = None
 ) -> Preview:
-    """The preview of this request, within so many seconds (PREVIEW_TIMEOUT). Raises ExportError."""
+    """Return the preview of this request.
+
+    estimate: ask PostgreSQL how many rows the export has. seconds: the time limit, PREVIEW_TIMEOUT by default. Raise
+    QueryTimeout at the time limit, and ExportError as the export itself would.
+    """
     lengths: list[int] = []
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
@@ -58,7 +63,10 @@ async def first_rows(
 
 
 async def _rows(session: Session, lengths: list[int]) -> AsyncIterator[list[str | None]]:
-    """One row at a time, since each may be large, with long values cut short."""
+    """Yield the rows with long values shortened. Fetch one at a time, since each may be large.
+
+    lengths: gets the length of each row as a line of the file, in bytes.
+    """
     for _ in range(PREVIEW_ROWS):
         batch = await session.fetch(1)
         if not batch.count:

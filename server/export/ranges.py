@@ -1,8 +1,13 @@
-"""Ranges of one file, read by several at once and handed over in order.
+"""The ranges of one file: read by several readers at once and handed over in order.
 
-Every reader takes the next range that nobody has, and may run ahead of the file by a bounded number of bytes. A
-range whose reader fails ends the file there with that error: what comes after is never handed over. Knows no SQL
-and no connection.
+Holds the order of the ranges, the look-ahead limits and what happens when a reader fails. Must not know SQL or
+connections. All state belongs to one event loop: only `take`, `put` and `chunks` suspend, and between two suspensions
+the state changes at once.
+
+Why nobody waits for ever. The file waits for one range, the first that is not handed over whole. Either its reader is
+at work, or nobody has taken it yet and the next reader that asks gets it, or its reader has lost its connection. In the
+last case the reader that stays takes it: it asks for a range, or it waits in `put` for the file and exchanges its own
+range for that one. If the reader that stays has failed, the range ends with that error.
 """
 
 from __future__ import annotations
@@ -10,90 +15,214 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
 from server.chunk import Chunk
 
-# Bytes of a range that may wait until the file comes to them: one range of ordinary rows fits.
-AHEAD_BYTES = 2 << 20
+# Bytes of one range that may wait for the file: a range of ordinary rows (strategy.RANGE_BLOCKS) fits. One more chunk
+# may follow them.
+RANGE_BUFFER_BYTES = 2 << 20
 
 
-class Range:
-    """A range that a reader has taken, and what it has read of it so far. number: counted from 0."""
+@dataclass(slots=True, eq=False)
+class _Range:
+    """One range. reader: who reads it, None after it was given back. chunks: read, and not yet handed over."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._chunks: deque[Chunk] = deque()
-        self._bytes = 0
-        self._ended = False
-        self._error: BaseException | None = None
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
+    number: int
+    reader: RangeReader | None
+    chunks: deque[Chunk] = field(default_factory=deque)
+    buffered: int = 0  # bytes
+    handed_over: bool = False  # at least one byte
+    ended: bool = False
+    error: BaseException | None = None
 
-    async def put(self, chunk: Chunk) -> None:
-        """Hand over some of its lines; waits while much of it is waiting already."""
-        while self._bytes >= AHEAD_BYTES:
-            self._room.clear()
-            await self._room.wait()
-        self._chunks.append(chunk)
-        self._bytes += len(chunk.data)
-        self._arrived.set()
+    @property
+    def free(self) -> bool:
+        """Whether it was given back and nobody has taken it since."""
+        return self.reader is None and not self.ended
+
+    def append(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        self.buffered += len(chunk.data)
+
+    def pop(self) -> Chunk:
+        chunk = self.chunks.popleft()
+        self.buffered -= len(chunk.data)
+        self.handed_over |= bool(chunk.data)
+        return chunk
+
+    def give_back(self) -> None:
+        self.reader = None
+        self.chunks.clear()
+        self.buffered = 0
 
     def end(self, error: BaseException | None = None) -> None:
-        """That was all of it, or all that could be read."""
-        self._ended, self._error = True, error
-        self._arrived.set()
-
-    async def next(self) -> Chunk | None:
-        """More of its lines; None at its end. Raises what its reader failed with."""
-        while not self._chunks:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        chunk = self._chunks.popleft()
-        self._bytes -= len(chunk.data)
-        self._room.set()
-        return chunk
+        self.ended, self.error = True, error
 
 
 class Ranges:
-    """The ranges of one file, for its readers to take. ahead: how many may be taken and not yet handed over."""
+    """The ranges of one file. Readers take them through `reader()`; `chunks` yields the file."""
 
     def __init__(self, count: int, ahead: int) -> None:
+        """count: of ranges. ahead: how many may be taken and not yet handed over whole."""
         self._count = count
         self._ahead = ahead
-        self._next = 0
-        self._waiting: deque[Range] = deque()
+        self._untaken = 0  # the first number that was never taken
+        self._taken: deque[_Range] = deque()  # those that are not handed over whole, in order
+        self._failure: BaseException | None = None  # of the reader that stays
         self._changed = asyncio.Event()
 
-    def take_now(self) -> Range | None:
-        """The next range, unless all are taken or the file is too far behind."""
-        if self._next == self._count or len(self._waiting) >= self._ahead:
-            return None
-        taken = Range(self._next)
-        self._next += 1
-        self._waiting.append(taken)
-        self._changed.set()
-        return taken
+    def reader(self, *, stays: bool = False) -> RangeReader:
+        """Return the place of one more reader.
 
-    async def take(self) -> Range | None:
-        """The next range, as soon as the file has come near enough; None when all are taken."""
-        while True:
-            taken = self.take_now()
-            if taken is not None or self._next == self._count:
-                return taken
-            self._changed.clear()
-            await self._changed.wait()
+        stays: this one takes ranges until all have ended, so that it can read those that others give back. A file has
+        exactly one such reader.
+        """
+        return RangeReader(self, stays)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """The file, in order. Raises what the reader of a range failed with, once it comes to that range."""
-        for number in range(self._count):
-            while not self._waiting:
-                self._changed.clear()
-                await self._changed.wait()
-            while (chunk := await self._waiting[0].next()) is not None:
-                yield chunk._replace(done=number / self._count) if self._count > 1 else chunk
-            self._waiting.popleft()
-            self._changed.set()
+        """Yield the file in order. At a range whose reader has failed, raise the reader's error.
+
+        With more than one range, `Chunk.done` is the share of the ranges that have been handed over whole.
+        """
+        handed_over = 0
+        while handed_over < self._count:
+            if not self._taken:
+                if self._failure is not None:
+                    raise self._failure
+                await self._change()
+                continue
+            head = self._taken[0]
+            if head.chunks:
+                chunk = head.pop()
+                self._changed.set()
+                yield chunk._replace(done=handed_over / self._count) if self._count > 1 else chunk
+            elif not head.ended:
+                await self._change()
+            elif head.error is not None:
+                raise head.error
+            else:
+                self._taken.popleft()
+                handed_over += 1
+                self._changed.set()
+
+    def _take(self, reader: RangeReader) -> _Range | None:
+        """Give the reader the first free range, or else the next one that the look-ahead limit allows."""
+        for each in self._taken:
+            if each.free:
+                each.reader = reader
+                return each
+        if self._untaken == self._count or len(self._taken) >= self._ahead:
+            return None
+        taken = _Range(self._untaken, reader)
+        self._taken.append(taken)
+        self._untaken += 1
+        return taken
+
+    def _take_head(self, reader: RangeReader) -> _Range | None:
+        """Give the reader the range that the file waits for, if that is free."""
+        head = self._taken[0]
+        if not head.free:
+            return None
+        head.reader = reader
+        return head
+
+    def _all_taken(self) -> bool:
+        return self._untaken == self._count
+
+    def _all_ended(self) -> bool:
+        return self._all_taken() and all(each.ended for each in self._taken)
+
+    def _fail(self, error: BaseException) -> None:
+        """Note that the reader that stays has failed: what nobody reads now will never be read."""
+        self._failure = error
+        for each in self._taken:
+            if each.free:
+                each.end(error)
+
+    def _give_back(self, taken: _Range, error: BaseException) -> None:
+        """Give a range back for another reader, or end it with the error where that is no longer possible."""
+        if taken.handed_over or self._failure is not None:
+            taken.end(error)
+        else:
+            taken.give_back()
+
+    async def _change(self) -> None:
+        """Wait until anything changes. Every change wakes everybody who waits, and each looks again."""
+        self._changed.clear()
+        await self._changed.wait()
+
+
+class RangeReader:
+    """The place of one reader at the ranges of a file. It has one range at a time, or none."""
+
+    def __init__(self, ranges: Ranges, stays: bool) -> None:
+        self._ranges = ranges
+        self._stays = stays
+        self._range: _Range | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the reader's range, counted from 0."""
+        return self._held().number
+
+    async def take(self) -> bool:
+        """Take a range as soon as there is one. Return False when nothing is left for this reader to do.
+
+        A range that was given back comes first, and is not held up by the look-ahead limit.
+        """
+        ranges = self._ranges
+        while True:
+            self._range = ranges._take(self)
+            if self._range is not None:
+                ranges._changed.set()
+                return True
+            if ranges._all_ended() if self._stays else ranges._all_taken():
+                return False
+            await ranges._change()
+
+    async def put(self, chunk: Chunk) -> bool:
+        """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.
+
+        Return False if the reader has another range now: the file waits for one that was given back. The chunk is
+        dropped, and so is all that was read of the old range, which another reader takes later.
+        """
+        ranges, mine = self._ranges, self._held()
+        while mine.buffered >= RANGE_BUFFER_BYTES:
+            head = ranges._take_head(self)
+            if head is not None:
+                mine.give_back()
+                self._range = head
+                ranges._changed.set()
+                return False
+            await ranges._change()
+        mine.append(chunk)
+        ranges._changed.set()
+        return True
+
+    def end(self, chunk: Chunk) -> None:
+        """Add the last chunk of the reader's range. Never wait: the reader can begin another range at once."""
+        ended = self._held()
+        ended.append(chunk)
+        ended.end()
+        self._range = None
+        self._ranges._changed.set()
+
+    def fail(self, error: BaseException, *, give_back: bool = False) -> None:
+        """Note that the reader has failed; it must not be used afterwards. Its range, if any, ends with the error.
+
+        give_back: another reader may read that range. So it goes back, unless a byte of it has been handed over or the
+        reader that stays has failed. The failure of the reader that stays always ends its range.
+        """
+        failed, self._range = self._range, None
+        if self._stays:
+            self._ranges._fail(error)
+        if failed is not None and give_back:
+            self._ranges._give_back(failed, error)
+        elif failed is not None:
+            failed.end(error)
+        self._ranges._changed.set()
+
+    def _held(self) -> _Range:
+        assert self._range is not None, "the reader has taken no range"
+        return self._range

@@ -1,8 +1,8 @@
 """ExportPlan → the chunks of the file, in order, while the relation is being read.
 
-Two ways, the same bytes. Streamed: SELECTs whose rows are encoded in threads as they arrive, by one reader or by
-several under one snapshot (`strategy.py` says which). Fetched: a cursor's batches, for the pure-Python encoder and
-for a driver with a libpq before 17. Knows no HTTP.
+Two ways to read give the same bytes. Streamed: SELECTs whose rows are encoded in threads as they arrive, by one reader
+or by several that share a snapshot (`strategy.py` decides which). Fetched: the batches of a cursor, for the pure-Python
+encoder and for a driver whose libpq is older than 17. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -10,42 +10,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
-from server import errors
 from server.chunk import Chunk
 from server.encode.encoders import Encoder, NativeEncoder, file_start
+from server.errors import ExportError
+from server.events import emit
 from server.export.engine import Engine
-from server.export.ranges import Ranges
+from server.export.events import ReaderFailed
+from server.export.ranges import RangeReader, Ranges
 from server.export.strategy import TABLES, Candidates, Limits, Strategy, candidate_tables, make_strategy
 from server.postgres.database import Database
 from server.postgres.explained import Explained
+from server.postgres.rows import Rows
 from server.postgres.session import Batch, Session
 from server.query.plan import ExportPlan
 from server.query.sql import lock_statement, select_statement
+from server.threads import cancel_and_wait, ended
 
-log = structlog.stdlib.get_logger("sluice.scan")
+# Bytes of CSV in one chunk of a streamed file. Larger chunks miss the CPU's caches and delay the first bytes; smaller
+# ones make the cost of each hand-over visible. Measured in docs/performance.md.
+FILE_CHUNK_BYTES = 256 << 10
+# Ranges that may be taken and not yet handed over whole, besides one for each reader: a reader whose range has ended
+# starts the next one before the file has reached it.
+RANGES_AHEAD = 1
 
-# Bytes of a chunk: with more the caches miss and the first of them come later, with less the hand-over shows.
-# Measured in docs/performance.md.
-CHUNK_BYTES = 256 << 10
-
-# Rows of the first FETCH: one, since it may hold a gigabyte, and since the first byte then comes at once.
+# Rows of the first FETCH. One, since a row may hold a gigabyte, and since the first byte is then sent at once.
 FIRST_ROWS = 1
-# A batch asks for at most this many times the rows of the one before.
+# A FETCH asks for at most this many times the rows of the one before.
 GROWTH = 8
-# Bytes that a fetched batch should hold in libpq.
+# Bytes that libpq should hold for one FETCH.
 BATCH_BYTES = 512 << 10
 
 
 async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, explained: Explained) -> Strategy:
-    """Return how to read the plan. explained: of its whole query, whose relations are locked by then."""
+    """Return how to read the plan. explained: PostgreSQL's plan of its whole query; the relations are locked."""
     if engine.encoders.streams:
         candidates = candidate_tables(plan, explained, session.server_version)
     else:
-        candidates = Candidates(refusal="fetched from a cursor")
+        candidates = Candidates(reason="fetched from a cursor")
     facts: list[dict[str, Any]] = []
     if candidates.tables:
         schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
@@ -56,46 +60,39 @@ async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, ex
 
 
 async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
-    """Yield the file in chunks, header first. There is at least one; the first holds the header and the first row."""
+    """Yield the file in chunks, at least one. The first chunk holds the header and, if there is one, the first row.
+
+    An ExportError before the first chunk means that nothing has been sent; later ones cut the file.
+    """
     start = file_start([column.name for column in plan.columns], plan.dialect, plan.format)
     if engine.encoders.streams:
         encoder = engine.encoders.for_streams(plan.dialect, plan.format)
         chunks = _streamed(engine.database, session, plan, strategy, encoder)
     else:
         chunks = _fetched(session, plan, engine.encoders.for_batches(plan.dialect, plan.format))
-    begun = False
+    started = False
     async with contextlib.aclosing(chunks):
         async for chunk in chunks:
-            if begun:
+            if started:
                 yield chunk
-            elif chunk.rows:  # until then an error can still be a status
-                begun = True
+            elif chunk.rows:  # before the first row an error still becomes an HTTP status
+                started = True
                 yield chunk._replace(data=start + chunk.data)
-    if not begun:
+    if not started:
         yield Chunk(start, 0)
 
 
 async def _streamed(
     database: Database, session: Session, plan: ExportPlan, strategy: Strategy, encoder: NativeEncoder
 ) -> AsyncGenerator[Chunk, None]:
-    by_blocks = bool(strategy.ranges)
-    await session.settle(streaming=True, by_blocks=by_blocks)
+    await session.settle(streaming=True, by_blocks=bool(strategy.ranges))
     with database.spare_readers(strategy.readers - 1) as spare:
-        snapshot, settings = await session.export_snapshot() if spare else ("", {})
-        ranges = Ranges(max(1, len(strategy.ranges)), ahead=spare + 2)
-
-        async def read_beside() -> None:
-            try:
-                async with database.reader_session(snapshot) as beside:
-                    await beside.lock(lock_statement(strategy.ranges.tables), settings)
-                    await beside.settle(streaming=True, by_blocks=by_blocks)
-                    await _read_ranges(beside, plan, strategy, encoder.another(), ranges)
-            except errors.ExportError as error:
-                # Those that have taken a range have told it so: the file ends there.
-                log.info("a reader ended early", reason=error.detail)
-
-        tasks = [asyncio.create_task(_read_ranges(session, plan, strategy, encoder, ranges))]
-        tasks += [asyncio.create_task(read_beside()) for _ in range(spare)]
+        shared = await session.export_snapshot() if spare else ("", {})
+        ranges = Ranges(max(1, len(strategy.ranges)), ahead=1 + spare + RANGES_AHEAD)
+        scan = _Streamed(plan, strategy, encoder, ranges)
+        # The first task takes the first range before any other reader has connected.
+        tasks = [asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))]
+        tasks += [asyncio.create_task(scan.read_on_another_connection(database, *shared)) for _ in range(spare)]
         try:
             async with contextlib.aclosing(ranges.chunks()) as chunks:
                 async for chunk in chunks:
@@ -103,65 +100,100 @@ async def _streamed(
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # No reader may use its connection after the sessions are closed, however often this task is cancelled.
+            await ended(asyncio.gather(*tasks, return_exceptions=True))
 
 
-async def _read_ranges(
-    session: Session, plan: ExportPlan, strategy: Strategy, encoder: NativeEncoder, ranges: Ranges
-) -> None:
-    """Take ranges and read them until there are none. A failure is told to the range that it befell."""
-    taken = await ranges.take()
+@dataclass(frozen=True, slots=True)
+class _Streamed:
+    """One streamed scan: what its readers share. encoder: of the first reader; the others get copies of it."""
+
+    plan: ExportPlan
+    strategy: Strategy
+    encoder: NativeEncoder
+    ranges: Ranges
+
+    async def read_on_another_connection(self, database: Database, snapshot: str, settings: dict[str, str]) -> None:
+        """Read ranges under the snapshot of the first reader. Raise no ExportError: the others read the file.
+
+        settings: those that `Session.export_snapshot` returned with the snapshot.
+        """
+        try:
+            async with database.reader_session(snapshot) as session:
+                await session.lock(lock_statement(self.strategy.ranges.tables), settings)
+                await session.settle(streaming=True, by_blocks=True)
+                await self.read(session, self.encoder.another(), self.ranges.reader())
+        except ExportError as error:
+            emit(ReaderFailed(reason=error.detail))
+
+    async def read(self, session: Session, encoder: NativeEncoder, reader: RangeReader) -> None:
+        """Take ranges and read them until nothing is left for this reader. Raise what made it fail."""
+        try:
+            more = await reader.take()
+            with session.rows(encoder) as rows:
+                while more:
+                    self._start(session, rows, reader.number)
+                    more = await _read_range(rows, reader)
+        except BaseException as error:
+            # Another reader may read what this connection could not. An error of the query would come again.
+            reader.fail(error, give_back=isinstance(error, ExportError) and error.transient)
+            raise
+
+    def _start(self, session: Session, rows: Rows, number: int) -> None:
+        blocks = self.strategy.ranges[number] if self.strategy.ranges else None
+        statement = select_statement(self.plan, blocks)
+        rows.start(session.bound(statement.text, statement.values), self.strategy.chunk_rows)
+
+
+async def _read_range(rows: Rows, reader: RangeReader) -> bool:
+    """Read the range of the reader, whose statement runs. Return whether it has another range then."""
+    # The first row of the file is handed over at once.
+    chunk = await rows.read(FILE_CHUNK_BYTES if reader.number else 1)
+    while rows.running:
+        if not await reader.put(chunk):
+            await _discard(rows, reader)
+            return True
+        chunk = await rows.read(FILE_CHUNK_BYTES)
+    reader.end(chunk)
+    return await reader.take()
+
+
+async def _discard(rows: Rows, reader: RangeReader) -> None:
+    """Read the rest of the range that went back, and drop it: only then the connection takes another statement."""
     try:
-        with session.rows(encoder) as rows:
-
-            def start(number: int) -> None:
-                statement = select_statement(plan, strategy.ranges[number] if strategy.ranges else None)
-                rows.start(session.bound(statement.text, statement.values), strategy.chunk_rows)
-
-            while taken is not None:
-                if not rows.running:
-                    start(taken.number)
-                chunk = await rows.read(CHUNK_BYTES if taken.number else 1)
-                while rows.running:
-                    await taken.put(chunk)
-                    chunk = await rows.read(CHUNK_BYTES)
-                # PostgreSQL goes on with the next range while the end of this one is handed over.
-                following = ranges.take_now()
-                if following is not None:
-                    start(following.number)
-                await taken.put(chunk)
-                taken.end()
-                taken = following or await ranges.take()
-    except BaseException as error:
-        if taken is not None:
-            taken.end(error)
+        while rows.running:
+            await rows.read(FILE_CHUNK_BYTES)
+    except ExportError as error:
+        # Not the fault of the range that the reader has now.
+        reader.fail(error, give_back=True)
         raise
 
 
 async def _fetched(session: Session, plan: ExportPlan, encoder: Encoder) -> AsyncGenerator[Chunk, None]:
+    """Yield one chunk for each FETCH. PostgreSQL runs the next FETCH while a batch is encoded and sent."""
     statement = select_statement(plan)
     await session.declare(statement.text, statement.values, timezone=plan.timezone)
     asked = FIRST_ROWS
-    coming = asyncio.create_task(session.fetch(asked))
+    fetching = asyncio.create_task(session.fetch(asked))
     try:
         while True:
-            batch = await coming
+            batch = await fetching
             last = batch.count < asked
             if not last:
                 asked = next_rows(batch, plan.fetch_rows)
-                coming = asyncio.create_task(session.fetch(asked))
-                await asyncio.sleep(0)  # lets the task send its statement before this one is busy encoding
+                fetching = asyncio.create_task(session.fetch(asked))
+                await asyncio.sleep(0)  # lets the task send its statement before this one encodes
             yield Chunk(encoder.encode(batch), batch.count)
             if last:
                 return
     finally:
-        coming.cancel()
-        await asyncio.wait([coming])
-        if not coming.cancelled():
-            coming.exception()  # seen here, since nobody else will ask for it
+        await cancel_and_wait(fetching)
 
 
 def next_rows(batch: Batch, most: int) -> int:
-    """How many rows to ask for after this batch, which is not empty, so that the next is BATCH_BYTES."""
+    """Return how many rows to ask for after this batch, so that the next one holds BATCH_BYTES; at most `most`.
+
+    batch: not empty.
+    """
     fitting = BATCH_BYTES * batch.count // batch.memory
     return max(1, min(fitting, batch.count * GROWTH, most))

@@ -1,7 +1,7 @@
-"""How a plan is read: by one reader, or by several that take ranges of a table's blocks in turn.
+"""How a plan is read: by one reader, or by several readers that each take ranges of a table's blocks.
 
-Judges by what PostgreSQL itself would do with the plain query, and by facts about the tables that it would scan.
-Pure: runs nothing, and knows no connection.
+Decides from PostgreSQL's plan of the whole query and from facts about the tables that it would scan. Pure: runs
+nothing and knows no connection.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
 
-# Blocks of one range: of 8 kB each, about 2 MB. Measured in docs/performance.md.
+# Blocks of one range: 2 MB with blocks of 8 kB. Measured in docs/performance.md.
 RANGE_BLOCKS = 256
-# Below so many blocks (8 MB) one reader is done before others have connected.
+# Blocks of all tables together, 8 MB. One reader reads fewer of them before others have connected.
 FEWEST_BLOCKS = 1024
-# More tables than this under one snapshot would take too many of the server's locks, each reader its own.
+# Tables of one export. Each reader locks all of them, and the server's lock table is limited.
 MOST_TABLES = 256
-# Bytes of a statement that is sent and planned anew for each range.
+# Bytes of the statement, which is sent and planned again for each range.
 LONGEST_STATEMENT = 8 << 10
-# First server with TID range scans.
+# The first server version with TID range scans, as libpq numbers it.
 TID_RANGES_SINCE = 140000
 
-# Rows that libpq holds at a time. Without anything out of line a row fits a block, but values that compress well are
-# 150 kB and more when they come out of it: 16 such rows are 3 MB, and 200 save 2 % of CPU at most.
-# Where single values may have megabytes: few, whatever the rows before looked like. See docs/performance.md.
+# Rows that libpq holds at a time. A row without TOAST fits a block, but values that compress well are 150 kB and more
+# when they are decompressed: 16 such rows are 3 MB, and 200 rows would save at most 2 % of CPU.
 CHUNK_ROWS = 16
+# The same where a single value may have megabytes: nothing in the rows before predicts it. See docs/performance.md.
 CHUNK_ROWS_LARGE = 4
-# Bytes of average rows that libpq should hold at most.
-CHUNK_BYTES = 2 << 20
+# Bytes that libpq should hold at a time if all rows have the average size.
+LIBPQ_BYTES = 2 << 20
 
-# Values of dates and times that are those of the transaction, so other ones for each reader (PostgreSQL manual,
-# "Date/Time Types", "Special Values"). They may stand in arrays and ranges too; a text that only looks so costs time.
+# Date and time values that depend on the transaction's start, which differs between readers (PostgreSQL manual,
+# "Date/Time Types", "Special Values"). They may stand in arrays and ranges too. Text that merely contains such a word
+# costs only time.
 _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 
-# What is asked of each table that the plain query would scan, in the order of the scans. All as of now, and so
-# after the snapshot was taken: no row that it sees lies beyond `blocks`. Where the relation that was asked for is the
-# parent of these tables, its policies and its virtual columns' expressions are what counts, and not theirs.
+# Facts about each table that the whole query would scan, in the order of the scans. They are as of now, so later than
+# the snapshot: no row in the snapshot lies beyond `blocks`. If the requested relation is the parent of these tables,
+# its policies and the expressions of its virtual columns apply, and not theirs.
 TABLES = """
 SELECT
     wanted.schema,
@@ -66,15 +67,16 @@ ORDER BY wanted.position
 
 
 class BlockRanges(Sequence[Blocks]):
-    """The ranges of some tables (schema, name, blocks), made when they are asked for: there may be a million."""
+    """The ranges of some tables, in the order of the tables. Made on access: there may be a million."""
 
     def __init__(self, tables: Sequence[tuple[str, str, int]] = ()) -> None:
+        """tables: schema, name and number of blocks of each."""
         self._tables = tables
         self._ends = list(itertools.accumulate(-(-blocks // RANGE_BLOCKS) for _, _, blocks in tables))
 
     @property
     def tables(self) -> list[tuple[str, str]]:
-        """Schema and name of each."""
+        """Schema and name of each table."""
         return [(schema, name) for schema, name, _ in self._tables]
 
     def __len__(self) -> int:
@@ -101,10 +103,10 @@ class BlockRanges(Sequence[Blocks]):
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a plan is read. ranges: in the order of the file, none for one reader of the plain query.
+    """How a plan is read. ranges: in the order of the file; empty if one reader runs the whole query.
 
-    readers: the most that are of use. chunk_rows: rows that libpq may hold at once. estimated_rows: the planner's.
-    reason: why it is not read by ranges, or "" where it is.
+    readers: the most that are useful. chunk_rows: rows that libpq may hold at a time. estimated_rows: the planner's
+    estimate. reason: why the plan is not read by ranges, "" if it is.
     """
 
     ranges: BlockRanges
@@ -115,28 +117,28 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """What the log and the API call it."""
+        """The name of the strategy in the log and the API."""
         return "block ranges" if self.ranges else "single"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Tables, by schema and name, that may be read by ranges of blocks. refusal: why there are none, else ""."""
+    """Tables, by schema and name, that may be read by ranges of blocks. reason: why there are none, else ""."""
 
     tables: tuple[tuple[str, str], ...] = ()
-    refusal: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a strategy. readers: the most of one export. statement_length: bytes of the plain query."""
+    """The limits of a strategy. readers: the most for one export. statement_length: bytes of the whole query."""
 
     readers: int
     statement_length: int
 
 
 def reads_in_order(plan: ExportPlan) -> bool:
-    """Whether the rows of the plain query come as they lie in the table, as long as one process reads them."""
+    """Return whether the whole query returns rows in the table's physical order, if no parallel worker reads them."""
     return plan.relation.kind in ("table", "partitioned table", "materialized view") and not plan.order
 
 
@@ -145,19 +147,19 @@ def candidate_tables(plan: ExportPlan, explained: Explained, server_version: int
 
     server_version: as libpq gives it, 140005 for 14.5.
     """
-    refusal = _refusal_by_plan(plan, server_version)
-    if refusal:
-        return Candidates(refusal=refusal)
+    reason = _reason_in_plan(plan, server_version)
+    if reason:
+        return Candidates(reason=reason)
     scans = explained.scans()
     others = {scan["Node Type"] for scan in scans} - {"Seq Scan"}
     if others:
-        return Candidates(refusal=f"PostgreSQL plans {min(others)}")
+        return Candidates(reason=f"PostgreSQL plans {min(others)}")
     if len(scans) > MOST_TABLES:
-        return Candidates(refusal=f"more than {MOST_TABLES} tables")
+        return Candidates(reason=f"more than {MOST_TABLES} tables")
     return Candidates(tuple((scan["Schema"], scan["Relation Name"]) for scan in scans))
 
 
-def _refusal_by_plan(plan: ExportPlan, server_version: int) -> str:
+def _reason_in_plan(plan: ExportPlan, server_version: int) -> str:
     if plan.parallel == 1:
         return "one reader was asked for"
     if not reads_in_order(plan):
@@ -178,16 +180,16 @@ def make_strategy(
     facts: Sequence[Mapping[str, Any]],
     limits: Limits,
 ) -> Strategy:
-    """Return the strategy for this plan. facts: the rows of TABLES for the candidates, none where they were refused."""
-    refusal = candidates.refusal or _refusal_by_facts(facts, limits)
+    """Return the strategy for this plan. facts: the rows of TABLES for the candidates, none without candidates."""
+    reason = candidates.reason or _reason_in_facts(facts, limits)
     ranges = BlockRanges()
-    if not refusal:
+    if not reason:
         ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in facts])
     readers = min(limits.readers, plan.parallel or limits.readers, len(ranges)) if ranges else 1
-    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, refusal)
+    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason)
 
 
-def _refusal_by_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
+def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
     if limits.readers == 1:
         return "PARALLEL_READERS is 1"
     if any(not table["heap"] for table in tables):
@@ -213,8 +215,8 @@ def _chunk_rows(plan: ExportPlan) -> int:
     relation = plan.relation
     if relation.toast_bytes == 0:
         return CHUNK_ROWS
-    # `bytes` is as old as the last VACUUM as far as values out of line go, `toast_bytes` as of now.
+    # `bytes` counts TOAST as of the last VACUUM, `toast_bytes` as of now.
     size = max(relation.bytes or 0, relation.toast_bytes or 0)
     if size and relation.estimated_rows:
-        return max(1, min(CHUNK_ROWS_LARGE, CHUNK_BYTES * relation.estimated_rows // size))
+        return max(1, min(CHUNK_ROWS_LARGE, LIBPQ_BYTES * relation.estimated_rows // size))
     return CHUNK_ROWS_LARGE

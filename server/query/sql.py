@@ -93,30 +93,42 @@ def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
     return "; ".join(["SET LOCAL lock_timeout = '1s'", *selects])
 
 
-def probes(plan: ExportPlan) -> list[tuple[Condition | str, Statement]]:
-    """For each condition and each sorted column a query that reads no row, and fails alone if it makes no sense.
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A query that reads no row and fails if one part of a plan is wrong.
 
-    A NULL out of the relation has the column's type, whatever a domain says of NULLs and values.
+    column: that the part filters or sorts by. operator: of the condition, None for a sort key.
     """
-    found: list[tuple[Condition | str, Statement]] = []
+
+    column: str
+    operator: str | None
+    statement: Statement
+
+
+def probes(plan: ExportPlan) -> list[Probe]:
+    """Return probes for each condition and then for each sort key, in their order."""
+    found = []
     for condition in conditions_of(plan.filters):
-        nothing = f"(SELECT {_column(condition.column)} FROM {_source(plan)} LIMIT 0)"
-        statement = Statement("")
-        statement.text = f"SELECT {_comparison(nothing, condition, statement.values)}"
-        found.append((condition, statement))
+        # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
+        operands = [f"(SELECT {_column(condition.column)} FROM {_source(plan)} LIMIT 0)"]
         if condition.operator in ("match", "imatch"):
-            # A regular expression is only looked at when there is a text to match.
+            # PostgreSQL looks at a regular expression only if there is text to match.
+            operands.append(EMPTY_TEXT)
+        for operand in operands:
             statement = Statement("")
-            statement.text = f"SELECT {_comparison(EMPTY_TEXT, condition, statement.values)}"
-            found.append((condition, statement))
+            statement.text = f"SELECT {_comparison(operand, condition, statement.values)}"
+            found.append(Probe(condition.column, condition.operator, statement))
     for key in plan.order:
         text = f"SELECT 1 FROM {_source(plan)} ORDER BY {_column(key.column)} LIMIT 0"
-        found.append((key.column, Statement(text)))
+        found.append(Probe(key.column, None, Statement(text)))
     return found
 
 
 def empty_statement(plan: ExportPlan) -> Statement:
-    """The columns that are filtered or sorted by, without a row: fails only if the relation itself does."""
+    """Return a query for the columns that the plan filters or sorts by.
+
+    It reads no row, and fails only if the relation itself cannot be read.
+    """
     names = [condition.column for condition in conditions_of(plan.filters)] + [key.column for key in plan.order]
     columns = ", ".join(_column(name) for name in dict.fromkeys(names))
     return Statement(f"SELECT {columns} FROM {_source(plan)} LIMIT 0")

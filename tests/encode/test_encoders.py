@@ -1,31 +1,35 @@
 """Both encoders against the PostgreSQL manual's rules for CSV and the dialect's own, over results that libpq builds
 without a server.
 
-The rules are written down once more here, plainly and with nothing of `server/encode.py` in them; what a real
-server writes is the business of test_differential.py and test_dialects.py.
+The rules are written down here a second time, without any code of `server/encode/`. What a real server writes is tested
+in tests/export/test_differential.py and test_dialects.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from server.encode import encoders as pure_encoder
 from server.encode.encoders import Encoder, NativeEncoder, PureEncoder, bind_libpq, file_start, make_encoder
+from server.postgres import rows as row_reader
 from server.postgres.libpq import LIBPQ
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from tests.support.encode_fuzz import BYTEA, INT4, MONEY, TEXT, MadeResult, Row
 
 ROOT = Path(__file__).parents[2]
-# What needs quotes, and bytes that differ from it in one bit, where a search by words might stumble.
+# Bytes that need quotes, and bytes that differ from them in one bit, which a search by words might confuse.
 SPECIAL = b'",\r\n'
 NEARLY_SPECIAL = sorted({byte ^ 1 << bit for byte in SPECIAL for bit in range(8)} - {0} - set(SPECIAL))
 
@@ -34,7 +38,7 @@ DEFAULT = Dialect()
 JSON = 114
 LINE_BREAKS_AS_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
-# A user's machine without a compiler has no native encoder, and then only the pure one is tested; CI must have it.
+# Without a compiler there is no native encoder, and only the pure one is tested. CI must have it.
 NATIVE = bind_libpq(LIBPQ)
 needs_native = pytest.mark.skipif(
     not NATIVE and os.environ.get("CI") != "true", reason="the native encoder is not built here"
@@ -46,7 +50,23 @@ def test_the_native_encoder_is_among_those_compared() -> None:
     assert NATIVE
 
 
-# Types whose values are no text: numbers, dates and times, booleans, uuids (the design's rule for quote=strings).
+def numbers_in_the_native_encoder() -> dict[str, int]:
+    """Every constant of an enum in `_encode.pyx`, by name."""
+    source = (ROOT / "server" / "encode" / "_encode.pyx").read_text()
+    return {name: int(number) for name, number in re.findall(r"^    ([A-Z_]+) = (\d+)\b", source, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("module", [pure_encoder, row_reader], ids=["kinds of columns", "how a read ended"])
+def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType) -> None:
+    native = numbers_in_the_native_encoder()
+    shared = {name: number for name, number in vars(module).items() if name in native}
+    expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON"}
+    if module is row_reader:
+        expected = {"MORE", "END", "FAILED", "LOST", "WAITED", "WOKEN"}
+    assert shared == {name: native[name] for name in expected}
+
+
+# Types whose values are not text: numbers, dates and times, booleans, UUIDs (the rule for quote=strings).
 NO_TEXT = {
     "boolean": 16,
     "bigint": 20,
@@ -65,7 +85,7 @@ NO_TEXT = {
     "numeric": 1700,
     "uuid": 2950,
 }
-# Some that are: built in, an array, and of a user's own.
+# Types whose values are text: built-in, an array and user-defined.
 SOME_TEXT = {
     "bytea": 17,
     '"char"': 18,
@@ -92,7 +112,7 @@ SOME_TEXT = {
 
 
 def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT) -> bytes:
-    """PostgreSQL manual, COPY, "CSV Format", and the docstring of Dialect, rule by rule, byte by byte."""
+    """Apply the rules of the PostgreSQL manual (COPY, "CSV Format") and of the docstring of Dialect, byte by byte."""
     (quote,) = dialect.quote
     output = bytearray()
     for row in rows:
@@ -140,7 +160,7 @@ def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None
 def assert_all_agree(
     rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT, format: str = "csv"
 ) -> bytes:
-    """Both encoders and the rules write the same; what they write."""
+    """Assert that both encoders and the rules write the same bytes, and return them."""
     if format == "ndjson":
         expected = b"".join(value.translate(LINE_BREAKS_AS_SPACES) + b"\n" for (value,) in rows if value is not None)
     else:
@@ -159,13 +179,13 @@ def assert_all_agree(
     [
         ([[b"a"]], b"a\n"),
         ([[b"a", b"b"], [b"c", b"d"]], b"a,b\nc,d\n"),
-        # NULL is nothing, the empty string is in quotes.
+        # NULL is empty, the empty string is quoted.
         ([[None]], b"\n"),
         ([[b""]], b'""\n'),
         ([[None, b""], [b"", None]], b',""\n"",\n'),
         ([[None, None, None]], b",,\n"),
         ([[None], [None], [None]], b"\n\n\n"),
-        # Quotes only where they are needed, and doubled inside.
+        # Values are quoted only if needed, and quotes inside are doubled.
         ([[b"a,b"]], b'"a,b"\n'),
         ([[b'a"b']], b'"a""b"\n'),
         ([[b'"']], b'""""\n'),
@@ -178,7 +198,7 @@ def assert_all_agree(
         ([[b"a;b|c\td'e"]], b"a;b|c\td'e\n"),
         ([[b"=1+1", b"-1"]], b"=1+1,-1\n"),
         ([[b"NULL", b"\\N"]], b"NULL,\\N\n"),
-        # The end-of-data mark only where it would stand alone on its line.
+        # The end-of-data mark is quoted only if it is alone on its line.
         ([[b"\\."]], b'"\\."\n'),
         ([[b"\\.", b"\\."]], b"\\.,\\.\n"),
         ([[b"\\.", None]], b"\\.,\n"),
@@ -204,8 +224,8 @@ def test_no_rows_are_no_bytes(columns: int) -> None:
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("around", [b"a", b"\xff", b"\x80"])
-def test_a_special_byte_is_found_wherever_it_stands(special: int, around: bytes) -> None:
-    # Up to three words and their overlapping last one, each length with the byte at every place.
+def test_a_special_byte_is_found_at_every_place(special: int, around: bytes) -> None:
+    # Up to three words and the overlapping last one: each length, with the byte at every place.
     rows = [
         [around * place + bytes([special]) + around * (length - place - 1)]
         for length in range(1, 26)
@@ -225,8 +245,8 @@ def test_a_byte_that_only_looks_special_needs_no_quotes(byte: int) -> None:
 
 
 @pytest.mark.parametrize("special", SPECIAL)
-def test_every_byte_may_stand_beside_a_special_one(special: int) -> None:
-    # A borrow between the bytes of a word must neither hide a special byte nor make one up.
+def test_a_special_byte_is_found_next_to_every_byte(special: int) -> None:
+    # A borrow between the bytes of a word must neither hide a special byte nor invent one.
     neighbours = [bytes([byte]) for byte in range(1, 256)]
     rows = [[b"1234567" + byte + bytes([special]) + byte + b"7654321"] for byte in neighbours]
     rows += [[b"123" + byte * 2 + b"456"] for byte in neighbours]
@@ -245,7 +265,7 @@ def test_any_type_may_be_null_or_empty(oid: int) -> None:
 
 @pytest.mark.parametrize("delimiter", [b",", b";", b"|", b"\t"])
 @pytest.mark.parametrize("quote", [b'"', b"'"])
-def test_each_delimiter_and_quote_asks_for_quotes(delimiter: bytes, quote: bytes) -> None:
+def test_each_delimiter_and_quote_needs_quotes(delimiter: bytes, quote: bytes) -> None:
     dialect = Dialect(delimiter=delimiter, quote=quote)
     rows = [
         [b"12345678"[:place] + bytes([byte]) + b"12345678"[place:], bytes([byte])]
@@ -255,7 +275,7 @@ def test_each_delimiter_and_quote_asks_for_quotes(delimiter: bytes, quote: bytes
     assert_all_agree(rows, dialect=dialect)
 
 
-def test_the_widest_relation_there_can_be() -> None:
+def test_the_widest_possible_relation() -> None:
     wide: Row = [b"x", None, b"", b"a,b"] * 400
     assert len(wide) == 1600
     assert_all_agree([wide] * 3)
@@ -265,7 +285,7 @@ def test_the_widest_relation_there_can_be() -> None:
     "value",
     [
         b"x" * 5_000_000,
-        b'"' * 1_000_000,  # the worst growth there is: every byte doubled
+        b'"' * 1_000_000,  # the largest growth: every byte is doubled
         b"x" * 999_999 + b",",
         b"," + b"x" * 999_999,
     ],
@@ -291,7 +311,7 @@ def test_a_buffer_grows_many_times_after_a_tiny_batch() -> None:
     with MadeResult(large) as batch:
         grown = encoder.encode(batch) == make_encoder(DEFAULT, "csv", native=False).encode(batch)
     assert grown
-    with MadeResult(tiny) as batch:  # and it is not left with what the large one held
+    with MadeResult(tiny) as batch:  # and does not keep the size of the large one
         assert encoder.encode(batch) == b"x,,\n"
 
 
@@ -316,10 +336,10 @@ def test_any_table_is_written_the_same_by_both(rows: list[Row]) -> None:
 
 # --- Dialects. ---
 
-# What stands for NULL: nothing, what other values are too, the end-of-data mark, several bytes a character.
+# Texts for NULL: empty, equal to other values, the end-of-data mark, with multibyte characters.
 NULLS = [
     *[b"", b"0", b"t", b"true", b"-1", b"\\N", b"\\.", b"NULL", b" ", b"\\x", "∅".encode(), "ø🦥".encode(), b"n" * 300],
-    # What is guarded, and what looks like something guarded.
+    # Values that are guarded, and values that look guarded.
     *[b"=1+1", b"-", b"'-", b"'=1+1"],
 ]
 FORMULAS = [b"=1+1", b"+1", b"-1", b"@SUM(A1)", b"\tx", b"\rx", b"=", b"+", b"-", b"@", b"\t", b"\r"]
@@ -341,13 +361,13 @@ MONIES = [b"$0.00", b"-$1,234.56", b"$1.000,50", b"-1"]
 
 
 def awkward_rows(null: bytes) -> tuple[list[Row], list[int]]:
-    """Rows with a column of each kind of type, in which each value stands, NULL and what looks like NULL too."""
+    """Rows with a column of each kind of type, with each value, NULL, and values that look like NULL."""
     like_null = [null, null + null or b"x", null[:-1] + b"x", b"x" + null[1:]]
     text = [None, *like_null, *FORMULAS, *NOT_QUITE_FORMULAS, *TEXTS]
-    # Only what these types may hold: no delimiter, no quote, no line break.
+    # Only values that these types may have: no delimiter, quote or line break.
     numbers = [None, null, *NUMBERS]
     money = [None, null, *MONIES]
-    # What guards has nothing to do there: such a value begins with a backslash, always.
+    # Never guarded: such a value always begins with a backslash.
     binary = [None, *([] if null.startswith(tuple(FORMULAS)) else [null]), b"\\x", b"\\x00ff2c220d0a"]
     rows: list[Row] = [
         [values[number % len(values)] for values in (numbers, text, money, binary, text[::-1], numbers)]
@@ -379,7 +399,7 @@ def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: s
         ({"quote_style": "strings"}, [INT4, TEXT], [[b"-1", b"a"], [None, None], [b"1", b""]], b'-1,"a"\n,\n1,""\n'),
         ({"quote_style": "strings"}, [MONEY, MONEY], [[b"$1.00", b"-$1,000.00"]], b'$1.00,"-$1,000.00"\n'),
         ({"quote_style": "strings"}, [BYTEA, JSON], [[b"\\x", b"1"]], b'"\\x","1"\n'),
-        # What is not NULL must not look like it, whatever its type.
+        # A value must not look like NULL, of any type.
         ({"null": b"0"}, [INT4, TEXT], [[b"0", b"0"], [None, None], [b"00", b"1"]], b'"0","0"\n0,0\n00,1\n'),
         ({"null": b"t"}, [16, 16], [[b"t", b"f"], [None, None]], b'"t",f\nt,t\n'),
         ({"null": b"\\x"}, [BYTEA, BYTEA], [[b"\\x", b"\\x00"], [None, None]], b'"\\x",\\x00\n\\x,\\x\n'),
@@ -388,15 +408,15 @@ def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: s
         ({"null": "∅".encode()}, [TEXT, TEXT], [["∅".encode(), None]], '"∅",∅\n'.encode()),
         ({"null": "∅".encode()}, [TEXT, TEXT], [[b"\xe2\x88", b"\xe2"]], b"\xe2\x88,\xe2\n"),
         ({"null": b"$1.00"}, [MONEY], [[b"$1.00"], [None]], b'"$1.00"\n$1.00\n'),
-        # The empty string needs no quotes where it does not stand for NULL.
+        # The empty string needs no quotes if NULL is another text.
         ({"null": b"NULL"}, [TEXT, TEXT], [[b"", None]], b",NULL\n"),
         ({"null": b"NULL"}, [TEXT], [[b""], [None]], b"\nNULL\n"),
-        # A line break in a value stays what it was, whatever ends the lines.
+        # A line break in a value is unchanged with every line end.
         ({"eol": b"\r\n"}, [TEXT, TEXT], [[b"a\nb", b"c\r\nd"], [None, b"e"]], b'"a\nb","c\r\nd"\r\n,e\r\n'),
         ({"eol": b"\r\n"}, [], [[], []], b"\r\n\r\n"),
         ({"delimiter": b";"}, [TEXT, TEXT], [[b"a,b", b"a;b"]], b'a,b;"a;b"\n'),
         ({"delimiter": b"\t"}, [TEXT, TEXT], [[b"a\tb", b"\t"]], b'"a\tb"\t"\t"\n'),
-        # Guarded is text that begins like a formula, and nothing else.
+        # Only text that begins like a formula is guarded.
         ({"guard": True}, [TEXT, TEXT], [[b"=1", b"+1"], [b"-1", b"@a"]], b"'=1,'+1\n'-1,'@a\n"),
         ({"guard": True}, [TEXT, TEXT], [[b"\tx", b"\rx"]], b"'\tx,\"'\rx\"\n"),
         ({"guard": True}, [TEXT, TEXT], [[b"", None], [b"a=1", b" =1"]], b'"",\na=1, =1\n'),
@@ -418,42 +438,40 @@ def test_a_dialect_is_written_like_this(
 @pytest.mark.parametrize(
     ("null", "value", "field"),
     [
-        # Quotes alone stop no formula: a spreadsheet takes them off first. The apostrophe tells it from NULL, too.
+        # Quotes do not stop a formula: a spreadsheet removes them first. With its apostrophe it differs from NULL.
         (b"=1", b"=1", b"'=1"),
         (b"-", b"-", b"'-"),
         (b"@SUM(A1)", b"@SUM(A1)", b"'@SUM(A1)"),
-        # What would look like NULL only with its apostrophe.
+        # A value that would look like NULL only with its apostrophe.
         (b"'-", b"-", b'"\'-"'),
         (b"'=1", b"=1", b'"\'=1"'),
     ],
 )
-def test_guarded_text_is_guarded_and_unlike_null_whatever_stands_for_null(
-    null: bytes, value: bytes, field: bytes
-) -> None:
+def test_guarded_text_never_looks_like_null(null: bytes, value: bytes, field: bytes) -> None:
     dialect = Dialect(null=null, guard=True)
     assert assert_all_agree([[value, None, b"x"]], dialect=dialect) == field + b"," + null + b",x\n"
     assert file_start([value.decode(), "x"], dialect, "csv") == field + b",x\n"
 
 
 @pytest.mark.parametrize(("type", "oid"), NO_TEXT.items())
-def test_what_is_no_text_is_neither_quoted_nor_guarded(type: str, oid: int) -> None:
+def test_values_that_are_not_text_are_neither_quoted_nor_guarded(type: str, oid: int) -> None:
     dialect = Dialect(quote_style="strings", guard=True)
     assert assert_all_agree([[b"-1", None]], [oid, oid], dialect) == b"-1,\n", type
 
 
 @pytest.mark.parametrize(("type", "oid"), SOME_TEXT.items())
-def test_what_is_text_is_quoted(type: str, oid: int) -> None:
+def test_text_is_quoted(type: str, oid: int) -> None:
     assert assert_all_agree([[b"1", None]], [oid, oid], Dialect(quote_style="strings")) == b'"1",\n', type
 
 
 @pytest.mark.parametrize(("type", "oid"), [item for item in SOME_TEXT.items() if item[0] != "bytea"])
-def test_what_is_text_is_guarded(type: str, oid: int) -> None:
+def test_text_is_guarded(type: str, oid: int) -> None:
     assert assert_all_agree([[b"=1", None]], [oid, oid], Dialect(guard=True)) == b"'=1,\n", type
 
 
 @pytest.mark.parametrize("place", range(26))
 @pytest.mark.parametrize("delimiter", DELIMITERS.values())
-def test_a_delimiter_is_found_wherever_it_stands(delimiter: bytes, place: int) -> None:
+def test_a_delimiter_is_found_at_every_place(delimiter: bytes, place: int) -> None:
     rows: list[Row] = [
         [b"a" * place + bytes([byte]) + b"a" * (length - place - 1)]
         for byte in b",;|\t"
@@ -464,7 +482,7 @@ def test_a_delimiter_is_found_wherever_it_stands(delimiter: bytes, place: int) -
 
 @st.composite
 def dialects(draw: st.DrawFn) -> Dialect:
-    """Any dialect; but what guards is an apostrophe, which then cannot be the quote."""
+    """Any dialect. With the guard, which is an apostrophe, the quote is another character."""
     guard = draw(st.booleans())
     quote = b'"' if guard else draw(st.sampled_from([b'"', b"'"]))
     delimiter = draw(st.sampled_from(sorted(DELIMITERS.values())))
@@ -481,7 +499,7 @@ def dialects(draw: st.DrawFn) -> Dialect:
 
 
 def tables_for(dialect: Dialect) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
-    """(types, batches) of one to four columns; numbers are what PostgreSQL writes as such."""
+    """(types, batches) of one to four columns. Numbers are as PostgreSQL writes them."""
     numbers = st.none() | st.integers().map(lambda number: b"%d" % number) | st.just(dialect.null)
     texts = (
         VALUES
@@ -516,12 +534,12 @@ def test_any_table_in_any_dialect_is_written_by_the_rules(data: st.DataObject) -
     [
         (b'{"a":1}', b'{"a":1}\n'),
         (b"{}", b"{}\n"),
-        # A json column is written as it was typed in, line breaks between its tokens and all.
+        # PostgreSQL returns a json column as it was entered, with the line breaks between its tokens.
         (b'{"a":{\n "b": [1,\r\n2]\r}}', b'{"a":{  "b": [1,  2] }}\n'),
         (b"\n{\n}\n", b" { } \n"),
-        # Within a string a line break is an escape, which is left alone.
+        # Within a string a line break is an escape, which is unchanged.
         (b'{"a":"\\n\\r\\u000a"}', b'{"a":"\\n\\r\\u000a"}\n'),
-        # Nothing of CSV: no quotes, no guard, no mark of the end of the data.
+        # Nothing of CSV applies: no quotes, no guard, no end-of-data mark.
         (b'"=1,2"', b'"=1,2"\n'),
         (b"-1", b"-1\n"),
         (b"\\.", b"\\.\n"),
@@ -603,7 +621,7 @@ def test_the_result_is_only_read(format: str) -> None:
     assert again == written_by_the_rules(rows)
 
 
-# --- What stands before the first row. ---
+# --- The bytes before the first row. ---
 
 
 @pytest.mark.parametrize(
@@ -628,7 +646,7 @@ def test_the_header_follows_the_rules_for_values(names: list[str], line: bytes) 
         ({}, b"id,=a,-1\n"),
         ({"delimiter": b";"}, b"id;=a;-1\n"),
         ({"eol": b"\r\n"}, b"id,=a,-1\r\n"),
-        # Names are never in quotes but where they must be, as COPY's FORCE_QUOTE leaves them alone.
+        # Names are quoted only if needed: COPY's FORCE_QUOTE does not apply to them.
         ({"quote_style": "all"}, b"id,=a,-1\n"),
         ({"quote_style": "strings"}, b"id,=a,-1\n"),
         ({"null": b"id"}, b'"id",=a,-1\n'),
@@ -649,7 +667,7 @@ def test_json_lines_have_no_header_and_no_mark(options: dict[str, Any]) -> None:
     assert file_start(["id", "name"], Dialect(**options), "ndjson") == b""
 
 
-# --- Which encoder, and what it refuses. ---
+# --- The choice of the encoder, and what it rejects. ---
 
 
 @pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
@@ -673,7 +691,7 @@ def kind_of_nothing(oid: int) -> int:
 
 @needs_native
 @pytest.mark.parametrize("address", [-1, 1 << 64])
-def test_what_is_no_address_is_refused(address: int) -> None:
+def test_an_invalid_address_is_rejected(address: int) -> None:
     from server.encode import _encode
 
     with pytest.raises(OverflowError):
@@ -690,8 +708,8 @@ def test_delimiter_and_quote_are_one_byte_each(delimiter: bytes, quote: bytes) -
 
 
 @needs_native
-def test_before_it_knows_libpq_the_native_encoder_refuses_to_encode() -> None:
-    # In a process of its own, since this one is bound already. The address would be fatal to read.
+def test_the_native_encoder_raises_before_libpq_is_bound() -> None:
+    # In another process, since libpq is bound in this one. Reading the address would crash it.
     program = """
 from server.encode import _encode
 try:
@@ -703,7 +721,7 @@ except ValueError as error:
     assert (done.stdout, done.returncode) == ("no result to encode\n", 0), done.stderr
 
 
-def test_a_library_without_the_accessors_leaves_the_pure_encoder() -> None:
+def test_the_pure_encoder_is_used_if_the_library_hides_its_functions() -> None:
     program = """
 import ctypes
 from server.encode.encoders import bind_libpq
@@ -713,10 +731,11 @@ print(bind_libpq(ctypes.CDLL(None)))
     assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
 
 
-def test_without_the_extension_the_pure_encoder_is_left() -> None:
+def test_the_pure_encoder_is_used_without_the_extension() -> None:
     program = """
 import sys
-sys.modules["server.encode._encode"] = None  # makes the import fail, as where it was not built
+sys.modules["server.encode._encode"] = None  # makes the import fail, as if it was not built
+from server.postgres import rows as row_reader
 from server.postgres.libpq import LIBPQ
 from server.query.dialect import Dialect
 from server.encode.encoders import bind_libpq, make_encoder

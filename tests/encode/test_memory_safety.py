@@ -1,8 +1,7 @@
-"""The native encoder under AddressSanitizer: no byte read or written beyond what is its own.
+"""The native encoder under AddressSanitizer: it reads and writes no byte outside its own memory.
 
-The extension is built anew with the checker and fuzzed by encode_fuzz.py in a process of its own. A copy in which
-one bound at a time is made wrong, by a single byte where that is too little, shows that the checker and the fuzz
-would find such a mistake.
+The extension is built with AddressSanitizer and fuzzed by tests/support/encode_fuzz.py in a process of its own. A copy
+with one wrong bound at a time, often by a single byte, shows that the fuzz would find such a mistake.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ FUZZ = ROOT / "tests" / "support" / "encode_fuzz.py"
 ROUNDS = 250
 SEED = 1
 
-# A bytes object has a NUL of its own behind its last byte, which a write of one byte too many would hit without
-# leaving the object: for the encoder's buffer that byte is put out of bounds too.
+# A bytes object ends with a NUL of its own. A write of one byte too many would hit that NUL without leaving the object,
+# so the NUL of the encoder's buffer is out of bounds here too.
 GUARD = """
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -48,9 +47,9 @@ static int guarded_resize(PyObject **object, Py_ssize_t size) {
 #define _PyBytes_Resize guarded_resize
 """
 
-# What is made wrong → (the right code, the code that is wrong where HERE holds). The worst that a field takes beside
-# its bytes, doubled, is a delimiter and two quotes: what begins with a formula's sign, and so gets an apostrophe,
-# does not begin with a quote. The encoder asks for one byte more, so what is a byte too few is two less.
+# The mistake → (the right code, the code that is wrong where HERE is true). Besides its doubled bytes a field needs a
+# delimiter and two quotes at most: a value that gets an apostrophe begins with a formula's sign, so not with a quote.
+# The encoder asks for one byte more, so one byte too few means two less.
 MISTAKES = {
     "a byte too few before a field": ("overhead = 4 +", "overhead = (2 if HERE else 4) +"),
     "no room for what ends a line": ("+ eol_length +", "+ (0 if HERE else eol_length) +"),
@@ -60,7 +59,7 @@ MISTAKES = {
     "no room before a row without columns": ("range(max(columns, 1))", "range(max(columns, 0 if HERE else 1))"),
     "the last word read a byte too far": ("i = length - 8", "i = length - (7 if HERE else 8)"),
     "a short value read as a word": ("if length < 8:", "if length < (7 if HERE else 8):"),
-    # The bytes stay right, so that only the checker can see it.
+    # The output stays right, so only AddressSanitizer can find it.
     "compared with NULL's text beyond its end": (
         "length == null_length and memcmp(value, null, length) == 0",
         "(HERE or length == null_length) and memcmp(value, null, length) == 0 and length == null_length",
@@ -83,12 +82,12 @@ MISTAKES = {
 }
 NO_MISTAKE = "the copy without a mistake"
 NUMBERS = {name: str(number) for number, name in enumerate([NO_MISTAKE, *MISTAKES])}
-# Read once when the extension is loaded, so that one build has all the mistakes.
+# Read when the extension is loaded, so that one build has all the mistakes.
 SWITCH = """
 import os
 cdef int MISTAKE = int(os.environ["MISTAKE"])
 """
-# Where a mistake is more than an expression.
+# For a mistake that is more than an expression.
 HELPER = """
     cdef Py_ssize_t put_freed(self, void *result, clear_function clear) except -1 nogil:
         if clear != NULL:
@@ -99,13 +98,13 @@ HELPER = """
 
 
 def missing() -> str | None:
-    """Why nothing can be checked here, if so."""
+    """Return why nothing can be checked on this machine, or None."""
     try:
         found = run("gcc", "-print-file-name=libasan.so")
     except FileNotFoundError:
         return "there is no gcc"
     library = Path(found.stdout.strip())
-    # Without it gcc prints the bare name; in some distributions the file is a script for the linker.
+    # Without the library gcc prints only its name. In some distributions the file is a linker script.
     if not library.is_absolute() or library.read_bytes()[:4] != b"\x7fELF":
         return "gcc has no AddressSanitizer that can be preloaded"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
@@ -114,13 +113,13 @@ def missing() -> str | None:
 
 
 def run(*command: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a program without coverage, which would measure every subprocess and slow it down."""
+    """Run a program without coverage, which would slow it down."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("COV_", "COVERAGE_"))}
     return subprocess.run(command, env={**plain, **extra}, capture_output=True, text=True, timeout=100)
 
 
 def with_mistakes(source: str) -> str:
-    """The source with every mistake in it, of which the environment's MISTAKE chooses one."""
+    """Return the source with every mistake in it. The environment variable MISTAKE selects one."""
     for name, (right, wrong) in MISTAKES.items():
         assert source.count(right) == 1, f"MISTAKES is out of date: {right!r} is not in {SOURCE.name} once"
         source = source.replace(right, wrong.replace("HERE", f"MISTAKE == {NUMBERS[name]}"))
@@ -131,7 +130,7 @@ def with_mistakes(source: str) -> str:
 
 
 def build(folder: Path, source: str) -> None:
-    """Turn the Cython source into an extension with the checker."""
+    """Build the Cython source as an extension with AddressSanitizer."""
     folder.mkdir()
     (folder / "_encode.pyx").write_text(source)
     (folder / "guard.h").write_text(GUARD)
@@ -153,10 +152,10 @@ def fuzz(folder: Path, mistake: str = "") -> subprocess.CompletedProcess[str]:
         str(ROUNDS),
         str(SEED),
         LD_PRELOAD=run("gcc", "-print-file-name=libasan.so").stdout.strip(),
-        # The interpreter keeps memory until its end: that is no leak of the encoder's. Whence memory came and, where a
-        # mistake is expected, in which line it is costs more time than all the rest.
+        # The interpreter keeps memory until it exits, which is no leak of the encoder. Long stack traces, and line
+        # numbers where a mistake is expected, would take more time than everything else.
         ASAN_OPTIONS=f"detect_leaks=0:malloc_context_size=2:symbolize={int(not mistake)}",
-        # Every object in an allocation of its own, so that the encoder's buffer ends at a guard.
+        # Every object has an allocation of its own, so that the encoder's buffer ends at a guard.
         PYTHONMALLOC="malloc",
         MISTAKE=mistake,
     )
@@ -182,7 +181,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
 
 
 @pytest.mark.parametrize("build", ["as it is", NO_MISTAKE])
-def test_the_encoder_touches_no_memory_but_its_own(
+def test_the_encoder_uses_only_its_own_memory(
     outcomes: dict[str, subprocess.CompletedProcess[str]], build: str
 ) -> None:
     outcome = outcomes[build]
@@ -196,7 +195,7 @@ def test_a_bound_that_is_wrong_is_found(outcomes: dict[str, subprocess.Completed
     outcome = outcomes[mistake]
     assert outcome.returncode != 0, outcome.stdout
     assert "ERROR: AddressSanitizer" in outcome.stderr
-    # It was the encoder that touched it, itself or through memcpy and memcmp, which the checker stands in for.
+    # The access was the encoder's, directly or through memcpy or memcmp, which AddressSanitizer replaces.
     frames = re.findall(r"^ +#\d+ .*\((\S+)\+0x", outcome.stderr, re.MULTILINE)
     callers = [Path(module).name for module in frames if not Path(module).name.startswith("libasan")]
     assert callers[0].startswith("_encode."), outcome.stderr

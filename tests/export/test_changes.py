@@ -1,4 +1,4 @@
-"""Tables that change while three readers read them: the file is one moment's, or the download fails.
+"""Tables that change while three readers read them: the file is one snapshot, or the download fails.
 
 Every transaction of the writers keeps what can be checked in a file: each slot is there once, all rows have the same
 generation, and the sum of the amounts. A mixture of two moments breaks one of them.
@@ -33,12 +33,12 @@ AMOUNT = 1000
 ROUNDS = 4
 READERS = 3
 
-# A row is half a kilobyte, two of them fit a block: what an UPDATE writes goes elsewhere.
+# A row has half a kilobyte and two rows fit a block, so an UPDATE writes the new row to another block.
 ROWS = f"SELECT slot, {{generation}} AS generation, {AMOUNT} AS amount, repeat(md5(slot::text), 12) AS filler"
 EACH = f"FROM generate_series(1, {SLOTS}) AS slot"
 LEAF = "WITH (fillfactor = 10, autovacuum_enabled = off)"
 
-# In turn, each its own transaction where it can be one.
+# Run in turn, each in a transaction of its own where that is possible.
 CHANGES = {
     "update all": ["UPDATE changing SET generation = generation + 1"],
     "update some": [
@@ -77,7 +77,7 @@ CHANGES = {
 }
 PARTITION_CHANGES = {
     **CHANGES,
-    # What leaves with one partition comes in with the other, in one transaction.
+    # One transaction removes rows with one partition and adds them with another.
     "swap a partition": [
         "LOCK TABLE changing; CREATE TABLE fresh (LIKE changing) " + LEAF + "; "
         "INSERT INTO fresh SELECT * FROM changing_2; UPDATE fresh SET generation = generation + 1; "
@@ -119,7 +119,7 @@ def server(start_live: Callable[..., LiveServer]) -> LiveServer:
 @pytest.mark.parametrize(
     ("make", "changes"), [(make_table, CHANGES), (make_partitions, PARTITION_CHANGES)], ids=["table", "partitions"]
 )
-def test_a_file_is_one_moment_whatever_goes_on_meanwhile(
+def test_a_file_is_one_snapshot_while_its_table_changes(
     server: LiveServer, postgres: Postgres, make: Callable[[Postgres], None], changes: dict[str, list[str]]
 ) -> None:
     make(postgres)
@@ -155,22 +155,22 @@ def test_a_file_is_one_moment_whatever_goes_on_meanwhile(
         assert_one_moment(answer.body)
     for answer in answers:
         if answer.ending != "terminator" and answer.status != 200:
-            # A column or the table was another one at each of three attempts.
+            # The table or a column was replaced during each of three attempts.
             assert answer.status in (404, 503), answer.body
             assert answer.problem()
-    # The last one came after all changes, and whatever failed before it left nothing broken.
+    # The last download started after all changes. The failures before it have left nothing broken.
     last = ask(server, "/export/changing.csv", headers={"X-Request-Id": "after"})
     assert (last.status, last.ending) == (200, "terminator")
     assert_one_moment(last.body)
     assert last.body == postgres.copy("SELECT * FROM changing")
     assert server.export_line("after")["scan"] == "block ranges"
-    # Most of them have not been in anybody's way: else this would prove little.
+    # Most downloads succeed: otherwise this would prove little.
     assert len(whole) >= 2
     read_by_ranges = [line for line in server.log if 'scan="block ranges"' in line and "requestId=changes-" in line]
     assert [line for line in read_by_ranges if "outcome=complete" in line]
 
 
-# --- one change at the worst moment: between the snapshot and the lock ------------------------------------------
+# --- one change between the snapshot and the lock ----------------------------------------------------------------
 
 BEFORE_THE_LOCK = {
     "swap": PARTITION_CHANGES["swap a partition"][0],
@@ -186,14 +186,14 @@ BEFORE_THE_LOCK = {
 
 @pytest.fixture
 def other(postgres: Postgres) -> Iterator[psycopg2.extensions.connection]:
-    """Somebody's transaction beside ours."""
+    """A concurrent transaction."""
     with contextlib.closing(postgres.connect()) as connection:
         connection.autocommit = False
         yield connection
 
 
 @pytest.mark.parametrize("change", BEFORE_THE_LOCK)
-def test_partitions_that_change_before_the_lock_give_one_moment(
+def test_partitions_that_change_before_the_lock_give_one_snapshot(
     server: LiveServer, postgres: Postgres, other: psycopg2.extensions.connection, change: str
 ) -> None:
     make_partitions(postgres)

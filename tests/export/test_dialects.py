@@ -31,7 +31,7 @@ CREATE TABLE awkward (
     flag boolean, cost money, doc json, tags text[], at timestamptz, raw bytea
 );
 '''
-# In every row: the value as it stands, and in the midst of others.
+# Every row has the value by itself and inside longer text.
 AWKWARD_TEXTS = [
     "", " ", ",", ";", "|", "\t", '"', '""', "\n", "\r", "\r\n", "\\.", "\\N", "\\\\", "NULL", "null", "0", "1", "t",
     "∅", "a,b", "a;b", "a|b", "a\tb", 'say "hi"', "two\nlines", "three\r\nlines\r\n", "cr\r", "=1+1", "+1", "-1", "@x",
@@ -60,7 +60,7 @@ def awkward(database_url: str) -> Iterator[Postgres]:
 
 
 async def download(client: TestClient[Any, Any], file: str, query: str = "") -> tuple[bytes, CIMultiDictProxy[str]]:
-    """The file as it comes without compression, and its headers. The query's values are percent-encoded here."""
+    """The file without compression, and its headers. Percent-encodes the values of the query."""
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     encoded = "&".join(f"{name}={quote(value, safe='')}" for name, _, value in pairs)
     url = URL(f"/export/{file}?{encoded}", encoded=True)
@@ -76,7 +76,7 @@ async def file_of(client: TestClient[Any, Any], file: str, query: str = "") -> b
 
 
 async def refused(client: TestClient[Any, Any], file: str, query: str) -> dict[str, Any]:
-    """The problem that the server answers with."""
+    """The problem document of the response."""
     async with client.get(URL(f"/export/{file}?{query}", encoded=True)) as response:
         assert response.status == 400, await response.read()
         problem: dict[str, Any] = await response.json()
@@ -98,7 +98,7 @@ async def refused(client: TestClient[Any, Any], file: str, query: str) -> dict[s
         ("null=\\N", "HEADER, NULL '\\N'"),
         ("null=NULL", "HEADER, NULL 'NULL'"),
         ("null=0", "HEADER, NULL '0'"),
-        ("null=t", "HEADER, NULL 't'"),  # also what true is written as, and the name of a column
+        ("null=t", "HEADER, NULL 't'"),  # true is written like this, and a column has this name
         ("null=∅", "HEADER, NULL '∅'"),
         ("null= ", "HEADER, NULL ' '"),
         ("null=\\.", "HEADER, NULL '\\.'"),
@@ -153,7 +153,7 @@ async def test_one_column_and_one_column_of_nulls(client: TestClient[Any, Any], 
 
 
 def as_text(postgres: Postgres, query: str) -> tuple[list[str], Values]:
-    """(names, rows) with every value as PostgreSQL writes it, through none of its CSV."""
+    """(names, rows) with every value as PostgreSQL's text output, without CSV."""
     with postgres.connection.cursor() as cursor:
         cursor.execute(f"SELECT * FROM ({query}) AS nothing LIMIT 0")
         assert cursor.description is not None
@@ -165,7 +165,7 @@ def as_text(postgres: Postgres, query: str) -> tuple[list[str], Values]:
 
 
 def parse_strictly(text: str, delimiter: str, eol: str) -> list[list[tuple[str, bool]]]:
-    """RFC 4180, character by character: each field and whether it stood in quotes.
+    """Parse by RFC 4180, one character at a time: each field and whether it was quoted.
 
     Raises ValueError for what the RFC has no rule for: a quote in a field without quotes, text after a closing quote,
     a line break that is not `eol` outside quotes, a last line without its end.
@@ -179,7 +179,7 @@ def parse_strictly(text: str, delimiter: str, eol: str) -> list[list[tuple[str, 
             parts: list[str] = []
             position += 1
             while True:
-                end = text.index('"', position)  # a ValueError where the field is not closed
+                end = text.index('"', position)  # raises ValueError if the field is not closed
                 parts.append(text[position:end])
                 position = end + 1
                 if not text.startswith('"', position):
@@ -239,27 +239,27 @@ async def test_what_is_written_reads_back_as_it_was(
     names, values = as_text(awkward, "SELECT * FROM awkward")
     mark = "\t" if delimiter == "tab" else delimiter
 
-    # As a reader that tells NULL from other text by the quotes.
+    # A reader that distinguishes NULL from other text by the quotes.
     parsed = parse_strictly(text, mark, {"lf": "\n", "crlf": "\r\n"}[eol])
     assert [name for name, _ in parsed[0]] == names
     assert [[None if field == (null, False) else field[0] for field in line] for line in parsed[1:]] == values
 
-    # As Python's csv, to which NULL is text like any other.
+    # Python's csv, which reads NULL as text.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     read = list(reader)
     assert read == [names, *[[null if value is None else value for value in row] for row in values]]
 
-    # As PostgreSQL itself.
+    # PostgreSQL itself.
     assert_copy_reads(awkward, body, f"HEADER, DELIMITER E'{mark}', NULL '{null}'")
 
 
 def assert_copy_reads(postgres: Postgres, body: bytes, options: str, expected: str = "SELECT * FROM awkward") -> None:
-    """COPY FROM makes the very rows of it."""
+    """COPY FROM reads the same rows from it."""
     postgres.run("CREATE TEMP TABLE read_back (LIKE awkward)")
     try:
         with postgres.connection.cursor() as cursor:
             cursor.copy_expert(f"COPY read_back FROM STDIN (FORMAT csv, {options})", io.BytesIO(body))
-        # As text, since json has no equality; a record's text tells NULL from the empty string.
+        # Compared as text, since json has no equality. A record's text distinguishes NULL from the empty string.
         here, there = f"SELECT w::text FROM ({expected}) AS w", "SELECT r::text FROM read_back AS r"
         assert postgres.run(f"({here}) EXCEPT ALL ({there})") == []
         assert postgres.run(f"({there}) EXCEPT ALL ({here})") == []
@@ -272,7 +272,7 @@ def assert_copy_reads(postgres: Postgres, body: bytes, options: str, expected: s
     ("file", "query", "options"),
     [
         ("awkward.csv", "header=false", "HEADER false"),
-        ("awkward.csv", "bom=true", "HEADER"),  # the mark stands in the line that COPY skips
+        ("awkward.csv", "bom=true", "HEADER"),  # the byte order mark is in the line that COPY skips
         ("awkward.csv", "bom=true&eol=crlf&quote=strings", "HEADER"),
         ("awkward.csv", "null=∅", "HEADER, NULL '∅'"),
         ("awkward.csv", "header=false&eol=crlf&delimiter=;&quote=all", "HEADER false, DELIMITER ';'"),
@@ -299,7 +299,7 @@ async def test_copy_reads_back_the_sample_users(client: TestClient[Any, Any], po
 
 # --- quote=strings, type by type. ---
 
-# Type → (a literal, whether its value is text and so in quotes).
+# Type → (a literal, whether its value is text and therefore quoted).
 QUOTED: dict[str, tuple[str, bool]] = {
     "smallint": ("-1", False),
     "integer": ("-1", False),
@@ -384,7 +384,7 @@ def quoted_types(database_url: str) -> Iterator[Postgres]:
     postgres.connection.close()
 
 
-# No value here holds a semicolon, which alone would ask for quotes.
+# No value here holds a semicolon, which would need quotes.
 @pytest.mark.parametrize("delimiter", [";", "tab"])
 async def test_text_is_in_quotes_and_nothing_else(
     client: TestClient[Any, Any], quoted_types: Postgres, delimiter: str
@@ -392,14 +392,14 @@ async def test_text_is_in_quotes_and_nothing_else(
     body = await file_of(client, "quoted.csv", f"quote=strings&header=false&delimiter={delimiter}&null=-")
     values, nulls = parse_strictly(body.decode(), "\t" if delimiter == "tab" else delimiter, "\n")
     found = {type: quoted for type, (_, quoted) in zip(QUOTED, values, strict=True)}
-    # "char" holds what stands for NULL here, in quotes for that reason too.
+    # The value of "char" equals the text for NULL, so it is quoted in any case.
     assert found == {type: text for type, (_, text) in QUOTED.items()}
     assert set(nulls) == {("-", False)}
     _, (written, _) = as_text(quoted_types, "SELECT * FROM quoted")
     assert [value for value, _ in values] == written
 
 
-async def test_a_number_is_in_quotes_only_where_it_must(client: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_a_number_is_quoted_only_if_it_needs_it(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("CREATE TABLE prices (a money, b money, c text); INSERT INTO prices VALUES (1, -1234.5, 1)")
     assert await file_of(client, "prices.csv", "quote=strings") == b'a,b,c\n$1.00,"-$1,234.50","1"\n'
 
@@ -413,7 +413,7 @@ async def test_text_is_guarded_and_no_number_is(client: TestClient[Any, Any], qu
     texts = {type for type, (_, text) in QUOTED.items() if text}
     assert {type for type in QUOTED if guarded[type] != plain[type]} == formulas & texts
     assert all(guarded[type] == f"'{plain[type]}" for type in formulas & texts)
-    # So that neither half is empty by mistake.
+    # Neither half may be empty by mistake.
     assert formulas & texts == {"text", "varchar", "char(3)", "name", '"char"', "json", "quoting.mood", "quoting.label"}
     assert {"integer", "real", "numeric", "money", "interval", "quoting.whole", "timestamptz"} <= formulas
 
@@ -451,12 +451,12 @@ async def test_excel_is_a_mark_line_ends_and_guarded_text(client: TestClient[Any
     assert read[0] == names
 
     def guarded(name: str, value: str | None) -> str:
-        """The other columns hold numbers and money, or text that begins otherwise."""
+        """The other columns hold numbers and money, or text with another first character."""
         formula = name in ("note", "a;b,c|d", "t") and (value or "").startswith(("=", "+", "-", "@", "\t", "\r"))
         return ("'" if formula else "") + (value or "")
 
     assert read[1:] == [[guarded(name, value) for name, value in zip(names, row, strict=True)] for row in values]
-    # Lines end in CRLF; line breaks within values are as they were.
+    # Lines end in CRLF. Line breaks within values are unchanged.
     assert len(parse_strictly(body.decode("utf-8-sig"), ",", "\r\n")) == len(values) + 1
     assert b'"two\nlines"' in body
 
@@ -469,7 +469,9 @@ async def test_excel_goes_with_other_options(client: TestClient[Any, Any], awkwa
 
 @pytest.mark.parametrize("file", ["users.csv", "users.tsv"])
 @pytest.mark.parametrize("query", ["bom=true", "bom=true&header=false", "excel=true", "excel=true&header=false"])
-async def test_the_mark_stands_once_and_before_all_else(client: TestClient[Any, Any], file: str, query: str) -> None:
+async def test_the_byte_order_mark_is_written_once_at_the_start(
+    client: TestClient[Any, Any], file: str, query: str
+) -> None:
     marked = await file_of(client, file, query)
     without = query.replace("bom=true", "bom=false").replace("excel=true", "eol=crlf&guard=formulas")
     assert marked == BOM + await file_of(client, file, without)
@@ -513,7 +515,7 @@ ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu", "Etc/GMT+
 
 @pytest.fixture(scope="module")
 def times(database_url: str) -> Iterator[Postgres]:
-    """Moments on both sides of changes of the clock, and times that belong to no zone or carry their own."""
+    """Timestamps around changes of the clock, and times without a zone or with their own."""
     postgres = Postgres(database_url)
     postgres.run(
         """
@@ -548,11 +550,11 @@ async def test_timestamps_are_written_in_the_zone(
         assert [[None if field == ("", False) else field[0] for field in line] for line in lines] == values
     else:
         assert text.splitlines() == [line for (line,) in values]
-    # Only for this one request, whichever of the pool's connections the next one gets.
+    # The next request gets its own zone, on any connection of the pool.
     assert [await file_of(client, f"times.{format}") for _ in range(3)] == [before] * 3
 
 
-async def test_a_zone_changes_nothing_but_moments(client: TestClient[Any, Any], times: Postgres) -> None:
+async def test_a_zone_changes_only_timestamps_with_time_zone(client: TestClient[Any, Any], times: Postgres) -> None:
     columns = "plain,day,own_zone,clock"
     files = {zone: await file_of(client, "times.csv", f"select={columns}&timezone={zone}") for zone in ZONES}
     assert set(files.values()) == {times.copy(f"SELECT {columns} FROM times")}
@@ -560,7 +562,7 @@ async def test_a_zone_changes_nothing_but_moments(client: TestClient[Any, Any], 
     assert len(set(moments)) == len(ZONES)
 
 
-async def test_a_filter_reads_its_moment_in_the_zone(client: TestClient[Any, Any], times: Postgres) -> None:
+async def test_a_filter_reads_its_timestamp_in_the_zone(client: TestClient[Any, Any], times: Postgres) -> None:
     body = await file_of(client, "times.csv", "select=at&at=eq.2024-03-30 14:00&timezone=Africa/Johannesburg")
     assert body == b"at\n2024-03-30 14:00:00+02\n"
 
@@ -601,12 +603,12 @@ async def test_the_type_says_whether_there_is_a_header(
         ("users.tsv.gz", "filename=report", "report.tsv.gz"),
         ("users.csv", "filename=report 2024", "report 2024.csv"),
         ("users.csv", "filename=report.2024", "report.2024.csv"),
-        # Who writes the suffix as well means it once.
+        # A suffix in the name is not added a second time.
         ("users.csv", "filename=report.csv", "report.csv"),
         ("users.csv.gz", "filename=report.csv.gz", "report.csv.gz"),
         ("users.csv.gz", "filename=report.csv", "report.csv.gz"),
         ("users.ndjson", "filename=report.ndjson", "report.ndjson"),
-        # Nothing that a file system or a header takes amiss.
+        # No character that a file system or a header rejects.
         ("users.csv", "filename=../../etc/passwd", "_.._etc_passwd.csv"),
         ("users.csv", "filename=C:\\x", "C__x.csv"),
         ("users.csv", 'filename=a"; filename="evil.exe', "a_; filename=_evil.exe.csv"),
@@ -630,7 +632,7 @@ async def test_the_file_has_a_safe_name_with_one_suffix(
     assert "Set-Cookie" not in headers
 
 
-# --- What contradicts itself, and what is too much. ---
+# --- Contradictory parameters and limits. ---
 
 
 @pytest.mark.parametrize(
@@ -664,7 +666,7 @@ async def test_a_contradiction_is_refused_by_name(
 
 
 @pytest.mark.parametrize("query", ["null=;", "null=|", "null=%09", "delimiter=;&null=,", "delimiter=tab&null=;,|"])
-async def test_the_delimiters_that_are_not_in_use_may_stand_for_null(
+async def test_the_text_for_null_may_hold_delimiters_that_are_not_used(
     client: TestClient[Any, Any], awkward: Postgres, query: str
 ) -> None:
     async with client.get(URL(f"/export/awkward.csv?{query}", encoded=True)) as response:
@@ -676,8 +678,8 @@ async def test_the_delimiters_that_are_not_in_use_may_stand_for_null(
     assert [[None if field == (null, False) else field[0] for field in line] for line in read] == values
 
 
-async def test_what_stands_for_null_is_bounded(client: TestClient[Any, Any], postgres: Postgres) -> None:
-    """A batch of thousands of NULLs, each a hundred kilobytes, would be built in memory as one piece."""
+async def test_the_text_for_null_has_a_length_limit(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    """A batch of thousands of NULLs of a hundred kilobytes each would be built in memory at once."""
     postgres.run("CREATE TABLE nulls (a int)")
     problem = await refused(client, "nulls.csv", "null=" + "n" * 100_000)
     assert '"null"' in problem["detail"]

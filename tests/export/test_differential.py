@@ -1,4 +1,4 @@
-"""The very bytes of PostgreSQL: whatever a relation holds, an export is what the server's own COPY writes.
+"""Every export has the bytes that the server's own COPY writes, for all types, relations and names.
 
 Every relation is exported four ways (streamed natively, and fetched in pure Python, through session, plan and scan;
 streamed over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a
@@ -38,7 +38,7 @@ from server.settings import Settings
 from tests.support.engines import make_engine, open_database
 from tests.support.postgres import Postgres
 
-# Whether the native encoder can be used: not on a user's machine without a compiler, which CI is not.
+# Whether the native encoder can be used. It cannot on a machine without a compiler; CI has one.
 NATIVE = bind_libpq(LIBPQ)
 ENCODERS = {"native": True, "pure": False} if NATIVE else {"pure": False}
 
@@ -48,7 +48,7 @@ DIALECTS: dict[str, tuple[Dialect, str]] = {
     "semicolons": (Dialect(delimiter=b";"), "HEADER, DELIMITER ';'"),
     "pipes, \\N for NULL": (Dialect(delimiter=b"|", null=b"\\N"), "HEADER, DELIMITER '|', NULL '\\N'"),
     "tabs, no header": (Dialect(delimiter=b"\t", header=False), "HEADER false, DELIMITER E'\\t'"),
-    # What stands for NULL is also a number, the name of a column and its value.
+    # The text for NULL is also a number, the name of a column and its value.
     "0 for NULL": (Dialect(null=b"0"), "HEADER, NULL '0'"),
     "t for NULL": (Dialect(null=b"t"), "HEADER, NULL 't'"),
     "v for NULL, all in quotes": (Dialect(null=b"v", quote_style="all"), "HEADER, NULL 'v', FORCE_QUOTE *"),
@@ -139,7 +139,7 @@ TYPES: dict[str, list[str]] = {
     "xid8": ["0", "18446744073709551615"],
 }  # fmt: skip
 
-# Types of users' own, made by the fixture `kinds`; the built-in ranges and arrays are covered above and below.
+# User-defined types, made by the fixture `kinds`. The built-in ranges and arrays are covered above and below.
 OWN_TYPES: dict[str, list[str]] = {
     "kinds.mood": ["sad", "so, so", 'the "best"', "\\."],
     "kinds.percentage": ["0", "99.5"],
@@ -149,7 +149,7 @@ OWN_TYPES: dict[str, list[str]] = {
 }  # fmt: skip
 
 # Types whose input functions refuse every value (PostgreSQL's sources, "cannot accept a value of type"), so that no
-# table of a user's holds any. What of them the system catalogue fills is exported through a view further below.
+# user's table holds any. Those that the system catalogue fills are exported through a view further below.
 WITHOUT_INPUT = {
     "gtsvector",
     "pg_brin_bloom_summary",
@@ -164,7 +164,7 @@ ONLY_WITH_LIBXML = {"xml"}
 
 
 class Exports:
-    """One relation as a file, in every way that there is."""
+    """One relation as a file, by every path that there is."""
 
     def __init__(self, postgres: Postgres, database: Database, client: TestClient[Any, Any]) -> None:
         self._postgres = postgres
@@ -178,7 +178,7 @@ class Exports:
             url = url.with_query(select=",".join(names))
         coding = "gzip" if gzip else "identity"
         async with self._client.get(url, headers={"Accept-Encoding": coding}) as response:
-            body: bytes = await response.read()  # which the client has decompressed
+            body: bytes = await response.read()  # decompressed by the client
             assert response.status == 200, body
             assert response.headers.get("Content-Encoding", "identity") == coding
             return body
@@ -191,9 +191,9 @@ class Exports:
         select: Sequence[str] | None = None,
         dialects: Iterable[str] = (),
     ) -> bytes:
-        """All ways give what COPY gives for the query (default: all of the relation); what that is.
+        """Assert that all paths give what COPY gives for the query (default: the whole relation), and return it.
 
-        dialects: of DIALECTS, those that are compared beside the default one.
+        dialects: those of DIALECTS that are compared besides the default one.
         """
         if query is None:
             columns = "*" if select is None else ", ".join(map(quoted, select))
@@ -215,7 +215,7 @@ class Exports:
 async def through(
     database: Database, name: str, *, native: bool, select: Sequence[str] | None = None, dialect: Dialect | None = None
 ) -> bytes:
-    """The file, as every route opens it, with the encoder of one's choice."""
+    """The file, opened as every route opens it, with the chosen encoder."""
     wanted = RelationName(name)
     columns = None if select is None else tuple(SelectedColumn(column) for column in select)
     request = ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect())
@@ -225,7 +225,7 @@ async def through(
 
 
 def assert_same(way: str, written: bytes, expected: bytes) -> None:
-    """As `==`, but saying where megabytes differ instead of showing them."""
+    """Assert equality. Report where large values differ instead of showing them."""
     if written == expected:
         return
     place = next(
@@ -247,7 +247,7 @@ def exports(postgres: Postgres, database: Database, client: TestClient[Any, Any]
 
 @pytest.fixture(scope="module")
 def kinds(database_url: str) -> Iterator[None]:
-    """A schema with types of users' own: enum, domains, composite, range."""
+    """A schema with user-defined types: enum, domains, composite, range."""
     connection = psycopg2.connect(database_url)
     connection.autocommit = True
     with connection.cursor() as cursor:
@@ -278,7 +278,7 @@ def test_the_native_encoder_is_among_those_compared() -> None:
 def test_every_built_in_type_has_values(postgres: Postgres) -> None:
     listed = postgres.run(
         "SELECT typname FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype IN ('b', 'r', 'm') "
-        # No arrays (they are made of the others), and none of the row types of system views.
+        # Without arrays, which are made of the others, and without the row types of system views.
         "AND NOT EXISTS (SELECT FROM pg_type AS element WHERE element.typarray = pg_type.oid)"
     )
     with_values = {name.split("(")[0].strip('"') for name in TYPES}
@@ -290,7 +290,7 @@ def array_of(type: str) -> str:
 
 
 async def assert_type_as_copy(exports: Exports, postgres: Postgres, type: str, literals: Sequence[str]) -> None:
-    """A table of these values: alone, beside others, NULL, and as arrays of one and two dimensions."""
+    """A table of these values: alone, next to others, NULL, and in arrays of one and two dimensions."""
     nullable = type != "kinds.label"
     postgres.run(f"CREATE TABLE typed (number serial, v {type}, several {array_of(type)})")
     for literal in literals:
@@ -317,7 +317,7 @@ async def test_built_in_types_are_written_as_copy_writes_them(exports: Exports, 
 
 @pytest.mark.parametrize("type", OWN_TYPES)
 @pytest.mark.usefixtures("kinds")
-async def test_types_of_users_own_are_written_as_copy_writes_them(
+async def test_user_defined_types_are_written_as_copy_writes_them(
     exports: Exports, postgres: Postgres, type: str
 ) -> None:
     await assert_type_as_copy(exports, postgres, type, OWN_TYPES[type])
@@ -328,7 +328,7 @@ async def test_types_of_users_own_are_written_as_copy_writes_them(
 async def test_every_type_is_written_as_copy_writes_it_in_every_dialect(
     exports: Exports, postgres: Postgres, dialect: str
 ) -> None:
-    """All values of all types side by side in one table, NULL where a type has no more of them."""
+    """One table has a column for each type, NULL after the last value of a type."""
     types = {**TYPES, **{type: literals for type, literals in OWN_TYPES.items() if type != "kinds.label"}}
     if postgres.connection.server_version < 170000:
         types["interval"] = [literal for literal in types["interval"] if literal != "infinity"]
@@ -379,7 +379,7 @@ async def test_types_that_only_the_catalogue_fills(
 
 # --- Arbitrary values, by hypothesis. ---
 
-# What PostgreSQL takes as text, rich in what CSV treats specially.
+# Text that PostgreSQL accepts, with many characters that CSV treats specially.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40) | st.text(
     "ab ,\"\n\r\\.;'é🦥", max_size=40
 )
@@ -427,7 +427,7 @@ GENERATED: dict[str, st.SearchStrategy[str]] = {
     "int4range": st.tuples(st.integers(-1000, 0), st.integers(1, 1000)).map(lambda pair: f"[{pair[0]},{pair[1]}]"),
     **{type: st.sampled_from(literals) for type, literals in TYPES.items() if type in ("tsquery", "path", "money")},
 }  # fmt: skip
-# Names of columns: PostgreSQL cuts them at 63 bytes, and no two are the same.
+# Names of columns. PostgreSQL truncates them to 63 bytes, and they must differ.
 NAMES = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from('",\n\\.:'),
     min_size=1,
@@ -505,7 +505,7 @@ RELATIONS: dict[str, str] = {
     "a materialized view": "CREATE MATERIALIZED VIEW {0} AS SELECT id, name FROM users WHERE id % 10 = 0",
     "a partitioned table": "CREATE TABLE {0} (id int, at date, note text) PARTITION BY RANGE (at);"
     "CREATE TABLE {0}_1 PARTITION OF {0} FOR VALUES FROM ('2024-01-01') TO ('2024-02-01');"
-    # A partition whose columns stand in another order, and one that is partitioned itself.
+    # A partition with another order of columns, and one that is itself partitioned.
     "CREATE TABLE {0}_2 (note text, gone int, at date, id int); ALTER TABLE {0}_2 DROP gone;"
     "ALTER TABLE {0} ATTACH PARTITION {0}_2 FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');"
     "CREATE TABLE {0}_3 PARTITION OF {0} DEFAULT PARTITION BY LIST (note);"
@@ -621,17 +621,17 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 async def test_odd_names_of_relations_and_columns(exports: Exports, postgres: Postgres, name: str) -> None:
-    # Without values to bind, psycopg2 takes a % as it stands.
+    # psycopg2 does not interpret % if there are no values to bind.
     postgres.run(f"CREATE TABLE {quoted(name)} AS SELECT 1 AS {quoted(name)}, 2 AS other")
     await exports.assert_as_copy(name)
     await exports.assert_as_copy(name, select=[name])
     assert postgres.run("SELECT count(*) > 0 FROM users") == [(True,)]
 
 
-async def test_a_name_longer_than_postgresql_keeps_is_not_there(
+async def test_a_name_longer_than_postgresql_keeps_is_not_found(
     exports: Exports, postgres: Postgres, database: Database, client: TestClient[Any, Any]
 ) -> None:
-    # PostgreSQL cuts identifiers at 63 bytes; a request for a longer one is not a request for the cut one.
+    # PostgreSQL truncates identifiers to 63 bytes. A request for a longer name does not mean the truncated one.
     postgres.run(f"CREATE TABLE {'x' * 63} (a int)")
     await exports.assert_as_copy("x" * 63)
     with pytest.raises(RelationNotFound):
@@ -658,7 +658,7 @@ HOSTILE_SETTINGS = {
 
 @pytest.fixture
 def other_role(postgres: Postgres, settings: Settings) -> Iterator[Settings]:
-    """Settings that log in as a role of its own, `sluice_hostile`, which may read everything."""
+    """Settings that log in as the role `sluice_hostile`, which may read everything."""
     password = "of a test"
     postgres.run("DROP ROLE IF EXISTS sluice_hostile")
     postgres.run(f"CREATE ROLE sluice_hostile LOGIN PASSWORD '{password}'")
@@ -671,7 +671,7 @@ def other_role(postgres: Postgres, settings: Settings) -> Iterator[Settings]:
 
 
 def make_sensitive_table(postgres: Postgres) -> None:
-    """A table with a value of each built-in type, alone and in an array, and with text beyond LATIN1."""
+    """A table with a value of each built-in type, alone and in an array, and with text outside LATIN1."""
     postgres.run(
         "CREATE TABLE sensitive AS SELECT "
         + ", ".join(
@@ -704,12 +704,12 @@ async def test_options_in_the_dsn_change_no_byte(postgres: Postgres, settings: S
             assert_same(encoder, await through(database, "sensitive", native=native), expected)
 
 
-async def test_a_scan_that_others_have_begun_is_not_joined(
+async def test_an_export_does_not_join_a_scan_in_progress(
     exports: Exports, postgres: Postgres, other_role: Settings
 ) -> None:
-    """A sequential scan of a large table may begin where another has got to; an export begins at the beginning."""
+    """A sequential scan of a large table may start where another one is. An export starts at the first block."""
     blocks = postgres.run("SELECT setting::int / 4 + 100 FROM pg_settings WHERE name = 'shared_buffers'")[0][0]
-    # One row a block, by values that are neither compressed nor moved out of line.
+    # One row a block: the values are neither compressed nor stored in TOAST.
     postgres.run(
         "CREATE TABLE synchronized (n int, filler text); ALTER TABLE synchronized ALTER filler SET STORAGE PLAIN"
     )

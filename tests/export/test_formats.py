@@ -1,4 +1,4 @@
-"""Formats and compression: JSON lines as row_to_json gives them, gzip files, gzip negotiated for the way only, and
+"""Formats and compression: JSON lines as row_to_json gives them, gzip files, compression for the transfer only, and
 that compression changes nothing about how a stream begins, ends, is cut or is left.
 """
 
@@ -39,7 +39,7 @@ GZIP = 31
 
 @pytest.fixture
 async def raw_client(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client that hands over the very bytes that came, compressed or not, and asks for nothing by itself."""
+    """A client that returns the bytes as received, compressed or not, and sends no Accept-Encoding by itself."""
     options: dict[str, Any] = {"auto_decompress": False, "skip_auto_headers": ["Accept-Encoding"]}
     async with TestClient(TestServer(create_app(settings)), **options) as opened:
         yield opened
@@ -200,7 +200,7 @@ async def test_json_lines_without_rows_and_without_columns(
 
 
 def assert_is_gzip_file(file: bytes, content: bytes, path: Path) -> None:
-    """One whole gzip member of this content and nothing behind it, for Python and for gzip itself."""
+    """Assert that Python and gzip read one whole gzip member with this content and nothing after it."""
     path.write_bytes(file)
     tested = subprocess.run(["gzip", "--test", path], capture_output=True, text=True)
     assert (tested.returncode, tested.stderr) == (0, "")
@@ -220,7 +220,7 @@ def assert_is_gzip_file(file: bytes, content: bytes, path: Path) -> None:
         ("users.ndjson", ""),
         ("users.csv", "?excel=true&quote=strings&delimiter=;&order=id.desc"),
         ("users.csv", "?limit=0"),
-        ("users.csv", "?limit=0&header=false"),  # not a byte
+        ("users.csv", "?limit=0&header=false"),  # an empty file
         ("users.ndjson", "?limit=0"),
         ("users.tsv", "?limit=1&header=false"),
     ],
@@ -235,7 +235,7 @@ async def test_a_gz_file_holds_the_plain_download(
         assert response.status == 200
         assert response.headers["Content-Type"] == "application/gzip"
         assert response.headers["Content-Disposition"] == f'attachment; filename="{plain}.gz"'
-        # A file as it is, whatever the client takes: nothing is negotiated, and nothing compressed twice.
+        # The file itself is compressed: nothing is negotiated, and nothing is compressed twice.
         assert "Content-Encoding" not in response.headers
         assert "Vary" not in response.headers
     assert_is_gzip_file(file, content, tmp_path / f"{plain}.gz")
@@ -322,8 +322,8 @@ async def test_a_problem_is_never_compressed(raw_client: TestClient[Any, Any], a
 
 # --- How a compressed stream begins. ---
 
-# All rows but the first wait until this advisory lock is free, so that no test has to sleep. Those before are as many
-# and as wide as PostgreSQL (8 kB) and libpq (four rows of a view) keep together before anything is handed over.
+# All rows but the first ones wait for this advisory lock, so that no test has to sleep. The first rows are as many and
+# as wide as PostgreSQL (8 kB) and libpq (four rows of a view) buffer before they hand any over.
 LOCK = 7_301_301
 BEFORE = 20
 WAITING = f"""
@@ -386,7 +386,7 @@ def test_a_stream_that_fails_midway_is_not_whole(
     tested = subprocess.run(["gzip", "--test", path], capture_output=True, text=True)
     assert tested.returncode != 0
     assert "unexpected end of file" in tested.stderr
-    # What came is what was right, up to some row before the one that failed.
+    # The received bytes are right, up to some row before the one that failed.
     member = zlib.decompressobj(GZIP)
     text = member.decompress(path.read_bytes())
     assert not member.eof
@@ -419,7 +419,7 @@ def test_curl_says_so_when_it_decompresses_by_itself(live: LiveServer, postgres:
 def test_a_client_that_leaves_a_compressed_stream_stops_the_query(
     live: LiveServer, postgres: Postgres, file: str
 ) -> None:
-    # In the SELECT list, where rows come one by one; after FROM all of them would be made first.
+    # In the SELECT list rows are made one by one. After FROM all of them would be made first.
     postgres.run("CREATE VIEW endless AS SELECT generate_series(1, 1000000000000) AS n, md5(random()::text) AS a")
     said = len(live.log)
     connection = live.request(f"/export/{file}", headers="Accept-Encoding: gzip\r\n", receive_buffer=16 << 10)
@@ -430,13 +430,13 @@ def test_a_client_that_leaves_a_compressed_stream_stops_the_query(
     connection.close()
     live.wait_for_log(r"outcome=client_left", after=said)
     wait_until(lambda: not [query for state, query in postgres.statements() if state != "idle"])
-    # Whatever was being compressed is done: the worker has nothing left to do.
+    # Compression has ended too: the worker is idle.
     (worker,) = live.workers()
     wait_until(lambda: cpu_seconds(worker, during=0.1) < 0.05)
 
 
 def cpu_seconds(process: psutil.Process, *, during: float) -> float:
-    """How much the process works in this time."""
+    """Return the CPU seconds of the process in this time."""
     before = process.cpu_times()
     time.sleep(during)
     after = process.cpu_times()
@@ -450,11 +450,11 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-# --- The stage by itself. ---
+# --- gzipped. ---
 
 
 class Compressor:
-    """isal_zlib's compressor, which remembers who used it and waits for `gate` before it compresses marked data."""
+    """A compressor of isal_zlib that records its calls and waits for `gate` before it compresses marked data."""
 
     def __init__(self, *arguments: Any) -> None:
         self._real = _compressobj(*arguments)
@@ -481,7 +481,7 @@ entered, gate, left = threading.Event(), threading.Event(), threading.Event()
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Puts the watched compressor in the stage's way."""
+    """Replace the compressor by the watched one."""
     calls.clear()
     for event in (entered, gate, left):
         event.clear()
@@ -500,14 +500,14 @@ async def chunks_of(*data: bytes, error: Exception | None = None) -> AsyncGenera
         raise error
 
 
-async def test_the_stage_keeps_bytes_and_rows() -> None:
+async def test_compression_keeps_bytes_and_rows() -> None:
     pieces = [b"header\n", b"", b"x" * 3_000_000, b"last"]
     out = [chunk async for chunk in gzipped(chunks_of(*pieces), THREADS)]
     assert gzip.decompress(b"".join(chunk.data for chunk in out)) == b"".join(pieces)
     assert sum(chunk.rows for chunk in out) == len(pieces)
 
 
-async def test_an_error_of_the_scan_comes_through_and_ends_no_member() -> None:
+async def test_an_error_of_the_scan_is_raised_and_does_not_end_the_member() -> None:
     out = b""
     stream = gzipped(chunks_of(b"a" * 1000, b"b" * 1000, error=ZeroDivisionError()), THREADS)
     with contextlib.suppress(ZeroDivisionError):
@@ -526,8 +526,8 @@ async def test_an_error_before_the_first_chunk_is_raised_as_it_is() -> None:
 
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("place", ["first", "later"])
-async def test_what_is_large_is_compressed_off_the_loop(place: str) -> None:
-    large = bytes(range(256)) * 16_384  # 4 MB: some hundredths of a second
+async def test_large_chunks_are_compressed_in_a_thread(place: str) -> None:
+    large = bytes(range(256)) * 16_384  # 4 MB: takes some hundredths of a second
     pieces = [large, b"small"] if place == "first" else [b"small", large, b"small"]
     out = [chunk.data async for chunk in gzipped(chunks_of(*pieces), THREADS)]
     assert gzip.decompress(b"".join(out)) == b"".join(pieces)
@@ -550,7 +550,7 @@ async def test_closing_the_stream_waits_for_the_thread() -> None:
 
 @pytest.mark.usefixtures("watched")
 async def test_cancelling_while_a_chunk_is_compressed_waits_for_the_thread() -> None:
-    """The client leaves at this moment: the slot must not be free while the thread is still at work."""
+    """If the client leaves now, its export slot must not be free while the thread is at work."""
     stream = gzipped(chunks_of(b"first", b"wait", b"third"), THREADS)
     await anext(stream)
     taking = asyncio.create_task(anext(stream))
@@ -567,14 +567,14 @@ async def test_cancelling_while_a_chunk_is_compressed_waits_for_the_thread() -> 
     assert left.is_set()
 
 
-async def test_a_compressed_download_does_not_hold_the_loop_up(
+async def test_a_compressed_download_does_not_block_the_event_loop(
     postgres: Postgres, raw_client: TestClient[Any, Any]
 ) -> None:
     postgres.run(
         "CREATE VIEW many AS SELECT n, md5(n::text) AS a, md5(n || 'x') AS b FROM generate_series(1, 300000) AS n"
     )
     longest = []
-    # The best of three: another process on this machine can hold any of them up, compression on the loop all.
+    # The best of three: another process may delay one of them, but compression on the event loop would delay all.
     for _ in range(3):
         gaps: list[float] = []
         ticking = asyncio.create_task(tick(gaps))
@@ -593,7 +593,7 @@ async def test_a_compressed_download_does_not_hold_the_loop_up(
 
 
 async def tick(gaps: list[float]) -> None:
-    """Note how long the loop was away, each time."""
+    """Record the time between two passes of the event loop."""
     last = time.perf_counter()
     while True:
         await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""How much memory a worker takes for rows that suddenly grow a thousandfold, under gunicorn: the peak that Linux keeps.
+"""The peak memory of a gunicorn worker whose rows suddenly become a thousand times larger, as Linux reports it.
 
 What libpq holds at a time is counted in test_scan.py; here nothing else may hold the rest.
 """
@@ -24,17 +24,17 @@ RELATIONS = {
     "compressed": f"CREATE TABLE sudden AS {SUDDEN.format(large=LARGE)}",
     "compressed, analyzed": f"CREATE TABLE sudden AS {SUDDEN.format(large=LARGE)}; ANALYZE sudden",
     "made by a view": f"CREATE VIEW sudden AS {SUDDEN.format(large=LARGE)}",
-    # As large as they can be and still lie in their rows, where no size of anything out of line warns of them.
+    # As large as possible without TOAST, so that the catalogue does not show their size.
     "compressed, in their rows": "CREATE TABLE sudden AS "
     "SELECT n, CASE WHEN n > 5000 THEN repeat('x', 150000) END AS large FROM generate_series(1, 5600) AS n",
 }
-# Bytes beyond a worker that has sent a tiny table: four rows of a megabyte as libpq holds them, and as the chunk that
-# they become, which may be moved once while it grows; and a few chunks on their way.
+# Bytes more than a worker that has sent a tiny table: four rows of a megabyte in libpq, the chunk that is made of them,
+# which may be copied once while it grows, and a few chunks that wait to be sent.
 MOST_GROWTH = 40 * MEGABYTE
 
 
 def peak(server: LiveServer) -> int:
-    """Bytes of memory that the one worker has had at most (proc(5), VmHWM)."""
+    """The peak memory of the only worker in bytes (proc(5), VmHWM)."""
     (worker,) = server.workers()
     status = Path(f"/proc/{worker.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
@@ -43,7 +43,7 @@ def peak(server: LiveServer) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux keeps the peak there")
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_rows_that_grow_without_a_warning_take_little_memory(
+def test_rows_that_grow_suddenly_take_little_memory(
     start_live: Callable[..., LiveServer], postgres: Postgres, relation: str
 ) -> None:
     postgres.run("CREATE TABLE tiny AS SELECT 1 AS one")

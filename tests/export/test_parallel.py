@@ -1,4 +1,4 @@
-"""Several readers of one table, under gunicorn: the bytes of one, whatever is asked for and whatever goes wrong.
+"""Several readers of one table, under gunicorn: the same bytes as with one reader, or a cut stream.
 
 The tables are just large enough to be read by ranges (strategy.FEWEST_BLOCKS), with a fill factor that makes them so.
 """
@@ -23,7 +23,7 @@ import pytest
 from server import errors
 from server.export.pipeline import OpenExport
 from server.export.ranges import Ranges
-from server.export.scan import _read_ranges
+from server.export.scan import _Streamed
 from server.export.strategy import Candidates, Limits, candidate_tables, make_strategy
 from server.postgres.database import Database
 from server.postgres.explained import Explained
@@ -50,7 +50,7 @@ COLUMNS = "n int, g int, name text, at timestamptz"
 LARGE_ROWS = 20_000
 
 TABLES = [
-    # Autovacuum would change the numbers of blocks, and the planner's mind.
+    # Autovacuum would change the numbers of blocks and the planner's estimates.
     f"CREATE TABLE heap ({COLUMNS}) WITH (fillfactor = 10, autovacuum_enabled = off)",
     f"INSERT INTO heap SELECT {ROWS} FROM generate_series(1, 16000) AS n",
     f'CREATE TABLE "{ODD_NAME.replace(chr(34), chr(34) * 2)}" ("%s" int, "50%" text) WITH (fillfactor = 10)',
@@ -73,21 +73,21 @@ TABLES = [
     f"INSERT INTO parent SELECT {ROWS} FROM generate_series(1, 5000) AS n",
     f"INSERT INTO child SELECT {ROWS}, 1 FROM generate_series(5000, 9000) AS n",
     f"INSERT INTO grandchild SELECT {ROWS}, 2 FROM generate_series(9000, 16000) AS n",
-    # Moved rows, dead ones in between, and nothing alive in the last third of the blocks.
+    # Updated rows, dead rows between them, and no live row in the last third of the blocks.
     f"CREATE TABLE churned ({COLUMNS}) WITH (fillfactor = 10, autovacuum_enabled = off)",
     f"INSERT INTO churned SELECT {ROWS} FROM generate_series(1, 16000) AS n",
     "UPDATE churned SET name = name || repeat(' and more', 40) WHERE n % 3 = 0",
     "DELETE FROM churned WHERE g < 30",
     "UPDATE churned SET g = g + 1 WHERE n % 7 = 0",
     "DELETE FROM churned WHERE ctid >= '(800,0)'",
-    # An index on a small leaf, cheaper than its range of blocks and dearer than all of it, in another order.
+    # An index on a small leaf, in another order: cheaper than its range of blocks, dearer than a scan of the leaf.
     "CREATE TABLE leafy (n int, filler text) PARTITION BY RANGE (n)",
     "CREATE TABLE leafy_1 PARTITION OF leafy FOR VALUES FROM (0) TO (100000)",
     "CREATE TABLE leafy_2 PARTITION OF leafy FOR VALUES FROM (100000) TO (900000) WITH (fillfactor = 10)",
     "INSERT INTO leafy SELECT 50000 - n, '' FROM generate_series(1, 1000) AS n",
     "INSERT INTO leafy SELECT 100000 + n, 'x' FROM generate_series(1, 30000) AS n",
     "CREATE INDEX ON leafy_1 (n)",
-    # One value, compressed, and from then on copied as it is.
+    # One value, compressed once and then copied compressed.
     "CREATE TABLE one (filler text)",
     "INSERT INTO one VALUES (repeat('x', 4000))",
     "CREATE TABLE large (n int, filler text) WITH (fillfactor = 20)",
@@ -130,7 +130,7 @@ def _tables(_postgres: Postgres) -> Iterator[None]:
 
 @pytest.fixture
 def postgres(_tables: None, postgres: Postgres) -> Iterator[Postgres]:
-    """The database with the tables of this module, its reference queries read by one process."""
+    """The database with the tables of this module. Reference queries run without parallel workers."""
     postgres.run("SET max_parallel_workers_per_gather = 0")
     yield postgres
     postgres.run("RESET max_parallel_workers_per_gather; RESET timezone")
@@ -164,7 +164,7 @@ def explained(server: LiveServer, relation: str, query: str = "") -> dict[str, A
 
 
 def assert_single(server: LiveServer, postgres: Postgres, relation: str, query: str, select: str, reason: str) -> None:
-    """One reader reads this, for this reason, and gives what the SELECT gives."""
+    """Assert that one reader reads this, for this reason, and gives the rows of the SELECT."""
     document = explained(server, relation, query)
     assert (document["scan"], document["readers"], document["ranges"]) == ("single", 1, 0)
     assert reason in document["reason"]
@@ -182,7 +182,7 @@ def leave_nothing(postgres: Postgres) -> None:
 
 
 def waiting_readers(postgres: Postgres) -> list[int]:
-    """The backends that wait until somebody takes their rows, the first reader's first."""
+    """The backends that wait until their rows are taken, the first reader's first."""
     rows = postgres.run(
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND query LIKE '%ctid%' "
         "AND wait_event = 'ClientWrite' ORDER BY xact_start"
@@ -197,10 +197,10 @@ def sleeping(process: psutil.Process) -> bool:
 
 
 def come_to_rest(server: LiveServer, postgres: Postgres, count: int) -> list[int]:
-    """The backends of so many readers, when all of them wait for room and the worker for the client."""
+    """Return the backends of `count` readers when all of them wait for the worker and it waits for the client."""
     (worker,) = server.workers()
     pids: list[int] = []
-    # Rows on their way would have woken a thread, and one look may come between two of them.
+    # One look may fall between two rows, so several looks in a row must agree.
     looks = 0
 
     def at_rest() -> bool:
@@ -217,13 +217,13 @@ def come_to_rest(server: LiveServer, postgres: Postgres, count: int) -> list[int
 def stalled(
     server: LiveServer, postgres: Postgres, relation: str, request_id: str
 ) -> Iterator[tuple[Client, list[int]]]:
-    """A client that has asked and reads nothing, and the backends of the three readers, who wait for it."""
+    """A client that has sent a request and reads nothing, and the backends of its three readers, which wait."""
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send(path_of(relation), headers={"X-Request-Id": request_id})
         yield client, come_to_rest(server, postgres, 3)
 
 
-# --- the same bytes ---------------------------------------------------------------------------------------------
+# --- the same bytes ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.relation}?{case.query}")
-def test_the_bytes_are_those_of_copy_whatever_the_number_of_readers(
+def test_the_bytes_are_those_of_copy_for_every_number_of_readers(
     servers: dict[int, LiveServer], postgres: Postgres, case: Case
 ) -> None:
     right = postgres.copy(case.select)
@@ -269,10 +269,10 @@ def test_the_bytes_are_those_of_copy_whatever_the_number_of_readers(
         assert (answer.status, answer.ending) == (200, "terminator")
         assert answer.body == right, f"{readers} readers"
         server.wait_for_log("event=export .*requestId=bytes", after=before)
-        # Nor has any of them failed and left its work to the others.
+        # No reader has failed and left its ranges to the others.
         assert [line for line in server.log[before:] if "a reader ended early" in line] == []
     document = explained(servers[3], case.relation, case.query)
-    # Less than all of it may be too small to be worth while; what that is about has tests of its own.
+    # A part of a table may be too small for ranges; other tests cover that.
     assert document["scan"] == "block ranges" or document["reason"] == "small"
     if not case.query:
         assert document["scan"] == "block ranges" or case.relation == "child"
@@ -281,7 +281,7 @@ def test_the_bytes_are_those_of_copy_whatever_the_number_of_readers(
 def test_a_small_leaf_is_read_in_its_own_order_though_an_index_is_cheaper(
     server: LiveServer, postgres: Postgres
 ) -> None:
-    # What the cases above on this table are about, as long as PostgreSQL's costs are what they are.
+    # The cases above with this table need these plans, which depend on PostgreSQL's costs.
     whole = "EXPLAIN (FORMAT JSON) SELECT * FROM leafy WHERE n > 49740"
     part = "EXPLAIN (FORMAT JSON) SELECT * FROM ONLY leafy_1 WHERE ctid >= '(0,0)' AND ctid < '(5,0)' AND n > 49740"
     assert {node["Node Type"] for node in postgres.run(whole)[0][0][0]["Plan"]["Plans"]} == {"Seq Scan"}
@@ -308,9 +308,7 @@ def test_every_format_is_the_same_for_every_number_of_readers(
         assert body == postgres.copy(select, "HEADER, DELIMITER E'\\t'" if suffix == "tsv" else "HEADER")
 
 
-def test_every_reader_writes_times_in_the_zone_that_was_asked_for(
-    servers: dict[int, LiveServer], postgres: Postgres
-) -> None:
+def test_every_reader_writes_times_in_the_requested_zone(servers: dict[int, LiveServer], postgres: Postgres) -> None:
     postgres.run("SET timezone = 'Asia/Kathmandu'")
     right = postgres.copy("SELECT * FROM heap")
     for server in servers.values():
@@ -333,7 +331,7 @@ def test_the_log_and_the_explanation_say_how_it_was_read(servers: dict[int, Live
     assert ask(servers[4], path_of("heap", "parallel=3")).body == postgres.copy("SELECT * FROM heap")
 
 
-# --- when one reader reads --------------------------------------------------------------------------------------
+# --- when one reader reads ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -357,7 +355,7 @@ def test_the_log_and_the_explanation_say_how_it_was_read(servers: dict[int, Live
         ),
     ],
 )
-def test_one_reader_reads_what_ranges_would_not_serve(
+def test_one_reader_reads_what_cannot_be_read_by_ranges(
     server: LiveServer, postgres: Postgres, relation: str, query: str, select: str, reason: str
 ) -> None:
     assert_single(server, postgres, relation, query, select, reason)
@@ -367,7 +365,7 @@ def test_one_reader_reads_what_ranges_would_not_serve(
 def role_server(
     postgres: Postgres, database_url: str, start_live: Callable[..., LiveServer]
 ) -> Iterator[Callable[..., LiveServer]]:
-    """Makes a role with these options and rights, and starts a server with three readers that connects as it."""
+    """Make a role with these options and rights, and start a server with three readers that connects as it."""
 
     def start(rights: str, options: str = "", dsn: str = "") -> LiveServer:
         postgres.run(f"CREATE ROLE clerk LOGIN {options}")
@@ -395,7 +393,7 @@ def test_a_reading_role_has_ranges(role_server: Callable[..., LiveServer], postg
 def test_one_reader_reads_under_row_level_security(
     role_server: Callable[..., LiveServer], postgres: Postgres, on: str
 ) -> None:
-    # A policy of a partitioned table holds for its partitions when they are read through it, and only then.
+    # A policy of a partitioned table applies to its partitions only if they are read through it.
     postgres.run(f"CREATE TABLE copied ({COLUMNS}) WITH (fillfactor = 10); INSERT INTO copied SELECT * FROM heap")
     postgres.run(f"CREATE TABLE copied_parent ({COLUMNS}) PARTITION BY LIST (g)")
     postgres.run("CREATE TABLE copied_leaf PARTITION OF copied_parent DEFAULT WITH (fillfactor = 10)")
@@ -468,12 +466,12 @@ async def test_one_reader_reads_on_servers_without_ranges_of_tuple_identifiers(
         node = {"Node Type": "Seq Scan", "Schema": "public", "Relation Name": "heap", "Plan Rows": 16000}
         assert candidate_tables(plan, Explained(node), 140000) == Candidates((("public", "heap"),))
         too_old = candidate_tables(plan, Explained(node), 130023)
-        assert too_old == Candidates(refusal="the server is older than PostgreSQL 14")
+        assert too_old == Candidates(reason="the server is older than PostgreSQL 14")
         strategy = make_strategy(plan, Explained(node), too_old, [], Limits(4, 100))
         assert (strategy.name, strategy.readers, len(strategy.ranges)) == ("single", 1, 0)
 
 
-# --- readers as a budget ----------------------------------------------------------------------------------------
+# --- readers are a shared budget ---------------------------------------------------------------------------------
 
 
 def test_many_exports_at_once_share_the_readers(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
@@ -490,25 +488,25 @@ def test_many_exports_at_once_share_the_readers(start_live: Callable[..., LiveSe
     leave_nothing(postgres)
 
 
-def test_exports_begin_though_others_have_all_the_readers(
+def test_exports_start_while_others_use_all_the_readers(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(PARALLEL_READERS="3", MAX_CONCURRENT_EXPORTS="4")
     with contextlib.ExitStack() as clients:
         waiting = []
-        for number in (3, 6, 7):  # three readers, three, and the one that there always is
+        for number in (3, 6, 7):  # three readers, three more, and the one that every export has
             client = clients.enter_context(Client(server.connect(receive_buffer=4096)))
             client.send(path_of("large"))
             come_to_rest(server, postgres, number)
             waiting.append(client)
-        # One place is left, and it works, with a reader of its own.
+        # One export slot is left, with one reader.
         assert ask(server, path_of("heap")).body == postgres.copy("SELECT * FROM heap")
-        # The one without others gets on, whatever those do that have them.
+        # The export with one reader continues while the others wait.
         answer = waiting[2].read()
         assert (answer.status, answer.ending) == (200, "terminator")
         assert answer.body == postgres.copy("SELECT * FROM large")
     leave_nothing(postgres)
-    # What they had is there for the next.
+    # Their readers are available again.
     with stalled(server, postgres, "large", "afterwards"):
         pass
     leave_nothing(postgres)
@@ -519,7 +517,7 @@ def test_fewer_readers_read_when_postgresql_has_no_more_connections(
     role_server: Callable[..., LiveServer], postgres: Postgres, limit: int
 ) -> None:
     server = role_server(CLERK_READS, options=f"CONNECTION LIMIT {limit}")
-    # The one connection there is may still be taken by the look that the worker begins with.
+    # The worker's first check may still use the only connection.
     wait_until("it is ready", lambda: ask(server, "/health/ready").status == 200)
     for number in range(3):
         answer = ask(server, path_of("heap"), headers={"X-Request-Id": f"limited-{number}"})
@@ -529,14 +527,15 @@ def test_fewer_readers_read_when_postgresql_has_no_more_connections(
     server.wait_for_log("a reader ended early")
 
 
-# --- when something goes wrong ----------------------------------------------------------------------------------
+# --- when something goes wrong -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
 @pytest.mark.parametrize("reader", [0, 1, 2])
-def test_a_reader_that_ends_in_the_middle_cuts_the_stream(
+def test_a_reader_that_ends_while_it_waits_for_the_client_cuts_the_stream(
     server: LiveServer, postgres: Postgres, reader: int, function: str
 ) -> None:
+    # It reads on, and notices, only after what it has read of its range has been handed over.
     request_id = f"{function}-{reader}"
     with stalled(server, postgres, "large", request_id) as (client, pids):
         assert postgres.run(f"SELECT {function}({pids[reader]})") == [(True,)]
@@ -552,11 +551,11 @@ def test_a_reader_that_ends_in_the_middle_cuts_the_stream(
     assert ask(server, path_of("heap")).body == postgres.copy("SELECT * FROM heap")
 
 
-def test_curl_says_that_a_stream_without_one_of_its_readers_failed(
+def test_curl_reports_that_a_stream_whose_first_reader_died_failed(
     server: LiveServer, postgres: Postgres, tmp_path: Path
 ) -> None:
     file = tmp_path / "large.csv"
-    # Slow enough that the readers come to wait: all of it would take ten seconds.
+    # Slow enough that the readers wait: the whole file would take ten seconds.
     with subprocess.Popen(
         ["curl", "-sS", "--limit-rate", "8M", "-o", str(file), f"{server.url}{path_of('large')}"],
         stderr=subprocess.PIPE,
@@ -598,7 +597,7 @@ def test_a_client_that_leaves_stops_all_readers(server: LiveServer, postgres: Po
             received += len(client.socket.recv(1 << 18))
     leave_nothing(postgres)
     assert server.export_line("left-reading")["outcome"] == "client_left"
-    # A client may leave whenever it likes: that is no error of the server's.
+    # A client that leaves is no error of the server.
     assert [line for line in server.log if "level=error" in line] == []
 
 
@@ -606,12 +605,12 @@ def test_all_readers_wait_for_a_client_that_does_not_read(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(PARALLEL_READERS="3")
-    assert ask(server, path_of("heap")).status == 200  # what is loaded once is loaded now
+    assert ask(server, path_of("heap")).status == 200  # everything that is loaded once is loaded now
     (worker,) = server.workers()
     before = worker.memory_info().rss
     with stalled(server, postgres, "huge", "stalls") as (client, pids):
         held = worker.memory_info().rss - before
-        # More than the connections hold, so that somebody else would wait now if anybody went on.
+        # More than the connections hold, so other backends would wait now if a reader had continued.
         for _ in range(100):
             client.receive()
         assert come_to_rest(server, postgres, 3) == pids
@@ -628,7 +627,7 @@ async def in_process(database: Database, relation: str, session: Session) -> Ope
     return export
 
 
-async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Settings, postgres: Postgres) -> None:
+async def test_a_waiting_alter_table_does_not_block_the_readers(settings: Settings, postgres: Postgres) -> None:
     # ALTER TABLE waits for the first reader, the others would wait for ALTER TABLE, and the first for the others.
     right = postgres.copy("SELECT * FROM heap")
     other = postgres.connect()
@@ -653,7 +652,7 @@ async def test_who_waits_for_the_table_does_not_hold_the_readers_up(settings: Se
     assert body == right
 
 
-async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Settings, postgres: Postgres) -> None:
+async def test_a_first_reader_that_has_lost_its_connection_raises_it(settings: Settings, postgres: Postgres) -> None:
     async with open_database(settings) as database, database.session() as session:
         export = await in_process(database, "heap", session)
         encoder = encoders(native=True).for_streams(export.plan.dialect, export.plan.format)
@@ -663,7 +662,8 @@ async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Set
             while not session.connection.closed:  # noqa: ASYNC110 the event loop notices by itself
                 await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
-        reading = asyncio.create_task(_read_ranges(session, export.plan, strategy, encoder, ranges))
+        scan = _Streamed(export.plan, strategy, encoder, ranges)
+        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())
@@ -671,7 +671,7 @@ async def test_a_first_reader_that_has_lost_its_connection_says_so(settings: Set
                 await reading
 
 
-# --- settings that differ between connections -------------------------------------------------------------------
+# --- settings that differ between connections --------------------------------------------------------------------
 
 
 def test_all_readers_write_in_the_time_zone_of_the_first(
@@ -683,7 +683,7 @@ def test_all_readers_write_in_the_time_zone_of_the_first(
     )
     name = postgres.run("SELECT current_database()")[0][0]
     server = start_live(PARALLEL_READERS="3")
-    assert ask(server, "/health/ready").status == 200  # one connection is open, with the settings of before
+    assert ask(server, "/health/ready").status == 200  # one connection is open, with the old settings
     postgres.run(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
     try:
         answer = ask(server, "/export/moments.csv?select=moment")

@@ -1,4 +1,4 @@
-"""Requests against hand-written SQL: the same rows, in the same order, as psql's answer would have.
+"""Requests against hand-written SQL: the same rows in the same order.
 
 Every operator, type and combination is one line of a table: the query string, and the SQL that a person would
 have written for it.
@@ -229,7 +229,7 @@ COMPARED: list[tuple[str, str]] = [
     ("per%cent=like.100\\%*", "WHERE \"per%cent\" LIKE '100\\%%'"),
 ]
 
-# (query string, SQL after FROM things): here the order counts.
+# (query string, SQL after FROM things), compared in order.
 ORDERED: list[tuple[str, str]] = [
     ("order=id", "ORDER BY id"),
     ("order=id.asc", "ORDER BY id ASC"),
@@ -256,7 +256,7 @@ ORDERED: list[tuple[str, str]] = [
 
 @pytest.fixture(scope="module")
 def things(database_url: str) -> Iterator[Postgres]:
-    """A table with a column of each type that filters meet, and with awkward values."""
+    """A table with a column of each type that filters are tested with, and with awkward values."""
     postgres = Postgres(database_url)
     postgres.run(TABLE)
     yield postgres
@@ -265,7 +265,7 @@ def things(database_url: str) -> Iterator[Postgres]:
 
 
 def encoded(query: str) -> str:
-    """The query string as a browser sends it: each name and value percent-encoded, what already is left alone."""
+    """The query string as a browser sends it: names and values percent-encoded, unless they already are."""
     pairs = []
     for pair in query.replace("a&b=c", "a%26b%3Dc").split("&"):
         name, equals, value = pair.partition("=")
@@ -282,7 +282,7 @@ async def fetch(client: TestClient[Any, Any], query: str, path: str = "/export/t
         return body
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_enough_queries() -> None:
     assert len(COMPARED) + len(ORDERED) >= 150
 
 
@@ -321,7 +321,7 @@ async def test_a_filter_on_an_indexed_column_uses_the_index(things: Postgres, qu
     assert "Index Cond: (id = " in text
 
 
-async def test_what_stands_for_null_cannot_defeat_the_guard(client: TestClient[Any, Any], things: Postgres) -> None:
+async def test_the_text_for_null_cannot_defeat_the_guard(client: TestClient[Any, Any], things: Postgres) -> None:
     async with client.get("/export/things.csv", params={"guard": "formulas", "null": "=1+1"}) as response:
         assert response.status == 400
         assert (await response.json())["code"] == "contradiction"

@@ -1,13 +1,16 @@
-"""Ranges of one file: in order whoever reads them when, bounded look-ahead, back-pressure, errors in their place.
+"""The ranges of one file: their order, the look-ahead limits, and readers that fail.
 
-Nothing but asyncio: readers are tasks, and a schedule says how often each lets the others go first.
+Needs only asyncio. A reader here is a task that takes ranges and puts chunks; a list of pauses says how often it lets
+the other tasks run first. `settle` runs the event loop until nothing changes any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
@@ -15,12 +18,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from server.chunk import Chunk
-from server.errors import QueryFailed
+from server.errors import ConnectionLost, QueryFailed
 from server.export import ranges as module
-from server.export.ranges import Ranges
+from server.export.ranges import RangeReader, Ranges
 
-# Turns of the event loop after which nothing moves any more that is not waiting for somebody else.
+# Passes of the event loop after which every task has ended or waits for another one.
 SETTLED = 200
+# Seconds until a test is taken to hang. Nothing here waits for time to pass.
+HANGS = 30
+
+pytestmark = pytest.mark.timeout(HANGS)
+
+LOST = ConnectionLost("the connection is gone")
 
 
 async def settle() -> None:
@@ -29,9 +38,9 @@ async def settle() -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(*readers: object) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """These readers at work; those that still are at the end are stopped."""
-    tasks = [asyncio.ensure_future(reader) for reader in readers]  # type: ignore[call-overload]
+async def running(*readers: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run these readers as tasks. Cancel those that have not ended at the end."""
+    tasks = [asyncio.ensure_future(reader) for reader in readers]
     try:
         yield tasks
     finally:
@@ -40,27 +49,53 @@ async def running(*readers: object) -> AsyncIterator[list[asyncio.Task[None]]]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def lines(number: int, count: int, size: int = 10) -> list[Chunk]:
-    """What the range of this number holds: chunks that tell which they are."""
+@pytest.fixture
+def small_buffer(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let only 1000 bytes of a range wait for the file."""
+    monkeypatch.setattr(module, "RANGE_BUFFER_BYTES", 1000)
+    return 1000
+
+
+def content(number: int, count: int, size: int = 10) -> list[Chunk]:
+    """The chunks of the range of this number; each names its range and its place."""
     return [Chunk(b"%d.%d;" % (number, place) + b"x" * size, 1) for place in range(count)]
 
 
-async def read(
-    ranges: Ranges,
-    contents: Sequence[Sequence[Chunk]],
-    pauses: Iterator[int] | None = None,
-    fails: dict[int, Exception] | None = None,
-) -> None:
-    """A reader: takes ranges until there are none, or until one fails."""
-    while (taken := await ranges.take()) is not None:
-        for chunk in contents[taken.number]:
-            for _ in range(next(pauses, 0) if pauses else 0):
-                await asyncio.sleep(0)
-            await taken.put(chunk)
-        if fails and taken.number in fails:
-            taken.end(fails[taken.number])
-            return
-        taken.end()
+def contents(ranges: int, count: int, size: int = 10) -> list[list[Chunk]]:
+    """The chunks of that many ranges, `count` each."""
+    return [content(number, count, size) for number in range(ranges)]
+
+
+def plain(chunks: Sequence[Chunk]) -> list[bytes]:
+    """The data of the chunks, without those that hold none."""
+    return [chunk.data for chunk in chunks if chunk.data]
+
+
+def joined(parts: Sequence[Sequence[Chunk]]) -> list[bytes]:
+    return [chunk.data for part in parts for chunk in part]
+
+
+async def take(ranges: Ranges, *, stays: bool = False) -> RangeReader:
+    """A new reader that has taken a range, which must be there at once."""
+    reader = ranges.reader(stays=stays)
+    taking = asyncio.ensure_future(reader.take())
+    await asyncio.sleep(0)
+    assert taking.done()
+    assert taking.result()
+    return reader
+
+
+async def read(ranges: Ranges, parts: Sequence[Sequence[Chunk]], *, stays: bool = False) -> None:
+    """A reader that takes ranges until none is left for it."""
+    reader = ranges.reader(stays=stays)
+    more = await reader.take()
+    while more:
+        for chunk in parts[reader.number]:
+            if not await reader.put(chunk):
+                break
+        else:
+            reader.end(Chunk(b"", 0))
+            more = await reader.take()
 
 
 async def collect(ranges: Ranges) -> list[Chunk]:
@@ -68,29 +103,26 @@ async def collect(ranges: Ranges) -> list[Chunk]:
         return [chunk async for chunk in chunks]
 
 
-def plain(chunks: Sequence[Chunk]) -> list[tuple[bytes, int]]:
-    return [(chunk.data, chunk.rows) for chunk in chunks]
+# --- order -------------------------------------------------------------------------------------------------------
 
 
-# --- order ------------------------------------------------------------------------------------------------------
-
-
-async def test_one_range_comes_as_it_is() -> None:
+async def test_one_range_is_handed_over_as_it_is() -> None:
     ranges = Ranges(1, ahead=2)
-    async with running(read(ranges, [lines(0, 3)])):
-        assert await collect(ranges) == lines(0, 3)  # and no share of the whole: there is nothing to tell it by
+    async with running(read(ranges, contents(1, 3), stays=True)):
+        collected = await collect(ranges)
+    assert plain(collected) == joined(contents(1, 3))
+    assert {chunk.done for chunk in collected} == {None}  # one range does not show how much has been read
 
 
-async def test_no_lines_at_all() -> None:
+async def test_ranges_without_rows_make_an_empty_file() -> None:
     ranges = Ranges(3, ahead=2)
-    async with running(read(ranges, [[], [], []])):
-        assert await collect(ranges) == []
+    async with running(read(ranges, [[], [], []], stays=True)):
+        assert plain(await collect(ranges)) == []
 
 
 async def test_the_first_range_is_handed_over_while_it_is_read() -> None:
     ranges = Ranges(2, ahead=2)
-    first = await ranges.take()
-    assert first is not None
+    first = await take(ranges, stays=True)
     await first.put(Chunk(b"a", 1))
     async with contextlib.aclosing(ranges.chunks()) as chunks:
         assert (await anext(chunks)).data == b"a"
@@ -101,222 +133,476 @@ async def test_the_first_range_is_handed_over_while_it_is_read() -> None:
         assert (await following).data == b"b"
 
 
-async def test_a_range_read_too_early_waits_for_those_before_it() -> None:
+async def test_a_range_that_is_read_early_waits_for_those_before_it() -> None:
     ranges = Ranges(2, ahead=2)
-    first, second = await ranges.take(), await ranges.take()
-    assert first is not None
-    assert second is not None
-    await second.put(Chunk(b"second", 1))
-    second.end()
+    first, second = await take(ranges, stays=True), await take(ranges)
+    second.end(Chunk(b"second", 1))
     collected = asyncio.ensure_future(collect(ranges))
     await settle()
     assert not collected.done()
-    await first.put(Chunk(b"first", 1))
-    first.end()
-    assert [chunk.data for chunk in await collected] == [b"first", b"second"]
+    first.end(Chunk(b"first", 1))
+    assert plain(await collected) == [b"first", b"second"]
 
 
-async def test_each_chunk_says_how_much_of_the_whole_was_read_before_it() -> None:
+async def test_each_chunk_says_what_share_of_the_ranges_was_handed_over_before_it() -> None:
     ranges = Ranges(4, ahead=8)
-    async with running(read(ranges, [lines(number, 2) for number in range(4)])):
-        assert [chunk.done for chunk in await collect(ranges)] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    async with running(read(ranges, contents(4, 1), stays=True)):
+        shares = [chunk.done for chunk in await collect(ranges)]
+    # Chunks without bytes too: a filter may select nothing for a long time.
+    assert shares == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
-@st.composite
-def schedules(draw: st.DrawFn) -> tuple[list[int], int, int, list[int], dict[int, Exception]]:
-    """(chunks of each range, readers, ahead, pauses, the ranges that fail)."""
-    counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=12))
-    failing = draw(st.sets(st.integers(0, len(counts) - 1), max_size=2))
-    return (
-        counts,
-        draw(st.integers(1, 5)),
-        draw(st.integers(1, 8)),
-        draw(st.lists(st.integers(0, 5), max_size=60)),
-        {number: QueryFailed(str(number)) for number in failing},
-    )
+# --- how far ahead -----------------------------------------------------------------------------------------------
 
 
-@hypothesis_settings(max_examples=200)
-@given(schedule=schedules(), size=st.sampled_from([1, 100, 700, 3000]))
-@example(schedule=([1, 1], 2, 1, [5, 0], {0: QueryFailed("0")}), size=1)
-@example(schedule=([4, 4, 4], 3, 3, [], {2: QueryFailed("2")}), size=3000)
-async def test_whatever_the_schedule_the_file_is_whole_or_ends_at_the_first_failure(
-    schedule: tuple[list[int], int, int, list[int], dict[int, Exception]], size: int
-) -> None:
-    counts, readers, ahead, pauses, fails = schedule
-    contents = [lines(number, count, size) for number, count in enumerate(counts)]
-    ranges = Ranges(len(counts), ahead)
-    shared = iter(pauses)
-    received: list[Chunk] = []
-
-    async def consume() -> None:
-        async with contextlib.aclosing(ranges.chunks()) as chunks:
-            async for chunk in chunks:
-                received.append(chunk)
-                for _ in range(next(shared, 0)):
-                    await asyncio.sleep(0)
-
-    # A reader that has failed takes nothing more, so there is always one that has not.
-    async with running(*(read(ranges, contents, shared, fails) for _ in range(readers + len(fails)))):
-        async with asyncio.timeout(30):
-            if fails:
-                first = min(fails)
-                with pytest.raises(QueryFailed) as caught:
-                    await consume()
-                assert caught.value is fails[first]
-                right = [chunk for content in contents[: first + 1] for chunk in content]
-            else:
-                await consume()
-                right = [chunk for content in contents for chunk in content]
-    assert plain(received) == plain(right)
-
-
-# --- how far ahead ----------------------------------------------------------------------------------------------
-
-
-async def test_no_more_ranges_are_taken_than_may_wait() -> None:
+async def test_no_more_ranges_are_taken_than_the_look_ahead_allows() -> None:
     ranges = Ranges(10, ahead=3)
-    taken = [ranges.take_now() for _ in range(10)]
-    assert [one.number for one in taken if one is not None] == [0, 1, 2]
-    waiting = asyncio.ensure_future(ranges.take())
+    readers = [await take(ranges, stays=not number) for number in range(3)]
+    assert [reader.number for reader in readers] == [0, 1, 2]
+    fourth = ranges.reader()
+    taking = asyncio.ensure_future(fourth.take())
     await settle()
-    assert not waiting.done()
-    # Once the file is past the first range there is room for one more.
-    assert taken[0] is not None
-    taken[0].end()
+    assert not taking.done()
+    # One more may be taken when the first range has been handed over whole, and only then.
+    readers[0].end(Chunk(b"", 0))
+    await settle()
+    assert not taking.done()
     collecting = asyncio.ensure_future(collect(ranges))
-    following = await waiting
-    assert following is not None
-    assert following.number == 3
-    await settle()
-    assert ranges.take_now() is None
+    assert await taking
+    assert fourth.number == 3
     collecting.cancel()
 
 
-async def test_every_range_is_taken_once_and_then_there_are_none() -> None:
+async def test_every_range_is_taken_once_and_then_no_one_waits_for_more() -> None:
     ranges = Ranges(5, ahead=100)
-    taken = [await ranges.take() for _ in range(5)]
-    assert [one.number for one in taken if one is not None] == [0, 1, 2, 3, 4]
-    assert ranges.take_now() is None
-    assert await ranges.take() is None
+    readers = [await take(ranges) for _ in range(5)]
+    assert [reader.number for reader in readers] == [0, 1, 2, 3, 4]
+    assert not await ranges.reader().take()
 
 
-async def test_those_who_wait_for_a_range_are_told_that_there_are_none() -> None:
+async def test_readers_that_wait_for_a_range_learn_that_none_is_left(small_buffer: int) -> None:
     ranges = Ranges(3, ahead=1)
-    contents = [lines(number, 2) for number in range(3)]
-    async with running(*(read(ranges, contents) for _ in range(4))) as tasks:
-        assert len(await collect(ranges)) == 6
-        async with asyncio.timeout(10):
-            await asyncio.gather(*tasks)
+    readers = (read(ranges, contents(3, 2), stays=not number) for number in range(4))
+    async with running(*readers) as tasks, asyncio.timeout(HANGS):
+        assert plain(await collect(ranges)) == joined(contents(3, 2))
+        await asyncio.gather(*tasks)
 
 
-async def test_a_reader_waits_where_its_range_is_not_taken_off_its_hands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AHEAD_BYTES", 1000)
+async def test_a_reader_waits_while_too_much_of_its_range_waits_for_the_file(small_buffer: int) -> None:
     ranges = Ranges(2, ahead=2)
-    contents = [lines(number, 100, 100) for number in range(2)]
+    parts = contents(2, 100, 100)
     put: list[Chunk] = []
 
-    async def reader() -> None:
-        taken = await ranges.take()
-        assert taken is not None
-        for chunk in contents[taken.number]:
-            await taken.put(chunk)
+    async def reader(*, stays: bool) -> None:
+        reader = ranges.reader(stays=stays)
+        await reader.take()
+        for chunk in parts[reader.number]:
+            assert await reader.put(chunk)
             put.append(chunk)
-        taken.end()
+        reader.end(Chunk(b"", 0))
 
-    async with running(reader(), reader()):
+    async with running(reader(stays=True), reader(stays=False)):
         await settle()
-        # Each has put what may wait, and stands with one chunk more in its hand.
-        assert sum(len(chunk.data) for chunk in put) < 2 * (1000 + 110)
+        # Each has filled its buffer, and holds one chunk more.
+        assert sum(len(chunk.data) for chunk in put) < 2 * (small_buffer + 110)
         stuck = len(put)
         async with contextlib.aclosing(ranges.chunks()) as chunks:
-            for taken_off in range(1, 31):
+            for handed_over in range(1, 31):
                 await anext(chunks)
                 await settle()
-                assert len(put) <= stuck + taken_off
-            rest = [chunk async for chunk in chunks]
+                assert len(put) <= stuck + handed_over
+            rest = plain([chunk async for chunk in chunks])
     assert len(rest) == 170
     assert len(put) == 200
 
 
-async def test_a_chunk_larger_than_what_may_wait_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AHEAD_BYTES", 1000)
-    ranges = Ranges(1, ahead=1)
-    async with running(read(ranges, [lines(0, 5, 50_000)])):
-        assert plain(await collect(ranges)) == plain(lines(0, 5, 50_000))
-
-
-# --- readers that fail, leave or never come ---------------------------------------------------------------------
-
-
-async def test_what_a_range_held_comes_before_its_error() -> None:
-    ranges = Ranges(3, ahead=3)
-    contents = [lines(number, 2) for number in range(3)]
-    async with running(read(ranges, contents, fails={1: QueryFailed("it broke")})):
-        chunks = ranges.chunks()
-        received = [await anext(chunks) for _ in range(4)]
-        with pytest.raises(QueryFailed, match="it broke"):
-            await anext(chunks)
-    assert plain(received) == plain(contents[0] + contents[1])
-
-
-async def test_an_error_further_on_waits_for_its_turn() -> None:
+async def test_the_last_chunk_of_a_range_never_waits(small_buffer: int) -> None:
     ranges = Ranges(2, ahead=2)
-    first, second = await ranges.take(), await ranges.take()
-    assert first is not None
-    assert second is not None
-    second.end(QueryFailed("too early"))
+    reader = await take(ranges, stays=True)
+    await reader.put(Chunk(b"x" * small_buffer, 1))
+    reader.end(Chunk(b"end", 1))
+    assert await reader.take()
+    assert reader.number == 1
+
+
+async def test_a_chunk_larger_than_the_buffer_is_handed_over(small_buffer: int) -> None:
+    ranges = Ranges(1, ahead=1)
+    async with running(read(ranges, contents(1, 5, 50_000), stays=True)):
+        assert plain(await collect(ranges)) == joined(contents(1, 5, 50_000))
+
+
+# --- errors that end the file ------------------------------------------------------------------------------------
+
+
+async def test_what_was_read_of_a_range_comes_before_its_error() -> None:
+    ranges = Ranges(3, ahead=3)
+    first, second = await take(ranges, stays=True), await take(ranges)
+    first.end(Chunk(b"first", 1))
+    await second.put(Chunk(b"second", 1))
+    second.fail(QueryFailed("it broke"))
+    chunks = ranges.chunks()
+    assert [(await anext(chunks)).data for _ in range(2)] == [b"first", b"second"]
+    with pytest.raises(QueryFailed, match="it broke"):
+        await anext(chunks)
+
+
+async def test_an_error_of_a_later_range_waits_for_its_turn() -> None:
+    ranges = Ranges(2, ahead=2)
+    first, second = await take(ranges, stays=True), await take(ranges)
+    second.fail(QueryFailed("too early"))
     async with contextlib.aclosing(ranges.chunks()) as chunks:
         waiting = asyncio.ensure_future(anext(chunks))
         await settle()
         assert not waiting.done()
-        await first.put(Chunk(b"first", 1))
-        first.end()
+        first.end(Chunk(b"first", 1))
         assert (await waiting).data == b"first"
         with pytest.raises(QueryFailed, match="too early"):
             await anext(chunks)
 
 
-async def test_one_reader_is_enough_where_others_never_come() -> None:
-    ranges = Ranges(20, ahead=6)
-    contents = [lines(number, 3) for number in range(20)]
-
-    async def never() -> None:
-        await asyncio.Event().wait()
-
-    async with running(read(ranges, contents), never(), never()), asyncio.timeout(10):
-        assert plain(await collect(ranges)) == plain([chunk for content in contents for chunk in content])
-
-
-async def test_a_reader_that_is_stopped_in_its_range_ends_the_file_there() -> None:
+@pytest.mark.parametrize("give_back", [False, True])
+async def test_a_range_of_which_bytes_were_handed_over_ends_the_file(give_back: bool) -> None:
     ranges = Ranges(2, ahead=2)
-    ready = asyncio.Event()
+    first, second = await take(ranges, stays=True), await take(ranges)
+    first.end(Chunk(b"first", 1))
+    await second.put(Chunk(b"some", 1))
+    await second.put(Chunk(b"more", 1))
+    async with contextlib.aclosing(ranges.chunks()) as chunks:
+        assert [(await anext(chunks)).data for _ in range(2)] == [b"first", b"some"]
+        second.fail(LOST, give_back=give_back)
+        assert (await anext(chunks)).data == b"more"
+        with pytest.raises(ConnectionLost):
+            await anext(chunks)
 
-    async def stopped() -> None:
-        taken = await ranges.take()
-        assert taken is not None
-        await taken.put(Chunk(b"some", 1))
-        ready.set()
-        try:
-            await asyncio.Event().wait()
-        except BaseException as error:
-            taken.end(QueryFailed("stopped"))
-            raise error
 
-    async with running(stopped()) as (task,):
-        await ready.wait()
-        task.cancel()
-        with pytest.raises(QueryFailed, match="stopped"):
+@pytest.mark.parametrize("give_back", [False, True])
+async def test_the_failure_of_the_reader_that_stays_ends_the_file_at_its_range(give_back: bool) -> None:
+    ranges = Ranges(4, ahead=4)
+    helper, first = await take(ranges), await take(ranges, stays=True)
+    await first.put(Chunk(b"some", 1))
+    first.fail(LOST, give_back=give_back)
+    helper.end(Chunk(b"helper", 1))
+    chunks = ranges.chunks()
+    assert [(await anext(chunks)).data for _ in range(2)] == [b"helper", b"some"]
+    with pytest.raises(ConnectionLost):
+        await anext(chunks)
+
+
+async def test_the_failure_of_a_reader_that_stays_without_a_range_ends_a_file_that_no_one_reads() -> None:
+    ranges = Ranges(2, ahead=2)
+    collecting = asyncio.ensure_future(collect(ranges))
+    await settle()
+    ranges.reader(stays=True).fail(LOST, give_back=True)
+    with pytest.raises(ConnectionLost):
+        await collecting
+
+
+@pytest.mark.parametrize("first_fails_last", [True, False])
+async def test_a_range_that_no_one_can_take_any_more_ends_the_file(first_fails_last: bool) -> None:
+    ranges = Ranges(3, ahead=3)
+    helper, first = await take(ranges), await take(ranges, stays=True)
+    failing = [(helper, ConnectionLost("helper")), (first, ConnectionLost("first"))]
+    for reader, error in failing if first_fails_last else reversed(failing):
+        reader.fail(error, give_back=True)
+    async with asyncio.timeout(HANGS):
+        with pytest.raises(ConnectionLost, match="first" if first_fails_last else "helper"):
             await collect(ranges)
 
 
-async def test_a_file_that_nobody_wants_holds_its_readers_and_lets_them_be_stopped() -> None:
+async def test_a_reader_that_is_cancelled_in_its_range_ends_the_file_there() -> None:
+    ranges = Ranges(2, ahead=2)
+    ready = asyncio.Event()
+
+    async def cancelled() -> None:
+        reader = await take(ranges, stays=True)
+        await reader.put(Chunk(b"some", 1))
+        ready.set()
+        try:
+            await asyncio.Event().wait()
+        except BaseException:
+            reader.fail(QueryFailed("cancelled"))
+            raise
+
+    async with running(cancelled()) as (task,):
+        await ready.wait()
+        task.cancel()
+        with pytest.raises(QueryFailed, match="cancelled"):
+            await collect(ranges)
+
+
+async def test_a_file_that_is_closed_early_holds_its_readers_until_they_are_cancelled() -> None:
     ranges = Ranges(50, ahead=4)
-    contents = [lines(number, 1) for number in range(50)]
-    async with running(*(read(ranges, contents) for _ in range(3))) as tasks:
+    readers = (read(ranges, contents(50, 1), stays=not number) for number in range(3))
+    async with running(*readers) as tasks:
         chunks = ranges.chunks()
         await anext(chunks)
         await chunks.aclose()
         await settle()
         assert not any(task.done() for task in tasks)
     assert all(task.cancelled() for task in tasks)
+
+
+# --- ranges that are given back ----------------------------------------------------------------------------------
+
+
+async def test_one_reader_is_enough_if_the_others_never_connect() -> None:
+    ranges = Ranges(20, ahead=6)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async with running(read(ranges, contents(20, 3), stays=True), never(), never()), asyncio.timeout(HANGS):
+        assert plain(await collect(ranges)) == joined(contents(20, 3))
+
+
+@pytest.mark.parametrize("buffered", [0, 1, 3])
+async def test_a_range_given_back_is_read_anew_in_its_place(buffered: int) -> None:
+    ranges = Ranges(3, ahead=3)
+    first, second, third = await take(ranges, stays=True), await take(ranges), await take(ranges)
+    for number in range(buffered):
+        await second.put(Chunk(b"%d" % number, 1))
+    second.fail(LOST, give_back=True)
+    third.end(Chunk(b"third", 1))
+    first.end(Chunk(b"first", 1))
+    assert await first.take()
+    assert first.number == 1
+    first.end(Chunk(b"second", 1))
+    assert not await first.take()
+    assert plain(await collect(ranges)) == [b"first", b"second", b"third"]
+
+
+async def test_ranges_given_back_are_taken_first_and_in_order_and_beyond_the_look_ahead() -> None:
+    ranges = Ranges(9, ahead=4)
+    first = await take(ranges, stays=True)
+    others = [await take(ranges) for _ in range(3)]
+    waiting = ranges.reader()
+    taking = asyncio.ensure_future(waiting.take())
+    await settle()
+    assert not taking.done()
+    for other in (others[2], others[0]):
+        other.fail(LOST, give_back=True)
+    assert await taking
+    assert waiting.number == 1
+    first.end(Chunk(b"", 0))
+    assert await first.take()
+    assert first.number == 3
+
+
+async def test_a_range_of_which_only_empty_chunks_were_handed_over_can_be_given_back() -> None:
+    ranges = Ranges(1, ahead=3)
+    helper = await take(ranges)
+    await helper.put(Chunk(b"", 0))
+    chunks = ranges.chunks()
+    assert (await anext(chunks)).data == b""
+    helper.fail(LOST, give_back=True)
+    first = await take(ranges, stays=True)
+    first.end(Chunk(b"all", 1))
+    assert plain([chunk async for chunk in chunks]) == [b"all"]
+
+
+async def test_the_reader_that_stays_waits_until_every_range_has_ended() -> None:
+    ranges = Ranges(2, ahead=2)
+    first, helper = await take(ranges, stays=True), await take(ranges)
+    first.end(Chunk(b"first", 1))
+    staying, leaving = asyncio.ensure_future(first.take()), asyncio.ensure_future(ranges.reader().take())
+    await settle()
+    assert not staying.done()
+    assert leaving.done()
+    assert not leaving.result()
+    helper.fail(LOST, give_back=True)
+    assert await staying
+    assert first.number == 1
+    first.end(Chunk(b"second", 1))
+    # It leaves though nothing has been handed over: nothing can come back any more.
+    assert not await first.take()
+    assert plain(await collect(ranges)) == [b"first", b"second"]
+
+
+async def test_a_reader_that_waits_for_the_file_takes_the_range_that_the_file_waits_for(small_buffer: int) -> None:
+    ranges = Ranges(2, ahead=2)
+    helper, first = await take(ranges), await take(ranges, stays=True)
+    await first.put(Chunk(b"x" * small_buffer, 1))
+    putting = asyncio.ensure_future(first.put(Chunk(b"dropped", 1)))
+    await settle()
+    assert not putting.done()
+    helper.fail(LOST, give_back=True)
+    assert not await putting
+    assert first.number == 0
+    collecting = asyncio.ensure_future(collect(ranges))
+    first.end(Chunk(b"first", 1))
+    assert await first.take()
+    assert first.number == 1
+    first.end(Chunk(b"second", 1))
+    assert plain(await collecting) == [b"first", b"second"]
+
+
+async def test_only_one_of_the_readers_that_wait_exchanges_its_range(small_buffer: int) -> None:
+    ranges = Ranges(4, ahead=4)
+    helper, *others = await take(ranges), await take(ranges, stays=True), await take(ranges), await take(ranges)
+    for other in others:
+        await other.put(Chunk(b"x" * small_buffer, 1))
+    putting = [asyncio.ensure_future(other.put(Chunk(b"more", 1))) for other in others]
+    await settle()
+    helper.fail(LOST, give_back=True)
+    await settle()
+    assert min(other.number for other in others) == 0
+    assert [task.done() for task in putting].count(True) == 1
+    for task in putting:
+        task.cancel()
+
+
+async def test_a_reader_that_waits_keeps_its_range_while_the_file_has_another_to_read(small_buffer: int) -> None:
+    ranges = Ranges(3, ahead=3)
+    first, helper, blocked = await take(ranges, stays=True), await take(ranges), await take(ranges)
+    await blocked.put(Chunk(b"x" * small_buffer, 1))
+    putting = asyncio.ensure_future(blocked.put(Chunk(b"more", 1)))
+    helper.fail(LOST, give_back=True)
+    await settle()
+    # The first range has its reader, which takes the second one next.
+    assert not putting.done()
+    first.end(Chunk(b"first", 1))
+    assert await first.take()
+    assert first.number == 1
+    await settle()
+    assert not putting.done()
+    putting.cancel()
+
+
+# --- any order of events -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """A file and what happens while it is read.
+
+    counts: chunks of each range. size: bytes of a chunk. ahead: ranges. pauses: passes of the event loop before each
+    step, in the order of the steps; none when they are used up. lifetimes: steps after which each reader but the
+    first loses its connection, None for never. first_lives: the same for the first reader. broken: ranges whose query
+    fails after that many chunks.
+    """
+
+    counts: list[int]
+    size: int = 1
+    ahead: int = 3
+    pauses: list[int] = field(default_factory=list)
+    lifetimes: list[int | None] = field(default_factory=list)
+    first_lives: int | None = None
+    broken: dict[int, int] = field(default_factory=dict)
+
+
+class Simulation:
+    """Runs a case. fatal: the errors that must end the file, by the number of their range."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.contents = [content(number, count, case.size) for number, count in enumerate(case.counts)]
+        self.ranges = Ranges(len(case.counts), case.ahead)
+        self.pauses = iter(case.pauses)
+        self.received: list[Chunk] = []
+        self.fatal: dict[int, list[BaseException]] = {}
+
+    async def pause(self) -> None:
+        for _ in range(next(self.pauses, 0)):
+            await asyncio.sleep(0)
+
+    def handed_over(self, number: int) -> bool:
+        return any(chunk.data.startswith(b"%d." % number) for chunk in self.received)
+
+    async def read(self, lifetime: int | None, *, stays: bool) -> None:
+        """A reader that does what `scan.py` does, on a connection that dies after `lifetime` steps."""
+        reader = self.ranges.reader(stays=stays)
+        steps = iter(range(lifetime)) if lifetime is not None else iter(int, 1)
+        try:
+            more = await reader.take()
+            while more:
+                more = await self.read_range(reader, steps)
+        except ConnectionLost as error:
+            # Decided here and now, from what the consumer has seen.
+            if stays or self.handed_over(reader.number) or self.ranges._failure is not None:
+                self.fatal.setdefault(reader.number, []).append(error)
+            reader.fail(error, give_back=True)
+        except QueryFailed as error:
+            self.fatal.setdefault(reader.number, []).append(error)
+            reader.fail(error)
+
+    async def step(self, steps: Iterator[int]) -> None:
+        await self.pause()
+        if next(steps, None) is None:
+            raise ConnectionLost("the reader's connection is gone")
+
+    async def read_range(self, reader: RangeReader, steps: Iterator[int]) -> bool:
+        number = reader.number
+        for place, chunk in enumerate(self.contents[number]):
+            await self.step(steps)
+            if self.case.broken.get(number) == place:
+                raise QueryFailed(str(number))
+            if not await reader.put(chunk):
+                # The rest of the old range is read and dropped.
+                for _ in self.contents[number][place + 1 :]:
+                    await self.step(steps)
+                return True
+        await self.step(steps)
+        if number in self.case.broken:
+            raise QueryFailed(str(number))
+        reader.end(Chunk(b"", 0))
+        return await reader.take()
+
+    async def consume(self) -> None:
+        async with contextlib.aclosing(self.ranges.chunks()) as chunks:
+            async for chunk in chunks:
+                self.received.append(chunk)
+                await self.pause()
+
+    def expect_whole(self) -> None:
+        assert plain(self.received) == joined(self.contents)
+
+    def expect_end_at(self, error: BaseException) -> None:
+        """The file has every range before the one that failed, and the beginning of that one."""
+        own = [number for number, errors in self.fatal.items() if error in errors]
+        # A range that was given back before the first reader failed ends with that reader's error too.
+        received, right = plain(self.received), joined(self.contents)
+        assert received == right[: len(received)]
+        if own:
+            before = joined(self.contents[: min(own)])
+            assert len(received) <= len(before) + len(self.contents[min(own)])
+            if self.ranges._failure is None:
+                assert len(received) >= len(before)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+    lifetime = st.none() | st.integers(0, 12)
+    return Case(
+        counts,
+        draw(st.sampled_from([1, 400, 3000])),
+        draw(st.integers(1, 8)),
+        draw(st.lists(st.integers(0, 5), max_size=120)),
+        draw(st.lists(lifetime, max_size=4)),
+        draw(lifetime),
+        draw(st.dictionaries(st.integers(0, len(counts) - 1), st.integers(0, 4), max_size=2))
+        if draw(st.booleans())
+        else {},
+    )
+
+
+@hypothesis_settings(max_examples=600)
+@given(case=cases())
+@example(case=Case([4, 4, 4], 3000, 3, lifetimes=[0, 1]))
+@example(case=Case([0, 0], lifetimes=[0, 0], first_lives=0))
+@example(case=Case([4, 4, 4, 4], 3000, 4, [0, 0, 5, 0, 5], lifetimes=[2, 3, 4]))
+async def test_in_any_order_of_events_the_file_is_whole_or_ends_with_the_error(case: Case) -> None:
+    simulation = Simulation(case)
+    readers = [simulation.read(case.first_lives, stays=True)]
+    readers += [simulation.read(lifetime, stays=False) for lifetime in case.lifetimes]
+    with mock.patch.object(module, "RANGE_BUFFER_BYTES", 1000):
+        async with running(*readers) as tasks, asyncio.timeout(HANGS):
+            try:
+                await simulation.consume()
+            except (ConnectionLost, QueryFailed) as error:
+                assert simulation.fatal
+                simulation.expect_end_at(error)
+            else:
+                assert not simulation.fatal
+                simulation.expect_whole()
+                await asyncio.gather(*tasks)  # nobody waits for a range that will not come

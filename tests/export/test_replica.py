@@ -1,4 +1,4 @@
-"""Runner from a hot standby: the primary's bytes, and an honest end when its recovery needs the rows away."""
+"""Exports from a hot standby: the primary's bytes, and a cut stream if recovery removes the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 
 FOR_REPLICATION = {"wal_level": "replica", "max_wal_senders": "4", "fsync": "off", "autovacuum": "off"}
-# Recovery waits for nobody: a query in its way is cancelled at once.
+# Recovery does not wait: it cancels a conflicting query at once.
 ON_THE_STANDBY = {**FOR_REPLICATION, "max_standby_streaming_delay": "0", "hot_standby_feedback": "off"}
 ON_THE_STANDBY |= {"log_recovery_conflict_waits": "on", "deadlock_timeout": "50ms"}
 
@@ -35,7 +35,7 @@ class Pair:
     log: Path
 
     def conflicts_waited_for(self) -> int:
-        """How often recovery has asked somebody to go and still had to wait."""
+        """How often recovery has logged that it waits for a conflicting session."""
         return self.log.read_text(errors="replace").count("recovery still waiting")
 
     def has_caught_up(self) -> bool:
@@ -48,10 +48,10 @@ class Pair:
         wait_until("the standby has replayed it", self.has_caught_up, seconds=30)
 
     def run(self, *statements: str) -> None:
-        """Run this on the primary, its WAL on the way when it returns."""
+        """Run this on the primary and flush its WAL."""
         for statement in statements:
             self.primary.run(statement)
-        # A commit record behind what only made pages tidy, so that all of it is flushed.
+        # A synchronous commit flushes the WAL of VACUUM, too.
         self.primary.run("SET synchronous_commit = local; DROP TABLE IF EXISTS flushed; CREATE TABLE flushed ()")
 
 
@@ -74,14 +74,14 @@ def pair() -> Iterator[Pair]:
             "--wal-method=stream",
             "--no-sync",
         )
-        # The primary's socket is in its data folder, and its lock came along.
+        # The primary's socket is in its data folder, so its lock file was copied.
         (folder / "standby" / ".s.PGSQL.5432.lock").unlink()
         second = running.enter_context(EmbeddedPostgres(folder / "standby", settings=ON_THE_STANDBY))
         pair = Pair(Postgres(first.uri), Postgres(second.uri), folder / "standby" / "server.log")
         running.callback(pair.primary.connection.close)
         running.callback(pair.standby.connection.close)
         assert pair.standby.run("SELECT pg_is_in_recovery()") == [(True,)]
-        # The file is forty times the table: its one long value is compressed once, and then copied as it is.
+        # The file is forty times the table: the long value is compressed once and then copied compressed.
         pair.run(
             "CREATE TABLE one AS SELECT repeat('x', 4000) AS filler",
             "CREATE TABLE large (n int, filler text) WITH (fillfactor = 20)",
@@ -111,8 +111,8 @@ def test_a_standby_gives_the_bytes_of_the_primary(pair: Pair, server: LiveServer
 
 
 def test_a_conflict_with_recovery_before_the_first_byte_is_tried_again(pair: Pair, server: LiveServer) -> None:
-    # The view waits for a lock that this test holds on the standby, so that the conflict finds it there; before it
-    # has touched a page, and without VACUUM's lock, or later records would end the next attempts too.
+    # The view waits for a lock that this test holds on the standby, so that the conflict occurs there. It has not read
+    # a page by then, and VACUUM takes no lock; otherwise later WAL records would end the next attempts too.
     pair.run(
         "CREATE TABLE swept AS SELECT n FROM generate_series(1, 2000) AS n",
         "CREATE VIEW waiting AS "
@@ -138,7 +138,7 @@ def test_a_conflict_with_recovery_before_the_first_byte_is_tried_again(pair: Pai
         held.cursor().execute("SELECT pg_advisory_unlock(4711)")
         answer = client.read()
     assert (answer.status, answer.ending) == (200, "terminator")
-    # What there is now, and no row of what there was at the first attempt.
+    # The rows as of the last attempt.
     assert answer.body == pair.primary.copy("SELECT n, '' AS held FROM swept")
     assert server.export_line("again")["outcome"] == "complete"
 
@@ -152,9 +152,9 @@ def test_a_conflict_with_recovery_after_the_first_byte_cuts_the_stream(pair: Pai
         client.send("/export/lost.csv", headers={"X-Request-Id": "conflict"})
         come_to_rest(server, pair.standby, 3)
         pair.run("DELETE FROM lost", "VACUUM lost")
-        # It has, or has ended them: whichever it is, it spoke before the client reads on.
+        # Recovery waits for the readers or has ended them, before the client reads on.
         wait_until(
-            "recovery has come upon the readers",
+            "recovery conflicts with the readers",
             lambda: pair.conflicts_waited_for() > waited or pair.has_caught_up(),
             seconds=30,
         )

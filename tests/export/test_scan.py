@@ -1,5 +1,5 @@
-"""How a relation is read. Streamed: how much libpq holds, how far the reading runs ahead, and stopping in the middle.
-Fetched, for the pure-Python encoder: the sizes of the batches and the one FETCH ahead.
+"""How a relation is read. Streamed: how much libpq holds, how far reading runs ahead, and stopping in the middle.
+Fetched, for the pure-Python encoder: the sizes of the batches and the FETCH that runs ahead.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from server import errors
 from server.chunk import Chunk
 from server.encode.encoders import LIBPQ_FUNCTIONS
 from server.export.pipeline import OpenExport
-from server.export.ranges import AHEAD_BYTES
-from server.export.scan import CHUNK_BYTES, GROWTH
+from server.export.ranges import RANGE_BUFFER_BYTES
+from server.export.scan import FILE_CHUNK_BYTES, GROWTH
 from server.export.strategy import CHUNK_ROWS, CHUNK_ROWS_LARGE, FEWEST_BLOCKS
 from server.postgres.database import Database
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ, result_memory
@@ -35,13 +35,13 @@ from tests.support.engines import encoders, make_engine, open_database
 from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
 
-# The issue's "never more than a few MB", as libpq holds them.
+# Bytes that libpq may hold for one FETCH.
 FEW_MEGABYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """One FETCH: the rows that were asked for, the rows that came, and the bytes that libpq holds for them."""
+    """One FETCH: the rows requested, the rows received, and the bytes that libpq holds for them."""
 
     asked: int
     count: int
@@ -61,7 +61,7 @@ class WatchedSession(Session):
 
 @contextlib.asynccontextmanager
 async def scanning(database: Database, name: str, *, native: bool = True) -> AsyncIterator[tuple[WatchedSession, Any]]:
-    """A session on the relation and its scan, not yet begun; the scan is closed at the end."""
+    """A session on the relation and its chunks, not started yet. The chunks are closed at the end."""
     async with database.session() as session:
         session.__class__ = WatchedSession
         assert isinstance(session, WatchedSession)
@@ -79,7 +79,7 @@ def _native_encoder() -> None:
 
 
 async def fetch_all(database: Database, name: str) -> tuple[bytes, list[Fetched]]:
-    """The file and the FETCHes that it took, by the way of the pure-Python encoder."""
+    """The file and its FETCHes, read for the pure-Python encoder."""
     async with scanning(database, name, native=False) as (session, chunks):
         data = b"".join([chunk.data async for chunk in chunks])
         return data, session.fetched
@@ -94,12 +94,12 @@ def last_statement(postgres: Postgres, session: Session) -> tuple[str, str, str]
     return state, query, waits_for
 
 
-# --- streamed: what is held, and how far it runs ahead ----------------------------------------------------------
+# --- streamed: what is held, and how far it runs ahead -----------------------------------------------------------
 
 
 @dataclass
 class Held:
-    """What the native encoder met. rows: the most in one PGresult; memory: the most bytes of one; results: how many."""
+    """What the native encoder received. rows, memory: the most rows and bytes in one PGresult. results: how many."""
 
     rows: int = 0
     memory: int = 0
@@ -108,7 +108,7 @@ class Held:
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    """What libpq hands over from now on, as seen by the one function through which every result is freed."""
+    """What libpq returns from now on, seen by the function that frees every result."""
     held = Held()
 
     def clear(result: int) -> None:
@@ -138,14 +138,14 @@ async def test_a_streamed_file_is_the_bytes_of_copy_in_chunks(
     chunks = await stream_all(database, "users")
     assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM users")
     assert sum(chunk.rows for chunk in chunks) == postgres.run("SELECT count(*) FROM users")[0][0]
-    # The first comes as soon as there is a row; the others are large enough that handing them over does not show.
-    assert len(chunks[0].data) < CHUNK_BYTES / 2
-    assert max(len(chunk.data) for chunk in chunks) < 2 * CHUNK_BYTES
+    # The first comes as soon as there is a row. The others are large enough that the cost of a chunk is negligible.
+    assert len(chunks[0].data) < FILE_CHUNK_BYTES / 2
+    assert max(len(chunk.data) for chunk in chunks) < 2 * FILE_CHUNK_BYTES
     assert held.rows == CHUNK_ROWS
     assert held.memory < 1 << 20
 
 
-# What nothing in the catalogue tells of: few rows at a time, whatever came before them.
+# Large values that the catalogue does not show: libpq must hold few rows at any time.
 SUDDEN = "SELECT n, CASE WHEN n > 3000 THEN {large} END AS large FROM generate_series(1, 3060) AS n"
 LARGE_VALUES = {
     "external": ("TABLE", "EXTERNAL", "repeat('x', 1000000)"),
@@ -181,9 +181,9 @@ async def test_libpq_holds_few_rows_where_they_may_be_large(
     data = b"".join(chunk.data for chunk in chunks)
     assert data == postgres.copy("SELECT * FROM sudden")
     assert held.rows <= CHUNK_ROWS_LARGE
-    # A megabyte each: what is held at once, by libpq and then by a chunk.
+    # A megabyte each: what libpq and then a chunk hold at once.
     assert held.memory < (CHUNK_ROWS_LARGE + 1) * 1_100_000
-    assert max(len(chunk.data) for chunk in chunks) < CHUNK_BYTES + (CHUNK_ROWS_LARGE + 1) * 1_100_000
+    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + (CHUNK_ROWS_LARGE + 1) * 1_100_000
 
 
 async def test_wide_rows_come_one_by_one(database: Database, postgres: Postgres, held: Held) -> None:
@@ -220,14 +220,14 @@ async def test_a_consumer_that_stops_makes_postgresql_wait(database: Database, p
         handed_out = (await anext(chunks)).rows
         await eventually("PostgreSQL waits", postgres.streams_at_rest)
         assert last_statement(postgres, session)[0] == "active"
-        # What may wait for the consumer, one chunk in the reader's hand, and what libpq and the sockets hold.
-        ahead = AHEAD_BYTES + 2 * CHUNK_BYTES + (2 << 20)
+        # What may wait for the consumer, one chunk that the reader holds, and what libpq and the sockets hold.
+        ahead = RANGE_BUFFER_BYTES + 2 * FILE_CHUNK_BYTES + (2 << 20)
         assert handed_out < rows_computed() < handed_out + ahead // 100_000
         rest = [chunk.rows async for chunk in chunks]
         assert handed_out + sum(rest) == 1000
 
 
-# --- fetched: the sizes of the batches -------------------------------------------------------------------------------
+# --- fetched: the sizes of the batches ---------------------------------------------------------------------------
 
 
 async def test_batches_start_with_one_row_and_grow_eightfold_at_most(database: Database, postgres: Postgres) -> None:
@@ -237,7 +237,7 @@ async def test_batches_start_with_one_row_and_grow_eightfold_at_most(database: D
     for before, after in itertools.pairwise(fetched):
         assert after.asked <= before.count * GROWTH
     assert GROWTH <= 8
-    # Narrow rows come in batches large enough that the round trips do not show.
+    # Narrow rows come in batches large enough that the cost of a round trip is negligible.
     assert max(batch.memory for batch in fetched) > 256 << 10
     assert max(batch.memory for batch in fetched) < 2 << 20
 
@@ -264,8 +264,8 @@ async def test_rows_that_grow_come_in_fewer(database: Database, postgres: Postgr
     assert fetched[-1].asked < max(batch.asked for batch in fetched)
 
 
-async def test_much_out_of_line_means_short_batches(database: Database, postgres: Postgres) -> None:
-    # 2,000 narrow rows, then 20 of 1 MB each: the rows before tell nothing of the row that comes.
+async def test_a_large_toast_table_means_small_batches(database: Database, postgres: Postgres) -> None:
+    # 2,000 narrow rows, then 20 of 1 MB each: the rows before do not predict the size of the next one.
     postgres.run("CREATE TABLE mixed (n int, large text); ALTER TABLE mixed ALTER COLUMN large SET STORAGE EXTERNAL")
     postgres.run(
         "INSERT INTO mixed "
@@ -280,8 +280,8 @@ async def test_much_out_of_line_means_short_batches(database: Database, postgres
 async def test_after_one_batch_of_large_rows_batches_are_small(
     database: Database, postgres: Postgres, kind: str
 ) -> None:
-    # Out of line but compressed, or made on the fly: no size in the catalogue warns of them, and one FETCH is held
-    # whole. docs/architecture.md says so; what can be kept is that there is one such batch and not two.
+    # Compressed in TOAST, or computed by the view: the catalogue does not show their size, and one FETCH is held whole
+    # (docs/architecture.md). There may be one such batch, not two.
     query = "SELECT n, CASE WHEN n > 2000 THEN repeat('x', 1000000) END AS large FROM generate_series(1, 2060) AS n"
     postgres.run(f"CREATE {kind} mixed AS {query}")
     data, fetched = await fetch_all(database, "mixed")
@@ -290,18 +290,18 @@ async def test_after_one_batch_of_large_rows_batches_are_small(
     assert len(large) <= 1
 
 
-# --- fetched: one FETCH ahead, and no more --------------------------------------------------------------------------
+# --- fetched: one FETCH ahead ------------------------------------------------------------------------------------
 
 
 def has_arrived(postgres: Postgres, session: Session, statement: str) -> Callable[[], bool]:
     return lambda: last_statement(postgres, session)[1] == statement
 
 
-async def test_the_next_fetch_is_on_its_way_while_a_chunk_is_handed_out(database: Database, postgres: Postgres) -> None:
+async def test_the_next_fetch_is_sent_before_a_chunk_is_handed_out(database: Database, postgres: Postgres) -> None:
     async with scanning(database, "users", native=False) as (session, chunks):
         for following in (8, 64, 512):
             await anext(chunks)
-            # The event loop does not turn while this waits: the statement was sent before the chunk came.
+            # This blocks the event loop: the statement was sent before the chunk came.
             wait_until(
                 "the next FETCH has arrived", has_arrived(postgres, session, f"FETCH FORWARD {following} FROM sluice")
             )
@@ -337,13 +337,13 @@ async def test_a_consumer_that_stops_leaves_one_batch_ahead(
             "the batch ahead is there",
             lambda: last_statement(postgres, session)[0] == "idle in transaction",
         )
-        # Time for the loop and the server to do more than they should.
+        # Time in which the event loop and the server could do more than they should.
         await asyncio.sleep(0.1)
         assert rows_computed() == rows_read
         assert len(session.fetched) == taken + 1
 
 
-# --- stopping in the middle -------------------------------------------------------------------------------------
+# --- stopping in the middle --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ async def complaints() -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def nothing_left_open() -> Iterator[None]:
-    """Whoever begins a generator in here closes it, and leaves that not to the event loop at some later time."""
+    """Assert that every generator that is started in this block is closed in it, and not later by the event loop."""
     left: list[AsyncGenerator[Any, Any]] = []
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(hooks.firstiter, left.append)
@@ -368,7 +368,7 @@ def nothing_left_open() -> Iterator[None]:
 
 
 def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
-    """aiopg tells the loop of each cancelled statement beside raising."""
+    """Return whether aiopg has reported only cancelled statements, which it reports besides raising."""
     return all(getattr(context.get("exception"), "pgcode", None) == "57014" for context in heard)
 
 
@@ -401,7 +401,7 @@ async def test_closing_a_scan_leaves_nothing_behind(
                 await anext(chunks)
             start = "SELECT source" if native else "FETCH"
             await eventually(
-                "the statement has come to the server",
+                "the server has the statement",
                 lambda: taken == 0 or last_statement(postgres, session)[1].startswith(start),
             )
             await chunks.aclose()
@@ -457,7 +457,7 @@ async def test_a_cancelled_consumer_is_cancelled_wherever_it_is(
 
     for turn in range(50):
         task = asyncio.create_task(consume())
-        await asyncio.sleep(turn / 2000)  # not a wait: another moment of the way each time
+        await asyncio.sleep(turn / 2000)  # not a wait: another moment of the export each time
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -466,18 +466,18 @@ async def test_a_cancelled_consumer_is_cancelled_wherever_it_is(
     await eventually("nothing runs on", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
 
 
-# --- several readers --------------------------------------------------------------------------------------------
+# --- several readers ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def parallel(settings: Settings) -> AsyncIterator[Database]:
-    """A database whose exports may have three readers, whatever the machine."""
+    """A database whose exports may have three readers, on any machine."""
     async with open_database(replace(settings, parallel_readers=3)) as opened:
         yield opened
 
 
 def make_blocks(postgres: Postgres) -> None:
-    """The table `blocks`, of a few more blocks than readers are put to work for, one row each."""
+    """The table `blocks`, with one row in each block and just enough blocks for several readers."""
     postgres.run("CREATE TABLE blocks (n int, filler text); ALTER TABLE blocks ALTER filler SET STORAGE PLAIN")
     postgres.run(f"INSERT INTO blocks SELECT n, repeat('x', 7000) FROM generate_series(1, {FEWEST_BLOCKS + 100}) AS n")
 
@@ -509,7 +509,7 @@ async def test_closing_a_scan_of_several_readers_leaves_nothing_behind(
         await chunks.aclose()
         # The database may still be telling PostgreSQL to stop.
         assert asyncio.all_tasks() - parallel._background == tasks
-        # All of them are given back to whoever comes next.
+        # All spare readers have been given back.
         with parallel.spare_readers(1000) as spare:
             assert spare == 4
     await eventually("the server has stopped", lambda: readers(postgres) == 0)

@@ -1,6 +1,6 @@
-"""How a plan is read: tables of what EXPLAIN and the catalogue may say, and what is made of it. No database.
+"""How a plan is read: tables of EXPLAIN documents and catalogue facts, and the strategy for each. No database.
 
-The EXPLAIN documents are those of PostgreSQL 18, cut down to what is looked at.
+The EXPLAIN documents are those of PostgreSQL 18, reduced to the fields that are used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from server.export.strategy import (
-    CHUNK_BYTES,
     CHUNK_ROWS,
     CHUNK_ROWS_LARGE,
     FEWEST_BLOCKS,
+    LIBPQ_BYTES,
     LONGEST_STATEMENT,
     MOST_TABLES,
     RANGE_BLOCKS,
@@ -61,7 +61,7 @@ def node(kind: str, *below: Document, **more: Any) -> Document:
     return {"Node Type": kind, "Plan Rows": 1000, **({"Plans": list(below)} if below else {}), **more}
 
 
-# --- which tables are read --------------------------------------------------------------------------------------
+# --- which tables are read ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_by_ranges_says_why(
     wanted: ExportPlan, explained: Document, version: int, reason: str
 ) -> None:
     refused = candidate_tables(wanted, Explained(explained), version)
-    assert refused == Candidates(refusal=reason)
+    assert refused == Candidates(reason=reason)
     strategy = make_strategy(wanted, Explained(explained), refused, [], Limits(4, 100))
     assert (strategy.name, len(strategy.ranges), strategy.readers, strategy.reason) == ("single", 0, 1, reason)
 
@@ -167,7 +167,7 @@ def test_what_comes_as_it_lies_in_the_table(wanted: ExportPlan, in_order: bool) 
     assert reads_in_order(wanted) is in_order
 
 
-# --- the ranges -------------------------------------------------------------------------------------------------
+# --- the ranges --------------------------------------------------------------------------------------------------
 
 
 def table(blocks: int, name: str = "users", **changes: Any) -> Document:
@@ -278,11 +278,11 @@ def test_a_server_of_one_reader_reads_no_ranges() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])
 def test_the_estimate_is_the_planner_s(rows: int) -> None:
-    strategy = make_strategy(plan(), Explained(seq_scan(rows=rows)), Candidates(refusal="small"), [], Limits(4, 1))
+    strategy = make_strategy(plan(), Explained(seq_scan(rows=rows)), Candidates(reason="small"), [], Limits(4, 1))
     assert strategy.estimated_rows == rows
 
 
-# --- how many rows at a time ------------------------------------------------------------------------------------
+# --- how many rows at a time -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,17 +299,17 @@ def test_the_estimate_is_the_planner_s(rows: int) -> None:
         # Nobody knows: views and foreign tables.
         ({"toast_bytes": None, "bytes": None, "estimated_rows": None}, CHUNK_ROWS_LARGE),
         ({"toast_bytes": None, "bytes": 0, "estimated_rows": 100}, CHUNK_ROWS_LARGE),
-        # Rows that are large as a rule: about CHUNK_BYTES of them.
-        ({"toast_bytes": 99 * CHUNK_BYTES, "bytes": 100 * CHUNK_BYTES, "estimated_rows": 400}, 4),
-        ({"toast_bytes": 99 * CHUNK_BYTES, "bytes": 100 * CHUNK_BYTES, "estimated_rows": 100}, 1),
-        ({"toast_bytes": 10**9, "bytes": 1000 * CHUNK_BYTES, "estimated_rows": 100}, 1),
+        # Rows that are large as a rule: about LIBPQ_BYTES of them.
+        ({"toast_bytes": 99 * LIBPQ_BYTES, "bytes": 100 * LIBPQ_BYTES, "estimated_rows": 400}, 4),
+        ({"toast_bytes": 99 * LIBPQ_BYTES, "bytes": 100 * LIBPQ_BYTES, "estimated_rows": 100}, 1),
+        ({"toast_bytes": 10**9, "bytes": 1000 * LIBPQ_BYTES, "estimated_rows": 100}, 1),
         ({"toast_bytes": 10**9, "bytes": 10**9, "estimated_rows": 10**9}, CHUNK_ROWS_LARGE),
         # Only VACUUM brings what lies out of line into `bytes`: the larger of the two counts.
-        ({"toast_bytes": 100 * CHUNK_BYTES, "bytes": 8192, "estimated_rows": 100}, 1),
-        ({"toast_bytes": 100 * CHUNK_BYTES, "bytes": 8192, "estimated_rows": 300}, 3),
+        ({"toast_bytes": 100 * LIBPQ_BYTES, "bytes": 8192, "estimated_rows": 100}, 1),
+        ({"toast_bytes": 100 * LIBPQ_BYTES, "bytes": 8192, "estimated_rows": 300}, 3),
     ],
 )
 def test_few_rows_at_a_time_where_they_may_be_large(facts: Document, rows: int) -> None:
     known = {"bytes": 8192, "estimated_rows": 1000, **facts}
-    strategy = make_strategy(plan(**known), Explained(seq_scan()), Candidates(refusal="small"), [], Limits(4, 1))
+    strategy = make_strategy(plan(**known), Explained(seq_scan()), Candidates(reason="small"), [], Limits(4, 1))
     assert strategy.chunk_rows == rows

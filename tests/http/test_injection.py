@@ -205,7 +205,7 @@ def assert_nothing_but_data(plan: ExportPlan) -> None:
     # The SQL does not depend on the values. Nor does the SQL of the probes that follow a refused value.
     other = replace(plan, filters=tuple(with_other_values(item) for item in plan.filters))
     assert select_statement(other).text == statement.text
-    assert [probe.text for _, probe in probes(other)] == [probe.text for _, probe in probes(plan)]
+    assert [probe.statement.text for probe in probes(other)] == [probe.statement.text for probe in probes(plan)]
 
 
 # --- The text, without a database. ---

@@ -1,11 +1,12 @@
-"""Random results under random dialects through one build of the native encoder, each compared with the pure one:
-a result at a time, and as a statement's results that arrive bit by bit on a connection.
+"""Fuzz one build of the native encoder with random results in random dialects, and compare it with the pure one.
 
-    python tests/encode_fuzz.py FOLDER ROUNDS SEED
+Encodes whole results, and results of a statement that arrive in pieces on a connection.
 
-FOLDER holds the extension `_encode`. test_encode_memory.py runs this under AddressSanitizer, with a build that
-checks every access; any other build may be fuzzed too, which compares bytes only. Also the home of MadeResult,
-a PGresult without a server.
+    python tests/support/encode_fuzz.py FOLDER ROUNDS SEED
+
+FOLDER holds the extension `_encode`. tests/encode/test_memory_safety.py runs this with a build that checks every memory
+access; any other build can be fuzzed too, which compares only the bytes. Also holds MadeResult, a PGresult without a
+server.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ Row = Sequence[bytes | None]
 TEXT, INT4, BYTEA, MONEY = 25, 23, 17, 790
 PGRES_TUPLES_OK, PGRES_FATAL_ERROR, PGRES_TUPLES_CHUNK = 2, 7, 12
 
-# The bytes that the encoder's capacity starts with: with these the directed rounds end exactly at the buffer's
-# end. Where they no longer hold, the broken builds of test_encode_memory.py go undetected and its tests fail.
+# Bytes of the encoder's first buffer. The directed rounds end exactly at its end. If this number is out of date, the
+# tests in test_memory_safety.py no longer find its mistakes, and fail.
 FIRST_CAPACITY = 4096
 
-# libpq through psycopg2, as in server/database.py, but with types of our own for the functions used here.
+# libpq through psycopg2, as in server/postgres/libpq.py, with the types of the functions that are used here.
 _libpq = ctypes.CDLL(psycopg2._psycopg.__file__)
 _libpq.PQmakeEmptyPGresult.restype = ctypes.c_void_p
 _libpq.PQmakeEmptyPGresult.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -57,7 +58,7 @@ _libc.free.argtypes = [ctypes.c_void_p]
 
 
 class _Attribute(ctypes.Structure):
-    """PGresAttDesc (libpq-fe.h): what libpq knows of a column."""
+    """PGresAttDesc (libpq-fe.h): libpq's description of a column."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),
@@ -71,7 +72,7 @@ class _Attribute(ctypes.Structure):
 
 
 class MadeResult:
-    """A batch whose PGresult libpq has built from these rows, without a server; freed on leaving.
+    """A batch whose PGresult libpq has built from these rows, without a server. Freed on leaving the block.
 
     types: an OID a column, text where none are given, as many as there are columns.
     """
@@ -84,8 +85,8 @@ class MadeResult:
         assert pgresult, "libpq made no result"
         self.pgresult: int = pgresult
         if not types:
-            # Without columns there is no field through which libpq would count rows; their number is the
-            # first member of its struct, and libpq is asked whether it reads it like that.
+            # libpq counts rows by their fields, and there are none. The number of rows is the first member of its
+            # struct; the assertion checks that.
             ctypes.c_int.from_address(self.pgresult).value = len(rows)
             assert _libpq.PQntuples(self.pgresult) == len(rows)
             return
@@ -129,7 +130,7 @@ def _of_connection(answer: Callable[[int], int]) -> Any:
 
 
 class GuardedResult:
-    """Rows behind accessors of our own, each value in an allocation of exactly its length.
+    """Rows behind accessors of this module, each value in an allocation of exactly its length.
 
     libpq keeps small values side by side and ends each with a NUL, so that a read past the end of one finds
     memory that is allowed; here AddressSanitizer sees the first byte too many. Freed on leaving or by `clear`.
@@ -143,7 +144,7 @@ class GuardedResult:
         self.status = status
         self.cleared = 0
         self._values: dict[tuple[int, int], int] = {}
-        self.pgresult = len(self._made) + 1  # any address but 0 tells it from the others
+        self.pgresult = len(self._made) + 1  # an address that differs from all others and from 0
         self._made[self.pgresult] = self
         for number, row in enumerate(rows):
             for column, value in enumerate(row):
@@ -159,7 +160,7 @@ class GuardedResult:
         return self._rows
 
     def clear(self) -> None:
-        """Free the values, whose addresses are still given to whoever asks: that is a mistake to be seen."""
+        """Free the values. Their addresses are still returned, so that a later access is found."""
         self.cleared += 1
         if self.cleared == 1:
             for address in self._values.values():
@@ -176,10 +177,10 @@ class GuardedResult:
 
     @classmethod
     def forget(cls) -> None:
-        """Whoever asks for one of those made so far is wrong."""
+        """From now on any access to the results made so far is a mistake."""
         cls._made.clear()
 
-    # What C sees of it.
+    # The functions that the encoder calls.
     FUNCTIONS: ClassVar[dict[str, Any]] = {
         "PQntuples": _of_result(lambda result: len(result._rows)),
         "PQnfields": _of_result(lambda result: len(result.types)),
@@ -228,7 +229,7 @@ class MadeConnection:
             self._theirs.send(bytes(self._before_the_next))
 
     def speak(self) -> None:
-        """Whatever was held back arrives."""
+        """Let everything that was held back arrive."""
         if self.silent:
             self._theirs.send(bytes(self._before_the_next))
             self.silent = False
@@ -288,7 +289,7 @@ class Writing:
 Table = tuple[list[list[bytes | None]], list[int]]
 Maker = Callable[[random.Random, int, Writing], Table]
 FORMULAS = (b"=", b"+", b"-", b"@", b"\t", b"\r")
-# What stands for NULL: nothing, what other values are too, several bytes a character, more than a buffer holds.
+# Texts for NULL: empty, equal to other values, with multibyte characters, larger than a buffer.
 NULLS = [
     *[b"", b"\\N", b"0", b"t", b"\\.", b"\\x", b"NULL", "∅".encode(), b"-", b"'=", b"'-1"],
     *[b"a" * 8, b"n" * 31, b"n" * 800, b"n" * 5000],
@@ -301,7 +302,7 @@ ALPHABETS = [
     b"abcdefgh " * 5 + b'"',
     b"=+-@\t\r'\"a",
     bytes(range(1, 256)),
-    # Specials with the high bit: a word-wise search must not take them for specials, nor miss one beside them.
+    # Special bytes with the high bit set: a search by words must not find them, nor miss a special byte next to them.
     bytes(byte ^ 0x80 for byte in b'",\r\n;|\t') + b'"',
     bytes(byte ^ 0x01 for byte in b'",\r\n;|\t') + b",",
 ]
@@ -369,9 +370,9 @@ def small_table(rng: random.Random, capacity: int, writing: Writing) -> Table:
 
 
 def fillers(rng: random.Random, bytes_written: int, longest: int, beside: int) -> list[bytes | None]:
-    """Values without specials that take so many bytes, each with what stands beside it.
+    """Values without special bytes that fill this many bytes, each with the bytes next to it.
 
-    longest: of the last ones. Before each, room for twice its length is left, or the buffer would grow too soon.
+    longest: of the last ones. Before each, twice its length is free, or the buffer would grow too soon.
     """
     values: list[bytes | None] = []
     while bytes_written > beside:
@@ -385,7 +386,7 @@ def fillers(rng: random.Random, bytes_written: int, longest: int, beside: int) -
 
 
 def to_the_end(rng: random.Random, capacity: int, writing: Writing) -> Table:
-    """Rows after which the worst value meets a buffer with just too little room, just enough, or a byte more."""
+    """Rows after which the largest value meets a buffer that is just too small, just large enough, or a byte larger."""
     dialect = writing.dialect
     length = rng.choice([0, 1, 2, 3, 7, 8, 9, rng.randrange(10, 400)])
     others = [b"x" * length, dialect.delimiter * length, rng.choice(FORMULAS) + dialect.quote * length]
@@ -483,7 +484,7 @@ def fuzz(native: Any, rounds: int, seed: int) -> int:
     return compared
 
 
-# How a read ends; the same numbers in server/encode/_encode.pyx.
+# How a read ended; the same numbers in server/encode/_encode.pyx.
 MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
 
 
@@ -528,7 +529,7 @@ def fuzz_reads(native: Any, rounds: int, seed: int) -> int:
         else:
             assert (ended == FAILED and fails) or (ended == LOST and loses), what
             assert pure.encode(_Rows(rows[:counted], types)) == written, what
-        # Each result is freed once, and the one that says why is left to whoever asks for it.
+        # Each result is freed once, but the one with the error is left for `failure`.
         failure = encoder.failure()
         assert failure or ended != FAILED, what
         if failure:

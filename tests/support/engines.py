@@ -19,9 +19,9 @@ def make_threads(settings: Settings) -> Threads:
     return Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
 
 
-@functools.cache  # a test may have put its own functions in the place of libpq's
+@functools.cache  # not bound again: a test may have replaced libpq's functions by its own
 def encoders(*, native: bool) -> Encoders:
-    """The encoders of a worker. native: the native one, which has to be built."""
+    """The encoders of a worker. native: the native one, which must be built."""
     chosen = choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=not native)
     assert chosen.native is native, "the native encoder is not built"
     return chosen
@@ -29,7 +29,7 @@ def encoders(*, native: bool) -> Encoders:
 
 @contextlib.asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """A database with pools of its own."""
+    """A database with threads of its own."""
     threads = make_threads(settings)
     async with Database(settings, threads) as database:
         yield database
