@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(settings: Settings) -> int:
     # Importing the driver and gunicorn takes half a second, which the other commands do not need.
-    from server.app import create_runner
+    from server.app import create_app_runner
     from server.process.serve import serve
 
-    serve(settings, create_runner)
+    serve(settings, create_app_runner)
     return 0
 
 

@@ -72,7 +72,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     return app
 
 
-def create_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
+def create_app_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
     """Return a runner that cancels the handler of a client that disconnects. Gunicorn's worker needs one for that."""
     return ProblemRunner(
         create_app(settings, shutdown),

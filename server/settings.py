@@ -118,8 +118,8 @@ class Settings:
     )
     parallel_readers: int | None = _setting(
         "PARALLEL_READERS",
-        "Most connections that read one large table in parallel; default: the processors that the process may use, "
-        "at most 4",
+        "Maximum number of connections that read one large table in parallel; default: the processors that the process "
+        "may use, at most 4",
         None,
         _whole(1, 64),
     )
@@ -134,7 +134,7 @@ class Settings:
     )
     shutdown_timeout: int = _setting(
         "SHUTDOWN_TIMEOUT",
-        "Time that running downloads have to end after SIGTERM, in seconds",
+        "How long running downloads may continue after SIGTERM, in seconds",
         30,
         _whole(5, 86400),
     )
@@ -164,7 +164,7 @@ class Settings:
     )
     export_max_attempts: int = _setting(
         "EXPORT_MAX_ATTEMPTS",
-        "Attempts at a saved export whose process is killed before it counts as failed",
+        "Attempts at a saved export that are killed or end with a transient error, before the export counts as failed",
         3,
         _whole(1, 1000),
     )

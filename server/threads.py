@@ -68,13 +68,13 @@ async def in_thread(
         if not job.cancel():
             if interrupt is not None:
                 interrupt()
-            await ended(done)
+            await wait_until_ended(done)
             if not done.cancelled() and done.exception() is None and discard is not None:
                 discard(done.result())
         raise
 
 
-async def ended(task: asyncio.Future[Any]) -> None:
+async def wait_until_ended(task: asyncio.Future[Any]) -> None:
     """Wait until the task has ended, with any outcome. Drop cancellations of the caller meanwhile."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
@@ -84,6 +84,6 @@ async def ended(task: asyncio.Future[Any]) -> None:
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel the task, wait until it has ended, and drop its result or exception."""
     task.cancel()
-    await ended(task)
+    await wait_until_ended(task)
     if not task.cancelled():
         task.exception()

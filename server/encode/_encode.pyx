@@ -59,7 +59,7 @@ cdef enum:
     END = 1        # the statement has no more rows
     FAILED = 2     # the server stopped the statement; `failure` returns the PGresult with the error
     LOST = 3       # the connection is closed
-    WAITED = 4     # nothing arrived for `patience` milliseconds
+    TIMED_OUT = 4     # nothing arrived for `patience` milliseconds
     WOKEN = 5      # the file descriptor `wake` became readable
 
 # Milliseconds to wait for more rows when there are some already, but less than `most` bytes of them.
@@ -309,7 +309,7 @@ cdef class Encoder:
                     return MORE
                 waited += wait
                 if patience >= 0 and waited >= patience:
-                    return WAITED
+                    return TIMED_OUT
                 if not encrypted:
                     continue
             elif ready > 0:

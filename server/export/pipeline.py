@@ -83,14 +83,14 @@ class OpenExport:
             self._strategy = await choose_strategy(self._engine, self.session, self.plan, await self.explained())
         return self._strategy
 
-    async def chunks(self, *, encoded: bool = False) -> AsyncGenerator[Chunk, None]:
+    async def chunks(self, *, compressed: bool = False) -> AsyncGenerator[Chunk, None]:
         """Yield the file in chunks, each as soon as it is there. Call this once, and close the generator.
 
-        encoded: compress the chunks for the transfer, unless the file itself is compressed. Raise ExportError: before
+        compressed: gzip the chunks for the transfer, unless the file itself is gzip. Raise ExportError: before
         the first chunk if the query fails at once, else after the chunks that were read until then.
         """
         chunks = scan(self._engine, self.session, self.plan, await self.strategy())
-        if self.plan.gzip or encoded:
+        if self.plan.gzip or compressed:
             chunks = gzipped(chunks, self._engine.threads.compression)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:

@@ -27,7 +27,7 @@ from server.postgres.rows import Rows
 from server.postgres.session import Batch, Session
 from server.query.plan import ExportPlan
 from server.query.sql import lock_statement, select_statement
-from server.threads import cancel_and_wait, ended
+from server.threads import cancel_and_wait, wait_until_ended
 
 # Bytes of CSV in one chunk of a streamed file. Larger chunks miss the CPU's caches and delay the first bytes; smaller
 # ones make the cost of each hand-over visible. Measured in docs/performance.md.
@@ -85,7 +85,7 @@ async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Str
 async def _streamed(
     database: Database, session: Session, plan: ExportPlan, strategy: Strategy, encoder: NativeEncoder
 ) -> AsyncGenerator[Chunk, None]:
-    await session.settle(streaming=True, by_blocks=bool(strategy.ranges))
+    await session.check_snapshot(streaming=True, by_blocks=bool(strategy.ranges))
     with database.spare_readers(strategy.readers - 1) as spare:
         shared = await session.export_snapshot() if spare else ("", {})
         ranges = Ranges(max(1, len(strategy.ranges)), ahead=1 + spare + RANGES_AHEAD)
@@ -101,7 +101,7 @@ async def _streamed(
             for task in tasks:
                 task.cancel()
             # No reader may use its connection after the sessions are closed, however often this task is cancelled.
-            await ended(asyncio.gather(*tasks, return_exceptions=True))
+            await wait_until_ended(asyncio.gather(*tasks, return_exceptions=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class _Streamed:
         try:
             async with database.reader_session(snapshot) as session:
                 await session.lock(lock_statement(self.strategy.ranges.tables), settings)
-                await session.settle(streaming=True, by_blocks=True)
+                await session.check_snapshot(streaming=True, by_blocks=True)
                 await self.read(session, self.encoder.another(), self.ranges.reader())
         except ExportError as error:
             emit(ReaderFailed(reason=error.detail))
@@ -159,7 +159,7 @@ async def _read_range(rows: Rows, reader: RangeReader) -> bool:
 
 
 async def _discard(rows: Rows, reader: RangeReader) -> None:
-    """Read the rest of the range that went back, and drop it: only then the connection takes another statement."""
+    """Read the rest of the range that went back, and drop it: only then can the connection take another statement."""
     try:
         while rows.running:
             await rows.read(FILE_CHUNK_BYTES)

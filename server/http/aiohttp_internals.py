@@ -52,7 +52,7 @@ class _ProblemHandler(web.RequestHandler):
         return response
 
 
-async def write_buffer_empty(request: web.Request, transport: asyncio.Transport) -> None:
+async def wait_for_write_buffer(request: web.Request, transport: asyncio.Transport) -> None:
     """Wait until the socket has taken everything that was written to the transport of this request.
 
     Raise ConnectionError if the connection is lost meanwhile.

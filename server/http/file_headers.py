@@ -53,13 +53,13 @@ def file_headers(format: str, dialect: Dialect, *, gzip: bool, filename: str) ->
     }
 
 
-def make_response(plan: ExportPlan, *, encoded: bool) -> web.StreamResponse:
-    """Return the response of an export with all its headers, not started. encoded: compressed for the transfer only."""
+def make_response(plan: ExportPlan, *, compressed: bool) -> web.StreamResponse:
+    """Return the response of an export with all its headers, not started. compressed: gzip for the transfer only."""
     headers = file_headers(plan.format, plan.dialect, gzip=plan.gzip, filename=plan.filename)
     headers |= {"Cache-Control": "no-store", "Accept-Ranges": "none"}
     if not plan.gzip:
         headers["Vary"] = "Accept-Encoding"
-        if encoded:
+        if compressed:
             headers["Content-Encoding"] = "gzip"
     return web.StreamResponse(headers=headers)
 

@@ -25,7 +25,7 @@ def weights(headers: MultiMapping[str], name: str) -> dict[str, float]:
 
 
 def accepts_gzip(headers: MultiMapping[str]) -> bool:
-    """Return whether gzip may be used and is not preferred less than no compression (RFC 9110, 12.5.3).
+    """Return whether gzip may be used and is preferred at least as much as no compression (RFC 9110, 12.5.3).
 
     Without an Accept-Encoding it is not used: such clients often cannot decode it.
     """
@@ -36,7 +36,7 @@ def accepts_gzip(headers: MultiMapping[str]) -> bool:
 
 
 def accepts_html(headers: MultiMapping[str]) -> bool:
-    """Return whether the client names text/html (RFC 9110, 12.5.1), as browsers do that open an address.
+    """Return whether the client names text/html (RFC 9110, 12.5.1), as browsers do when they open an address.
 
     A range such as */* is not enough: scripts and curl send it, and are given JSON.
     """

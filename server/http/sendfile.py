@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from server.http.aiohttp_internals import write_buffer_empty
+from server.http.aiohttp_internals import wait_for_write_buffer
 from server.http.keys import THREADS
 from server.http.transfer import Transfer
 from server.threads import in_thread
@@ -46,8 +46,8 @@ async def send_file(transfer: Transfer, part: FilePart) -> None:
         raise ConnectionResetError("the client has left")
     # Nothing may overtake the headers.
     async with transfer.stall_limit():
-        await write_buffer_empty(request, transport)
-    # A descriptor of our own: the event loop watches the connection's one already, and cannot watch it twice.
+        await wait_for_write_buffer(request, transport)
+    # A descriptor of our own: the event loop already watches the connection's own and cannot watch it twice.
     socket = os.dup(transport.get_extra_info("socket").fileno())
     try:
         first, last = part.first, part.first + part.length

@@ -79,7 +79,7 @@ class Form:
     more: tuple[str, ...] = ()
 
     @property
-    def suffix(self) -> str:
+    def full_format(self) -> str:
         """The end of the file's name without its dot: csv, csv.gz, …"""
         return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
 
@@ -91,7 +91,7 @@ class Form:
     @property
     def page_query(self) -> str:
         """The query string of the page that shows this form."""
-        own = [] if self.suffix == FORMATS[0] else [f"{FORMAT}={self.suffix}"]
+        own = [] if self.full_format == FORMATS[0] else [f"{FORMAT}={self.full_format}"]
         return "&".join([*own, *filter(None, [self.query])])
 
     @property

@@ -13,7 +13,7 @@ from server.query.catalogue import LIST_WITHOUT_COLUMNS, Relation, relation_from
 from server.query.request import relation_path
 
 # Relations on the page: 1,000 make about 90 kB of HTML, which a browser lays out without noticeable delay.
-MOST_LISTED = 1000
+MOST_RELATIONS = 1000
 # Characters of the text to search for.
 LONGEST_SEARCH = 200
 
@@ -44,10 +44,10 @@ async def index(request: web.Request) -> web.Response:
     listed = [_listed(relation, schemas[0]) for relation in relations]
     found = [one for one in listed if searched.lower() in one.label.lower() and schema in ("", one.relation.schema)]
     context = {
-        "listed": found[:MOST_LISTED],
+        "listed": found[:MOST_RELATIONS],
         "matching": len(found),
         "total": len(listed),
-        "whole": len(found) == len(listed) <= MOST_LISTED,
+        "whole": len(found) == len(listed) <= MOST_RELATIONS,
         "searched": searched,
         "longest_search": LONGEST_SEARCH,
         "schema": schema,

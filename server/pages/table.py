@@ -113,7 +113,7 @@ def _paths(request: web.Request, form: Form) -> Paths:
     schema, name = _schema(request, form.relation), form.relation.name
     relation = relation_path(schema, name)
     return Paths(
-        export=export_path(schema, name, form.suffix) + (f"?{form.query}" if form.query else ""),
+        export=export_path(schema, name, form.full_format) + (f"?{form.query}" if form.query else ""),
         page=TABLE + relation + (f"?{form.page_query}" if form.page_query else ""),
         action=FORM_ACTION + relation,
         reset=TABLE + relation,

@@ -22,7 +22,7 @@ from server.postgres.server_errors import connection_lost, statement_timed_out
 from server.threads import in_thread
 
 # How a read ended: the enum MORE, END, … of server/encode/_encode.pyx has the same numbers.
-MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
+MORE, END, FAILED, LOST, TIMED_OUT, WOKEN = range(6)
 
 
 class RowReader(Protocol):
@@ -32,7 +32,7 @@ class RowReader(Protocol):
         """Block until `most` bytes of lines are there, or the statement ends, or its rows come slowly.
 
         connection: the address of a PGconn. wake: a descriptor; the call ends (WOKEN) when it is readable. patience:
-        milliseconds to wait for the next row (WAITED), -1 for no limit. Return the lines, how many they are, and how
+        milliseconds to wait for the next row (TIMED_OUT), -1 for no limit. Return the lines, how many they are, and how
         the read ended: MORE to WOKEN.
         """
         ...
@@ -107,7 +107,7 @@ class Rows:
             raise self._loss() if isinstance(error, errors.ConnectionLost) else error
         if ended == LOST:
             raise self._loss()
-        if ended == WAITED:
+        if ended == TIMED_OUT:
             raise statement_timed_out(self._patience)
         if ended == WOKEN:
             raise _stopped()

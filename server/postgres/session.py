@@ -34,7 +34,7 @@ FOREVER = 10.0**7
 ANSWER_MARGIN = 30.0
 # A statement that was cancelled after this share of STATEMENT_TIMEOUT was ended by the timeout; PostgreSQL has one
 # SQLSTATE (57014) for both. Less than 1, since two clocks measure the time.
-TIMED_OUT = 0.9
+TIMEOUT_SHARE = 0.9
 
 
 class Batch:
@@ -167,7 +167,7 @@ class Session:
             raise errors.RelationGone("The relation no longer exists.")
         return relation
 
-    async def settle(self, *, streaming: bool, by_blocks: bool = False) -> None:
+    async def check_snapshot(self, *, streaming: bool, by_blocks: bool = False) -> None:
         """Check that the snapshot fits the relations. Raise RelationChanged if one was rewritten since it was taken.
 
         Call it before the first row is read, when the relations of the query are locked: after `explain`, `lock` or
@@ -176,7 +176,7 @@ class Session:
         streaming: the client determines how long the next statements take and how far apart they are, so the server's
         timeouts are switched off; `Rows` limits the wait for a row. by_blocks: they read ranges of blocks.
         """
-        if (await self.query(statements.settle(streaming=streaming, by_blocks=by_blocks)))[0]["changed"]:
+        if (await self.query(statements.check_snapshot(streaming=streaming, by_blocks=by_blocks)))[0]["changed"]:
             raise errors.RelationChanged("The relation was changed while it was being opened.")
 
     @property
@@ -215,7 +215,7 @@ class Session:
         self._cursors = [await self._cursor(None) for _ in range(2)]
         cursor = self._cursors[0]
         await self._execute(cursor, "; ".join(parts), bound)
-        await self.settle(streaming=False)
+        await self.check_snapshot(streaming=False)
         # Every type as the bytes that the server sent: the driver would parse numbers and dates.
         types = [column.type_code for column in cursor.raw.description]
         raw = dict.fromkeys(types, psycopg2.extensions.BYTES)
@@ -278,7 +278,7 @@ class Session:
                 raise
             self._executing = False
             waited = asyncio.get_running_loop().time() - started
-            if self._statement_timeout and waited >= self._statement_timeout * TIMED_OUT:
+            if self._statement_timeout and waited >= self._statement_timeout * TIMEOUT_SHARE:
                 raise statement_timed_out(self._statement_timeout) from None
             raise errors.QueryCancelled("The query was cancelled in the database.") from None
         except TimeoutError:

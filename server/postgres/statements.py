@@ -113,7 +113,7 @@ def pin(names: Iterable[str]) -> str:
     return "SELECT " + ", ".join(f"set_config('{name}', %({name})s, true)" for name in names)
 
 
-def settle(*, streaming: bool, by_blocks: bool) -> str:
+def check_snapshot(*, streaming: bool, by_blocks: bool) -> str:
     """Return the statement that gives one row, `changed`: whether the snapshot does not fit the locked relations.
 
     streaming: switch the server's timeouts off. by_blocks: allow only plans that read ranges of blocks.

@@ -1,7 +1,7 @@
 """The filters of a query string: text → conditions, in PostgREST's grammar.
 
 The grammar is that of PostgREST's documentation, "Tables and Views", "Horizontal Filtering" and "Logical operators".
-Knows neither the columns of a relation nor SQL.
+`*` in a pattern of `like` becomes `%` here. Knows neither the columns of a relation nor SQL.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IS_VALUES = ("null", "true", "false", "unknown")
 # Conditions of one request, and levels of nesting in one of its groups. A request line of 128 kB has space for tens of
 # thousands of either, which neither the recursive reader here nor PostgreSQL's parser should be given.
 MOST_CONDITIONS = 1000
-DEEPEST_NEST = 20
+MOST_NESTING = 20
 
 Item = TypeVar("Item")
 
@@ -91,14 +91,14 @@ def parse_condition(column: str, text: str) -> Condition:
         _expect_end(text, position, where)
     else:
         values = (text[position:],)
-    return _normalized(Condition(column, operator, values, negated), where)
+    return _with_sql_wildcards(Condition(column, operator, values, negated), where)
 
 
 def parse_group(joined_by: str, text: str, *, negated: bool = False) -> Group:
     """Parse `(a.eq.1,or(b.lt.2,c.not.is.null))`, the decoded value of a parameter `and`, `or`, `not.and` or `not.or`.
 
     joined_by: `and` or `or`. Raise InvalidRequest with the position of what does not fit, or if groups nest deeper than
-    DEEPEST_NEST.
+    MOST_NESTING.
     """
     where = f'"{joined_by}"'
     members, position = _read_members(text, 0, where, 1)
@@ -107,8 +107,8 @@ def parse_group(joined_by: str, text: str, *, negated: bool = False) -> Group:
 
 
 def _read_members(text: str, start: int, where: str, depth: int) -> tuple[tuple[Filter, ...], int]:
-    if depth > DEEPEST_NEST:
-        raise InvalidRequest(f"{where} is nested more than {DEEPEST_NEST} levels deep.", code="too_deep")
+    if depth > MOST_NESTING:
+        raise InvalidRequest(f"{where} is nested more than {MOST_NESTING} levels deep.", code="too_deep")
     if text[start : start + 1] != "(":
         raise InvalidRequest(
             f"Expected an opening bracket in {where} at position {start + 1}.",
@@ -156,7 +156,7 @@ def _read_member(text: str, start: int, where: str, depth: int) -> tuple[Filter,
     else:
         value, position = _read_value(text, position, where)
         values = (value,)
-    return _normalized(Condition(column, operator, values, negated), where), position
+    return _with_sql_wildcards(Condition(column, operator, values, negated), where), position
 
 
 def _read_operator(text: str, start: int, where: str) -> tuple[bool, str, int]:
@@ -246,7 +246,7 @@ def _read_list_item(text: str, start: int, where: str) -> tuple[str, int]:
     return item, position
 
 
-def _normalized(condition: Condition, where: str) -> Condition:
+def _with_sql_wildcards(condition: Condition, where: str) -> Condition:
     """Return the condition with the word after `is` in lower case and the wildcard of a pattern as `%`."""
     if condition.operator == "is":
         value = condition.values[0].lower()

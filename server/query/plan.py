@@ -22,10 +22,10 @@ LARGE_TOAST_BYTES = 8 << 20
 LARGE_TOAST_FETCH_ROWS = 32
 # Rows. Limits batches of narrow rows only: wider ones are limited by scan.BATCH_BYTES. Measured in docs/performance.md.
 FETCH_ROWS = 4000
-# Rows of a preview: as many as fit a screen.
+# Rows of a preview: as many as fit on a screen.
 PREVIEW_ROWS = 20
 # Names that an error message lists: more do not help, and a relation may have 1,600 columns.
-MOST_LISTED = 50
+MOST_NAMES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,11 @@ def _check_readable(used: Iterable[Column], relation: Relation) -> None:
     raise Forbidden(
         f"The database role may not read the column{'s' * (len(unreadable) > 1)} {_listed(unreadable)}.",
         code="columns_not_readable",
-        hint=f"Select only the others: select={','.join(readable)}" if len(readable) <= MOST_LISTED else None,
+        hint=f"Select only the others: select={','.join(readable)}" if len(readable) <= MOST_NAMES else None,
     )
 
 
 def _listed(names: list[str]) -> str:
-    """Return the names in double quotes, at most MOST_LISTED of them."""
-    shown = ", ".join(f'"{name[:100]}"' for name in names[:MOST_LISTED])
-    return shown if len(names) <= MOST_LISTED else f"{shown} and {len(names) - MOST_LISTED} more"
+    """Return the names in double quotes, at most MOST_NAMES of them."""
+    shown = ", ".join(f'"{name[:100]}"' for name in names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

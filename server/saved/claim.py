@@ -114,7 +114,7 @@ class Claim:
         """
         part.finish()
         part.save_progress()
-        # Checked with the final size: a completed export is promised and must not be removed in the next moment.
+        # Checked with the final size: a completed export is promised and must not be removed a moment later.
         self.quota.enforce_limit()
         self.check_lock()
         os.rename(part.name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)

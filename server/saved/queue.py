@@ -29,7 +29,7 @@ from server.settings import Settings
 
 # The names of the files whose locks bound the exports that run at once; no id begins with a dot.
 _SLOT_PREFIX = ".slot-"
-# Unfinished exports: more than this are the mistake of a loop in some client.
+# Unfinished exports. More than this mean that a client sends requests in a loop.
 MOST_WAITING = 1000
 # How often the export of a key may be removed between "the name exists" and reading it; more often means that the
 # folder is damaged.

@@ -38,7 +38,7 @@ def recover(claim: Claim) -> None:
     if claim.cancel_requested():
         claim.cancel()
     elif claim.started and manifest.attempts >= claim.max_attempts:
-        error = AttemptsInterrupted(f"The server was stopped during each of {manifest.attempts} attempts.")
+        error = AttemptsInterrupted(f"The server was killed during each of {manifest.attempts} attempts.")
         emit(ExportFailed(export_id=manifest.id, attempts=manifest.attempts, code=error.code))
         claim.fail(error)
     elif claim.started:

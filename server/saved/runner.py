@@ -44,7 +44,7 @@ from server.saved.events import (
 )
 from server.saved.queue import Queue
 from server.saved.writer import open_writer
-from server.threads import cancel_and_wait, ended, in_thread
+from server.threads import cancel_and_wait, in_thread, wait_until_ended
 
 Result = TypeVar("Result")
 
@@ -187,9 +187,9 @@ class Runner:
             await asyncio.wait([saving])
         saving.cancel()  # at once, even if the disk keeps `watching`
         await cancel_and_wait(watching)
-        await ended(saving)
+        await wait_until_ended(saving)
         # A task of its own, so that cancelling this one does not cancel it: its threads use what it closes.
-        await ended(asyncio.create_task(self._finish(claim, saving)))
+        await wait_until_ended(asyncio.create_task(self._finish(claim, saving)))
 
     async def _save(self, claim: Claim) -> None:
         """Make the file: request → plan → chunks → file."""

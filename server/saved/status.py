@@ -15,7 +15,7 @@ from typing import Any
 from server.saved.manifest import Manifest, write_time
 
 # The highest percentage of an unfinished export: an estimate may be too low.
-MOST_UNFINISHED = 99.0
+MOST_UNFINISHED_PERCENTAGE = 99.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Progress:
             done = rows / total_rows
         percentage, share = self.percentage, None
         if done is not None and math.isfinite(done):
-            share = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED)
+            share = min(math.floor(min(max(done, 0.0), 1.0) * 1000) / 10, MOST_UNFINISHED_PERCENTAGE)
             percentage = share if percentage is None else max(percentage, share)
         return Progress(rows, bytes, percentage, seconds, share)
 
@@ -69,7 +69,7 @@ def read_progress(text: bytes) -> Progress:
         percentage, share = (
             None if each is None else float(each) for each in (document["percentage"], document["share"])
         )
-        if any(each is not None and not 0 <= each <= MOST_UNFINISHED for each in (percentage, share)):
+        if any(each is not None and not 0 <= each <= MOST_UNFINISHED_PERCENTAGE for each in (percentage, share)):
             return Progress()
         if type(rows) is not int or type(count) is not int or min(rows, count) < 0 or not 0 <= seconds < 1e12:
             return Progress()

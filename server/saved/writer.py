@@ -14,7 +14,7 @@ from typing import Any
 
 from server.chunk import Chunk
 from server.saved.claim import Claim, Part
-from server.threads import ended, in_thread
+from server.threads import in_thread, wait_until_ended
 
 # Bytes that may wait for the disk. The writing thread waits for the encoder again and again (Python's global lock), so
 # that with a single chunk the scan would wait for the thread in turn.
@@ -73,7 +73,7 @@ class Writer:
     async def wait(self) -> None:
         """Wait until no call is running, however often the caller is cancelled. Drop the error of a call."""
         if self._call is not None:
-            await ended(self._call)
+            await wait_until_ended(self._call)
             if not self._call.cancelled():
                 self._call.exception()
 

@@ -62,7 +62,7 @@ def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType)
     shared = {name: number for name, number in vars(module).items() if name in native}
     expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON"}
     if module is row_reader:
-        expected = {"MORE", "END", "FAILED", "LOST", "WAITED", "WOKEN"}
+        expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN"}
     assert shared == {name: native[name] for name in expected}
 
 

@@ -65,7 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(Session, name, watched)
 
-    for name in ("relation", "explain", "settle", "declare", "rows", "export_snapshot"):
+    for name in ("relation", "explain", "check_snapshot", "declare", "rows", "export_snapshot"):
         watch(name)
     return made
 
@@ -83,7 +83,11 @@ async def test_the_query_is_explained_once_and_the_snapshot_is_checked_after_its
         async with contextlib.aclosing(export.chunks()) as chunks:
             body = b"".join([chunk.data async for chunk in chunks])
     assert body == postgres.copy("SELECT * FROM users")
-    assert calls == ["relation", "explain", *(["settle", "rows"] if engine.encoders.streams else ["declare", "settle"])]
+    assert calls == [
+        "relation",
+        "explain",
+        *(["check_snapshot", "rows"] if engine.encoders.streams else ["declare", "check_snapshot"]),
+    ]
 
 
 async def test_chunks_need_no_call_before_them(engine: Engine, postgres: Postgres, calls: list[str]) -> None:
@@ -126,18 +130,18 @@ async def test_the_snapshot_has_the_time_of_its_transaction(engine: Engine, post
 
 
 @pytest.mark.parametrize("target", ["slow.csv", "slow.csv.gz"])
-@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 async def test_the_first_chunk_comes_while_the_second_is_made(
-    engine: Engine, postgres: Postgres, target: str, encoded: bool
+    engine: Engine, postgres: Postgres, target: str, compressed: bool
 ) -> None:
     postgres.run(f"CREATE VIEW slow AS {SLOW}")
     async with (
         open_export(engine, request(target)) as export,
-        contextlib.aclosing(export.chunks(encoded=encoded)) as chunks,
+        contextlib.aclosing(export.chunks(compressed=compressed)) as chunks,
     ):
         async with asyncio.timeout(30):  # the second one takes longer
             data = (await anext(chunks)).data
-        if encoded or target.endswith(".gz"):
+        if compressed or target.endswith(".gz"):
             data = zlib.decompressobj(GZIP).decompress(data)
         assert data.startswith(b"n,x,y\n1,xxx")
         await eventually(
@@ -146,11 +150,13 @@ async def test_the_first_chunk_comes_while_the_second_is_made(
         )
 
 
-@pytest.mark.parametrize(("target", "encoded"), [("users.csv", True), ("users.csv.gz", False), ("users.csv.gz", True)])
-async def test_a_file_is_compressed_once(engine: Engine, postgres: Postgres, target: str, encoded: bool) -> None:
+@pytest.mark.parametrize(
+    ("target", "compressed"), [("users.csv", True), ("users.csv.gz", False), ("users.csv.gz", True)]
+)
+async def test_a_file_is_compressed_once(engine: Engine, postgres: Postgres, target: str, compressed: bool) -> None:
     async with (
         open_export(engine, request(target)) as export,
-        contextlib.aclosing(export.chunks(encoded=encoded)) as chunks,
+        contextlib.aclosing(export.chunks(compressed=compressed)) as chunks,
     ):
         every = [chunk async for chunk in chunks]
     member = zlib.decompressobj(GZIP)
@@ -159,15 +165,15 @@ async def test_a_file_is_compressed_once(engine: Engine, postgres: Postgres, tar
     assert sum(chunk.rows for chunk in every) == postgres.run("SELECT count(*) FROM users")[0][0]
 
 
-@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("taken", [0, 1, 2])
 async def test_closing_the_chunks_leaves_no_task_and_no_statement(
-    engine: Engine, postgres: Postgres, encoded: bool, taken: int
+    engine: Engine, postgres: Postgres, compressed: bool, taken: int
 ) -> None:
     postgres.run("CREATE VIEW long AS SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 2000000) AS n")
     tasks = asyncio.all_tasks()
     async with open_export(engine, request("long.csv")) as export:
-        chunks = export.chunks(encoded=encoded)
+        chunks = export.chunks(compressed=compressed)
         for _ in range(taken):
             await anext(chunks)
         await chunks.aclose()
@@ -175,9 +181,9 @@ async def test_closing_the_chunks_leaves_no_task_and_no_statement(
     await eventually("PostgreSQL has stopped", lambda: not at_work(postgres))
 
 
-@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 async def test_cancelling_in_the_middle_leaves_no_task_and_no_statement(
-    engine: Engine, postgres: Postgres, encoded: bool
+    engine: Engine, postgres: Postgres, compressed: bool
 ) -> None:
     postgres.run(f"CREATE VIEW slow AS {SLOW}")
     tasks = asyncio.all_tasks()
@@ -186,7 +192,7 @@ async def test_cancelling_in_the_middle_leaves_no_task_and_no_statement(
     async def download() -> None:
         async with (
             open_export(engine, request("slow.csv")) as export,
-            contextlib.aclosing(export.chunks(encoded=encoded)) as chunks,
+            contextlib.aclosing(export.chunks(compressed=compressed)) as chunks,
         ):
             async for _ in chunks:
                 received.set()

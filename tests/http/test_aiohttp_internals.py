@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from server.app import create_runner
-from server.http.aiohttp_internals import ProblemRunner, write_buffer_empty
+from server.app import create_app_runner
+from server.http.aiohttp_internals import ProblemRunner, wait_for_write_buffer
 from server.settings import Settings
 
 # More bytes than the sockets of both sides hold.
@@ -39,7 +39,7 @@ async def answer(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]
 
 
 async def test_bytes_that_are_not_http_get_a_problem_document(settings: Settings) -> None:
-    runner = create_runner(settings)
+    runner = create_app_runner(settings)
     try:
         status, headers, body = await answer(await listening(runner), b"this is\x01 not HTTP\r\n\r\n")
     finally:
@@ -83,7 +83,7 @@ async def full() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWrit
         transport = request.transport
         assert transport is not None
         transport.write(b"x" * MANY)
-        task = asyncio.create_task(write_buffer_empty(request, transport))
+        task = asyncio.create_task(wait_for_write_buffer(request, transport))
         waiting.put_nowait(task)
         await asyncio.wait([task])
         left.append(transport.get_write_buffer_size())

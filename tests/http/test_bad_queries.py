@@ -22,7 +22,7 @@ from yarl import URL
 
 from server.app import MAX_REQUEST_LINE, create_app
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES
-from server.query.filters import DEEPEST_NEST, MOST_CONDITIONS, OPERATORS
+from server.query.filters import MOST_CONDITIONS, MOST_NESTING, OPERATORS
 from server.query.request import FORMATS, PARAMETERS
 from server.settings import Settings
 from tests.support.live_server import eventually
@@ -570,11 +570,11 @@ def nest(depth: int) -> str:
 
 
 async def test_brackets_may_be_nested_to_the_limit(client: TestClient[Any, Any]) -> None:
-    status, body = await answer(client, nest(DEEPEST_NEST).replace("and(", "or(") + "&select=id&order=id&limit=1")
+    status, body = await answer(client, nest(MOST_NESTING).replace("and(", "or(") + "&select=id&order=id&limit=1")
     assert (status, body) == (200, b"id\n1\n")
 
 
-@pytest.mark.parametrize("depth", [DEEPEST_NEST + 1, 100, 3000])
+@pytest.mark.parametrize("depth", [MOST_NESTING + 1, 100, 3000])
 async def test_brackets_nested_deeper_are_refused_at_once(client: TestClient[Any, Any], depth: int) -> None:
     started = time.monotonic()
     assert (await refused(client, nest(depth)))["code"] == "too_deep"

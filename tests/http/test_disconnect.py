@@ -19,7 +19,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from server.app import create_runner
+from server.app import create_app_runner
 from server.settings import Settings
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
@@ -251,7 +251,7 @@ async def test_a_shutdown_waits_until_the_last_bytes_are_out(settings: Settings,
     # aiohttp's own, so that it has been written as a whole when most of it has not been sent.
     small = "SELECT generate_series(1, 50) AS n, repeat('x', 1000) AS filler"
     postgres.run(f"CREATE VIEW small AS {small}")
-    runner = create_runner(replace(settings, shutdown_timeout=20))
+    runner = create_app_runner(replace(settings, shutdown_timeout=20))
     await runner.setup()
     with socket.socket() as listening, socket.socket() as connected:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

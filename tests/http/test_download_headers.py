@@ -125,8 +125,8 @@ def plan(name: str, **wanted: Any) -> ExportPlan:
     return make_plan(ExportRequest(RelationName(name), **wanted), relation)
 
 
-def headers(made: ExportPlan, *, encoded: bool = False) -> dict[str, str]:
-    response = make_response(made, encoded=encoded)
+def headers(made: ExportPlan, *, compressed: bool = False) -> dict[str, str]:
+    response = make_response(made, compressed=compressed)
     assert response.status == 200
     return {name: value for name, value in response.headers.items() if name != "Date"}
 
@@ -143,7 +143,7 @@ def test_a_download_is_an_attachment_that_no_cache_stores() -> None:
 
 
 def test_bytes_compressed_for_the_transfer_have_a_content_encoding() -> None:
-    assert headers(plan("users"), encoded=True) == headers(plan("users")) | {"Content-Encoding": "gzip"}
+    assert headers(plan("users"), compressed=True) == headers(plan("users")) | {"Content-Encoding": "gzip"}
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -220,7 +220,7 @@ def test_conditions_without_inputs_are_kept_as_text(query: str) -> None:
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "ndjson", "csv.gz", "tsv.gz", "ndjson.gz"])
 def test_the_format_is_in_the_pages_address(suffix: str) -> None:
     form = form_of_query(USERS, f"id=gt.7&format={suffix}")
-    assert (form.suffix, form.query) == (suffix, "id=gt.7")
+    assert (form.full_format, form.query) == (suffix, "id=gt.7")
     assert form_of_query(USERS, form.page_query) == form
 
 
@@ -296,7 +296,7 @@ def test_a_comparison_of_another_kind_is_replaced() -> None:
 def test_an_error_of_the_request_has_its_field(query: str, field: str) -> None:
     form = form_of_query(USERS, query)
     with pytest.raises(ExportError) as caught:
-        make_plan(parse_export_request(f"users.{form.suffix}", form.query), USERS)
+        make_plan(parse_export_request(f"users.{form.full_format}", form.query), USERS)
     assert fault_of(caught.value, form).field == field
 
 

@@ -196,7 +196,7 @@ async def test_a_list_of_a_thousand_tables_is_small(other: TestClient[Any, Any],
 async def test_a_longer_list_is_truncated_with_a_notice(
     client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "MOST_LISTED", 5)
+    monkeypatch.setattr(listing, "MOST_RELATIONS", 5)
     found = await page(client, "/")
     assert len([link for link in found.links() if link.startswith("table/")]) == 5
     assert f"The first 5 of {await count(client)} are shown" in found.text

@@ -360,7 +360,7 @@ async def test_a_statement_that_returns_no_row_in_time_is_a_query_timeout(
 
         async def work() -> None:
             async with database.session() as session:
-                await session.settle(streaming=True)
+                await session.check_snapshot(streaming=True)
                 sessions.append(session)
                 with session.rows(encoder()) as rows:
                     rows.start(SLEEP, 200)
@@ -374,7 +374,7 @@ async def test_a_statement_that_returns_no_row_in_time_is_a_query_timeout(
 
 async def test_a_consumer_that_pauses_causes_no_timeout(settings: Settings, postgres: Postgres) -> None:
     async with open_database(replace(settings, statement_timeout=0.3)) as database, database.session() as session:
-        await session.settle(streaming=True)
+        await session.check_snapshot(streaming=True)
         with session.rows(encoder()) as rows:
             rows.start(b"SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) AS n", 200)
             received = (await rows.read(1)).rows
@@ -390,7 +390,7 @@ async def test_the_timeout_starts_again_with_every_row(settings: Settings) -> No
     # Each row fills PostgreSQL's send buffer (8 kB), so it is sent at once, and arrives well within the timeout. All
     # rows together take longer.
     async with open_database(replace(settings, statement_timeout=1)) as database, database.session() as session:
-        await session.settle(streaming=True)
+        await session.check_snapshot(streaming=True)
         with session.rows(encoder()) as rows:
             started = time.monotonic()
             sql = b"SELECT n, repeat('x', 9000), pg_sleep(0.05)::text FROM generate_series(1, 30) AS n"

@@ -47,7 +47,7 @@ def test_readers_take_over_what_the_first_session_has_pinned() -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("by_blocks", [False, True])
 def test_settling_changes_only_the_settings_that_the_next_statements_need(streaming: bool, by_blocks: bool) -> None:
-    text = statements.settle(streaming=streaming, by_blocks=by_blocks)
+    text = statements.check_snapshot(streaming=streaming, by_blocks=by_blocks)
     for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
         assert (f"set_config('{name}', '0', true)" in text) == streaming
     for name, value in {"tidscan": "on", "indexscan": "off", "indexonlyscan": "off", "bitmapscan": "off"}.items():

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from server.errors import InvalidRequest
 from server.query.filters import (
     COMPARISONS,
-    DEEPEST_NEST,
     IS_VALUES,
     MOST_CONDITIONS,
+    MOST_NESTING,
     OPERATORS,
     Condition,
     Filter,
@@ -378,25 +378,25 @@ def nested(depth: int) -> str:
 
 
 def test_brackets_nest_to_the_limit() -> None:
-    found: Filter = parse_group("and", nested(DEEPEST_NEST))
-    for _ in range(DEEPEST_NEST):
+    found: Filter = parse_group("and", nested(MOST_NESTING))
+    for _ in range(MOST_NESTING):
         assert isinstance(found, Group)
         (found,) = found.members
     assert found == ONE
 
 
-@pytest.mark.parametrize("depth", [DEEPEST_NEST + 1, 100, 10_000])
+@pytest.mark.parametrize("depth", [MOST_NESTING + 1, 100, 10_000])
 def test_deeper_nesting_is_refused_quickly(depth: int) -> None:
     started = time.monotonic()
     with pytest.raises(InvalidRequest) as error:
         parse_group("and", nested(depth))
     assert (error.value.status, error.value.code) == (400, "too_deep")
-    assert error.value.detail == f'"and" is nested more than {DEEPEST_NEST} levels deep.'
+    assert error.value.detail == f'"and" is nested more than {MOST_NESTING} levels deep.'
     assert time.monotonic() - started < 0.5
 
 
 def test_the_limit_counts_depth_and_not_groups() -> None:
-    one = nested(DEEPEST_NEST - 1)
+    one = nested(MOST_NESTING - 1)
     group = parse_group("or", "(" + ",".join(["and" + one] * 500) + ")")
     assert conditions_of((group,)) == [ONE] * 500
 

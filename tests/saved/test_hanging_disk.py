@@ -63,13 +63,6 @@ class HangingServer(LiveServer):
 
 
 @pytest.fixture
-def gate(postgres: Postgres) -> Iterator[Gate]:
-    made = Gate(postgres)
-    yield made
-    made.open()
-
-
-@pytest.fixture
 def start_hanging(database_url: str, tmp_path: Path) -> Iterator[Callable[[str], HangingServer]]:
     """Starts a server whose disk may hang, with settings under which gunicorn would wait for minutes."""
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.saved.manifest import STATUSES, Manifest, ManifestError, read_manifest, write_manifest
-from server.saved.status import MOST_UNFINISHED, Progress, read_progress, status_json, write_progress
+from server.saved.status import MOST_UNFINISHED_PERCENTAGE, Progress, read_progress, status_json, write_progress
 
 ID = "AbC-_0123456789abcdefg"
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -153,7 +153,7 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
         progress = read_progress(write_progress(progress))
         assert progress.rows == rows
         percentage = status_json(replace(PENDING, status="processing"), progress, 0)["progress"]["percentage"]
-        assert shown <= percentage <= MOST_UNFINISHED
+        assert shown <= percentage <= MOST_UNFINISHED_PERCENTAGE
         shown = percentage
     assert status_json(COMPLETED, progress, 0)["progress"]["percentage"] == 100
 

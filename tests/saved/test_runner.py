@@ -55,13 +55,6 @@ def server(database_url: str, storage: Path) -> Iterator[LiveServer]:
         yield started
 
 
-@pytest.fixture
-def gate(postgres: Postgres) -> Iterator[Gate]:
-    made = Gate(postgres)
-    yield made
-    made.open()
-
-
 def listed(server: LiveServer) -> list[dict[str, Any]]:
     documents: list[dict[str, Any]] = answer_json(ask(server, "/exports"))["exports"]
     return documents

@@ -1,10 +1,11 @@
-"""Stopping the runner while the disk is slow: bounded, and nothing is released before it is written."""
+"""Stopping on SIGTERM: exports return to the queue, within a limit, and no lock is released before that is written."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from server.saved.runner import Runner
 from tests.saved.test_endings import fail
 from tests.saved.test_queue import created, make_queue, open_below, statuses
 from tests.support.engines import make_engine
-from tests.support.live_server import eventually
+from tests.support.live_server import LiveServer, eventually, wait_until
+from tests.support.postgres import Postgres
+from tests.support.saved_exports import Gate, assert_whole, save, status, wait_for
 
 
 class Disk:
@@ -201,3 +204,22 @@ async def test_all_exports_are_given_back_at_once(runner: Runner, emitted: list[
 
 async def test_a_runner_that_was_never_started_stops(runner: Runner) -> None:
     await runner.stop(60)
+
+
+def test_a_stopping_server_gives_its_exports_back(
+    start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
+) -> None:
+    first = start_live(EXPORT_STORAGE_PATH=str(tmp_path), SHUTDOWN_TIMEOUT="60", EXPORT_MAX_ATTEMPTS="1")
+    ids = [save(first, "gated.csv") for _ in range(3)]
+    wait_until("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
+    # It would wait 60 s for downloads, and the exports have not finished.
+    assert first.stop(signal.SIGTERM, seconds=30) == 0
+    assert not gate.waiting(postgres)
+    second = start_live(EXPORT_STORAGE_PATH=str(tmp_path), EXPORT_MAX_ATTEMPTS="1")
+    wait_until("two wait at the gate", lambda: len(gate.waiting(postgres)) == 2)
+    assert status(second, ids[2])["status"] == "pending"
+    gate.open()
+    for id in ids:
+        document = wait_for(second, id, "completed")
+        assert document["attempts"] == 1
+        assert_whole(tmp_path, document, gate.content)

@@ -485,7 +485,7 @@ def fuzz(native: Any, rounds: int, seed: int) -> int:
 
 
 # How a read ended; the same numbers in server/encode/_encode.pyx.
-MORE, END, FAILED, LOST, WAITED, WOKEN = range(6)
+MORE, END, FAILED, LOST, TIMED_OUT, WOKEN = range(6)
 
 
 def fuzz_reads(native: Any, rounds: int, seed: int) -> int:
@@ -508,14 +508,14 @@ def fuzz_reads(native: Any, rounds: int, seed: int) -> int:
         native.bind(addresses(GuardedResult.FUNCTIONS | connection.functions))
         encoder = native.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
         written, counted, ended = b"", 0, MORE
-        while ended in (MORE, WAITED, WOKEN):
+        while ended in (MORE, TIMED_OUT, WOKEN):
             woken = rng.random() < 0.05
             if woken:
                 connection.wake_up()
             lines, count, ended = encoder.read(connection.pgconn, connection.wake, rng.choice([1, 1000, 1 << 18]), 2)
             if woken:
                 connection.sleep_again()
-            if ended == WAITED:
+            if ended == TIMED_OUT:
                 connection.speak()
             if loses and counted:
                 connection.lose()

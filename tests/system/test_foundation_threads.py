@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.threads import Threads, cancel_and_wait, ended, in_thread
+from server.threads import Threads, cancel_and_wait, in_thread, wait_until_ended
 
 # Longest wait for another thread, in seconds; reached only when a test fails.
 PATIENCE = 30
@@ -264,7 +264,7 @@ async def test_ended_waits_for_each_outcome_and_raises_none(outcome: str) -> Non
             raise asyncio.CancelledError
 
     task = asyncio.create_task(work())
-    waiting = asyncio.create_task(ended(task))
+    waiting = asyncio.create_task(wait_until_ended(task))
     await settle()
     assert not waiting.done()
     release.set()
@@ -277,7 +277,7 @@ async def test_ended_waits_for_each_outcome_and_raises_none(outcome: str) -> Non
 async def test_ended_waits_on_when_its_caller_is_cancelled() -> None:
     release = asyncio.Event()
     task = asyncio.create_task(release.wait())
-    waiting = asyncio.create_task(ended(task))
+    waiting = asyncio.create_task(wait_until_ended(task))
     for _ in range(3):
         await settle()
         waiting.cancel()

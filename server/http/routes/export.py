@@ -28,15 +28,15 @@ async def export(request: web.Request) -> web.StreamResponse:
     the first byte resets the connection.
     """
     wanted = parse_export_request(raw_target(request), request.rel_url.raw_query_string)
-    encoded = not wanted.gzip and accepts_gzip(request.headers)
+    compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:
         async with contextlib.AsyncExitStack() as opened:
             export = await opened.enter_async_context(open_export(request.app[ENGINE], wanted))
             transfer.scan = (await export.strategy()).name
-            chunks = await opened.enter_async_context(contextlib.aclosing(export.chunks(encoded=encoded)))
+            chunks = await opened.enter_async_context(contextlib.aclosing(export.chunks(compressed=compressed)))
             first = await anext(chunks)
-            response = make_response(export.plan, encoded=encoded)
+            response = make_response(export.plan, compressed=compressed)
             async with transfer.sending(response):
                 await transfer.write(first)
                 async for chunk in chunks:
@@ -56,12 +56,12 @@ async def export(request: web.Request) -> web.StreamResponse:
 async def headers_only(request: web.Request) -> web.StreamResponse:
     """Answer HEAD with the headers of GET. Run no query on the relation."""
     wanted = parse_export_request(raw_target(request), request.rel_url.raw_query_string)
-    encoded = not wanted.gzip and accepts_gzip(request.headers)
+    compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:
         async with request.app[DATABASE].control_session() as session:
             relation = await session.relation(wanted.relation, exact=False)
-        return make_response(make_plan(wanted, relation), encoded=encoded)
+        return make_response(make_plan(wanted, relation), compressed=compressed)
 
     return await with_retries(attempt)
 

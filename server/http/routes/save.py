@@ -31,8 +31,8 @@ async def save(request: web.Request) -> web.Response:
     key = _key(request)
     if request.body_exists:
         raise InvalidRequest("The request must have no body: the address says what to export.", code="unexpected_body")
-    exports, files = request.app[RUNNER], request.app[THREADS].files
-    entry = None if key is None else await in_thread(files, exports.queue.find, key, target, query)
+    queue, files = request.app[RUNNER].queue, request.app[THREADS].files
+    entry = None if key is None else await in_thread(files, queue.find, key, target, query)
     if entry is None:
         entry = await _accepted(request, wanted, target, query, key)
     response = status_response(request, entry, status=200 if entry.manifest.finished else 202)
@@ -42,12 +42,12 @@ async def save(request: web.Request) -> web.Response:
 
 async def _accepted(request: web.Request, wanted: ExportRequest, target: str, query: str, key: str | None) -> Entry:
     total_rows = await with_retries(lambda: _estimated_rows(request, wanted))
-    exports = request.app[RUNNER]
+    runner = request.app[RUNNER]
     new = NewExport(
         target=target, query=query, relation=str(wanted.relation), format=wanted.full_format, total_rows=total_rows
     )
-    entry, _ = await in_thread(request.app[THREADS].files, exports.queue.create, new, key)
-    exports.wake()
+    entry, _ = await in_thread(request.app[THREADS].files, runner.queue.create, new, key)
+    runner.wake()
     return entry
 
 
