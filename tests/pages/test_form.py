@@ -318,11 +318,11 @@ def test_an_unclosed_quote_in_a_list_is_a_fault_of_its_filter() -> None:
 @pytest.mark.parametrize(
     ("query", "detail", "field"),
     [
-        ("id=eq.abc", 'The filter on "id" (bigint) cannot work. invalid input syntax for type bigint: "abc".', "f0"),
-        ("id=eq.1&id=lt.abc", 'The filter on "id" (bigint) cannot work. invalid input: "abc".', "f1"),
+        ("id=eq.abc", 'The filter on "id" (bigint) is not valid. invalid input syntax for type bigint: "abc".', "f0"),
+        ("id=eq.1&id=lt.abc", 'The filter on "id" (bigint) is not valid. invalid input: "abc".', "f1"),
         ("where=eq.1&order=where", '"where" (point) cannot be sorted by.', "sort"),
         ("where=gt.1&order=id", 'The operator "gt" cannot be used on "where" (point).', "f0"),
-        ("or=(id.eq.abc)", 'The filter on "id" (bigint) cannot work.', "more"),
+        ("or=(id.eq.abc)", 'The filter on "id" (bigint) is not valid.', "more"),
         ("id=eq.1", "Something else.", ""),
     ],
 )
