@@ -27,11 +27,11 @@ from server.pages import listing, saved, site, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ
-from server.process.shutdown import Shutdown
 from server.query.parameters import timezones
 from server.saved.queue import Queue
-from server.saved.runner import STOP_SECONDS, Runner
+from server.saved.runner import Runner
 from server.settings import Settings
+from server.shutdown import GIVE_BACK_SECONDS, HTTP_SECONDS, Shutdown
 from server.threads import Threads
 
 # Longest request line in bytes: long enough for a list of thousands of values.
@@ -64,7 +64,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
         immediate = shutdown is not None and shutdown.immediate
         # Both at once: a slow disk must not take the time that downloads have.
         await asyncio.gather(
-            app[RUNNER].stop(STOP_SECONDS),
+            app[RUNNER].stop(GIVE_BACK_SECONDS),
             app[DOWNLOADS].drain(0 if immediate else settings.shutdown_timeout),
         )
 
@@ -80,7 +80,7 @@ def create_app_runner(settings: Settings, shutdown: Shutdown | None = None) -> w
         access_log=None,
         keepalive_timeout=75,
         # The application has waited for downloads by then.
-        shutdown_timeout=2,
+        shutdown_timeout=HTTP_SECONDS,
         max_line_size=MAX_REQUEST_LINE,
     )
 

@@ -8,24 +8,46 @@ observers. An event must not hold SQL text, a password or a value of a row.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import ClassVar
+
+_context: ContextVar[Mapping[str, object]] = ContextVar("context", default=MappingProxyType({}))
+
+
+def set_context(**fields: object) -> None:
+    """Give these fields to every event of the current task from now on, and of the tasks and threads that it starts.
+
+    They replace those of an earlier call: the id of the request, or the export that a task saves.
+    """
+    _context.set({_camel_case(name): value for name, value in fields.items()})
+
+
+def current_context() -> Mapping[str, object]:
+    """Return the fields that `set_context` has set for the current task, by name in camel case."""
+    return _context.get()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event. name: its name in the log. level: its severity, as in `logging`. error: the exception to log."""
+    """An event. name: its name in the log. level: its severity, as in `logging`.
+
+    error: the exception to log. context: the fields that the task had when it created the event.
+    """
 
     name: ClassVar[str]
     level: ClassVar[int] = logging.INFO
 
     error: BaseException | None = None
+    context: Mapping[str, object] = field(default_factory=current_context, compare=False, repr=False)
 
     def fields(self) -> dict[str, object]:
-        """Return the fields that are not None, by name in camel case, without `error`."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "error")
-        return {_camel_case(name): value for name, value in values if value is not None}
+        """Return the fields that are not None, by name in camel case, then those of the context, without `error`."""
+        names = [each.name for each in fields(self) if each.name not in ("error", "context")]
+        own = {_camel_case(name): value for name in names if (value := getattr(self, name)) is not None}
+        return own | {name: value for name, value in self.context.items() if name not in own}
 
 
 Observer = Callable[[Event], None]

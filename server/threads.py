@@ -68,22 +68,33 @@ async def in_thread(
         if not job.cancel():
             if interrupt is not None:
                 interrupt()
-            await wait_until_ended(done)
+            with contextlib.suppress(asyncio.CancelledError):  # raised below
+                await wait_until_ended(done)
             if not done.cancelled() and done.exception() is None and discard is not None:
                 discard(done.result())
         raise
 
 
 async def wait_until_ended(task: asyncio.Future[Any]) -> None:
-    """Wait until the task has ended, with any outcome. Drop cancellations of the caller meanwhile."""
+    """Wait until the task has ended, with any outcome, even if the caller is cancelled meanwhile.
+
+    Raise CancelledError afterwards if it was.
+    """
+    cancelled: asyncio.CancelledError | None = None
     while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel the task, wait until it has ended, and drop its result or exception."""
     task.cancel()
-    await wait_until_ended(task)
-    if not task.cancelled():
-        task.exception()
+    try:
+        await wait_until_ended(task)
+    finally:
+        if not task.cancelled():
+            task.exception()

@@ -10,12 +10,11 @@ import uuid
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.errors import ExportError
-from server.events import emit
+from server.events import emit, set_context
 from server.http.events import RequestCrashed
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -69,8 +68,7 @@ def problem_response(request: web.BaseRequest, problem: Problem) -> web.Response
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with a problem document if the handler raises an error before it has sent anything."""
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(requestId=request_id(request))
+    set_context(request_id=request_id(request))
     try:
         return await handler(request)
     except ExportError as error:

@@ -21,11 +21,10 @@ from server.chunk import Chunk
 from server.errors import ExportError
 from server.events import emit
 from server.http.events import DownloadCrashed, DrainStarted
+from server.shutdown import CANCEL_SECONDS
 
 # Bytes handed to the socket at once, so that the stall timeout measures progress even within a large chunk.
 WRITE_BYTES = 256 << 10
-# Seconds that cancelled downloads have to close their sessions when the server stops.
-_CANCEL_SECONDS = 5
 
 Outcome = Literal["rejected", "complete", "client_left", "shutdown", "stalled", "failed"]
 
@@ -183,4 +182,4 @@ class Downloads:
         for task in remaining:
             task.cancel()
         if remaining:
-            await asyncio.wait(remaining, timeout=_CANCEL_SECONDS)
+            await asyncio.wait(remaining, timeout=CANCEL_SECONDS)

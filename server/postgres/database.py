@@ -21,6 +21,7 @@ from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.query import catalogue
 from server.settings import Settings
+from server.shutdown import DATABASE_SECONDS
 from server.threads import Threads
 
 # Connections reserved for the catalogue, health checks and cancelling, which must work when all export slots are in
@@ -33,9 +34,6 @@ CONTROL_WAIT = 3.0
 # Seconds that a session may be idle in its transaction, beyond STALL_TIMEOUT, which limits how long a client may pause.
 # After that this process has hung.
 IDLE_MARGIN = 60.0
-# Seconds that closing waits for sessions and cancellations to end. The worker is killed process.serve.STOP_MARGIN
-# (10 s) after the drain's time is over, and stopping HTTP takes up to 4 s of that.
-CLOSE_TIMEOUT = 4.0
 
 
 def reading_connections(settings: Settings) -> int:
@@ -78,7 +76,7 @@ class Database:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop the threads that read, wait at most CLOSE_TIMEOUT for all sessions to end, and close the connections.
+        """Stop the threads that read, wait at most DATABASE_SECONDS for all sessions to end, and close the connections.
 
         A connection that a thread still reads from stays open until the process ends: libpq would read freed memory.
         """
@@ -86,7 +84,7 @@ class Database:
             session.stop()
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
+                async with asyncio.timeout(DATABASE_SECONDS):
                     await self._all_ended()
         finally:
             for task in self._background:

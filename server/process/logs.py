@@ -24,7 +24,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def configure_logging(settings: Settings) -> None:
     """Write every event and every record of `logging` through one handler, in the format and from the level set."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_context,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
@@ -62,6 +62,11 @@ def log_event(event: events.Event) -> None:
     log = structlog.stdlib.get_logger("sluice")
     error = {} if event.error is None else {"exc_info": event.error}
     log.log(event.level, event.name, **event.fields(), **error)
+
+
+def _add_context(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the fields of the current task to the lines of libraries. The events of Sluice have them already."""
+    return {**event, **{name: value for name, value in events.current_context().items() if name not in event}}
 
 
 def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -25,13 +25,9 @@ from server.postgres.connections import check_dsn
 from server.process.embedded import EmbeddedPostgres
 from server.process.logs import GunicornLogger, configure_logging
 from server.process.sample_data import seed
-from server.process.shutdown import Shutdown
 from server.settings import Settings, SettingsError
+from server.shutdown import STOP_MARGIN, THREAD_SECONDS, Shutdown
 
-# Seconds after SHUTDOWN_TIMEOUT in which the remaining downloads are cut and the connections closed.
-STOP_MARGIN = 10
-# Seconds that threads get to end by themselves when a worker ends; idle ones take milliseconds.
-THREAD_END_SECONDS = 1.0
 # The signals that end a worker.
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -89,7 +85,7 @@ def abandon_hanging_threads(arbiter: Any, worker: Any) -> None:
     """
     if worker.pid != os.getpid():  # gunicorn calls this in its main process too, for a worker that it has lost
         return
-    deadline = time.monotonic() + THREAD_END_SECONDS
+    deadline = time.monotonic() + THREAD_SECONDS
     others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
     waited_for = [thread for thread in others if not thread.daemon]
     for thread in waited_for:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
-
-import structlog
 
 from server.errors import (
     DatabaseUnavailable,
@@ -24,7 +24,7 @@ from server.errors import (
     SnapshotConflict,
     StorageUnavailable,
 )
-from server.events import emit
+from server.events import emit, set_context
 from server.export.engine import Engine
 from server.export.pipeline import open_export
 from server.query.request import parse_export_request
@@ -44,7 +44,8 @@ from server.saved.events import (
 )
 from server.saved.queue import Queue
 from server.saved.writer import open_writer
-from server.threads import cancel_and_wait, in_thread, wait_until_ended
+from server.shutdown import GIVE_BACK_SECONDS
+from server.threads import cancel_and_wait, in_thread
 
 Result = TypeVar("Result")
 
@@ -57,9 +58,6 @@ PROGRESS_SECONDS = 0.25
 DELETE_SECONDS = 5.0
 # Seconds that a starting server waits for the folder. A disk that answers takes milliseconds.
 START_SECONDS = 5.0
-# Seconds that a stopping server waits until its exports are given back. With the 5 s that aiohttp and the threads may
-# take afterwards, this is within the 10 s (STOP_MARGIN) after which gunicorn kills a worker.
-STOP_SECONDS = 3.0
 # Seconds before the next attempt: doubled each time, up to a limit.
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
 # Seconds until the next attempt at an export whose outcome could not be written, or at any export if the disk is full.
@@ -67,6 +65,14 @@ UNWRITABLE_SECONDS = 6.0
 # How often the database or the folder may become unavailable during one export: restarts are forgiven, a query that
 # crashes the database each time is not.
 MOST_SETBACKS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt of this process. saving: makes the file. running: waits for that and records the outcome."""
+
+    saving: asyncio.Task[None]
+    running: asyncio.Task[None]
 
 
 class Runner:
@@ -80,7 +86,7 @@ class Runner:
         self._prepared = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
         # The attempts of this process, by id.
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, _Attempt] = {}
         # Seconds of the current back-off, and when (event loop's time) the next export may be claimed.
         self._backoff = 0.0
         self._resume_at = 0.0
@@ -97,7 +103,7 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.stop(0.0 if self.stopping.is_set() else STOP_SECONDS)
+        await self.stop(0.0 if self.stopping.is_set() else GIVE_BACK_SECONDS)
 
     async def stop(self, seconds: float) -> None:
         """Stop all exports at once and give them back to the queue. Wait for that, at most `seconds`.
@@ -107,10 +113,10 @@ class Runner:
         """
         self.stopping.set()
         self._woken.set()
-        for task in self._running.values():
-            task.cancel()
+        for attempt in self._running.values():
+            attempt.saving.cancel()
         # The poller is not cancelled: it may be claiming an export, which it then closes.
-        tasks = {*self._running.values(), *([] if self._poller is None else [self._poller])}
+        tasks = {each.running for each in self._running.values()} | ({self._poller} if self._poller else set())
         left = (await asyncio.wait(tasks, timeout=seconds))[1] if tasks else ()
         if left and not self._timed_out:
             self._timed_out = True
@@ -168,28 +174,26 @@ class Runner:
         if now < self._resume_at:
             return False
         self._set_aside = {id: until for id, until in self._set_aside.items() if until > now}
-        claim = await self._in_thread(self.queue.claim, {*self._running, *self._set_aside})
+        skipped = {*self._running, *self._set_aside}
+        claim = await in_thread(self._engine.threads.files, self.queue.claim, skipped, discard=_close)
         if claim is None:
             return False
         if self.stopping.is_set():
             await self._in_thread(claim.close)
             return False
-        self._running[claim.manifest.id] = asyncio.create_task(self._run(claim))
+        context = contextvars.copy_context()
+        context.run(set_context, export_id=claim.manifest.id, relation=claim.manifest.relation)
+        saving = asyncio.create_task(self._save(claim), context=context)
+        running = asyncio.create_task(self._run(claim, saving), context=context)
+        self._running[claim.manifest.id] = _Attempt(saving, running)
         return True
 
-    async def _run(self, claim: Claim) -> None:
-        """Make one attempt and record its outcome. Cancelled when the server stops."""
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(exportId=claim.manifest.id, relation=claim.manifest.relation)
-        saving = asyncio.create_task(self._save(claim))
+    async def _run(self, claim: Claim, saving: asyncio.Task[None]) -> None:
+        """Wait for the attempt and record its outcome. Never cancelled: only `saving` is, when the server stops."""
         watching = asyncio.create_task(self._watch(claim, saving))
-        with contextlib.suppress(asyncio.CancelledError):  # the outcome has to be written all the same
-            await asyncio.wait([saving])
-        saving.cancel()  # at once, even if the disk keeps `watching`
+        await asyncio.wait([saving])
         await cancel_and_wait(watching)
-        await wait_until_ended(saving)
-        # A task of its own, so that cancelling this one does not cancel it: its threads use what it closes.
-        await wait_until_ended(asyncio.create_task(self._finish(claim, saving)))
+        await self._finish(claim, saving)
 
     async def _save(self, claim: Claim) -> None:
         """Make the file: request → plan → chunks → file."""
@@ -280,3 +284,9 @@ class Runner:
         """Claim no export for this time."""
         self._backoff = seconds
         self._resume_at = asyncio.get_running_loop().time() + seconds
+
+
+def _close(claim: Claim | None) -> None:
+    """Release a claim that nobody waits for any more."""
+    if claim is not None:
+        claim.close()

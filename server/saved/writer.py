@@ -73,9 +73,11 @@ class Writer:
     async def wait(self) -> None:
         """Wait until no call is running, however often the caller is cancelled. Drop the error of a call."""
         if self._call is not None:
-            await wait_until_ended(self._call)
-            if not self._call.cancelled():
-                self._call.exception()
+            try:
+                await wait_until_ended(self._call)
+            finally:
+                if not self._call.cancelled():
+                    self._call.exception()
 
 
 @contextlib.asynccontextmanager

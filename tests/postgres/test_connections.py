@@ -214,7 +214,7 @@ async def export_blocked(database: Database, reader: BlockedReader, sessions: li
 async def test_closing_the_database_leaves_a_connection_open_that_a_thread_still_reads(
     settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, emitted: list[Event]
 ) -> None:
-    monkeypatch.setattr("server.postgres.database.CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr("server.postgres.database.DATABASE_SECONDS", 0.2)
     sessions: list[Session] = []
     with blocked_reader() as reader:
         async with (
@@ -245,7 +245,7 @@ async def test_closing_the_database_leaves_a_connection_open_that_a_thread_still
 async def test_a_cancelled_export_waits_for_its_thread_also_after_the_database_has_closed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.postgres.database.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("server.postgres.database.DATABASE_SECONDS", 0.1)
     sessions: list[Session] = []
     with blocked_reader() as reader:
         async with open_database(settings) as database:
@@ -351,7 +351,7 @@ async def test_a_reader_to_which_rows_always_come_is_stopped_too(settings: Setti
 async def test_a_session_that_does_not_end_loses_its_connection_when_the_database_closes(
     settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
-    monkeypatch.setattr("server.postgres.database.CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr("server.postgres.database.DATABASE_SECONDS", 0.2)
     closed = asyncio.Event()
 
     async def export(database: Database) -> None:
@@ -398,7 +398,7 @@ async def test_a_connection_that_is_closed_between_two_reads_is_lost(settings: S
 async def test_what_does_not_end_in_the_background_does_not_keep_the_database_from_closing(
     settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.postgres.database.CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr("server.postgres.database.DATABASE_SECONDS", 0.2)
     pids = []
 
     async def never(session: Session) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import shlex
@@ -160,12 +161,17 @@ def test_only_events_of_the_level_and_above_are_logged(
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_what_is_bound_to_the_context_is_on_each_line(configure: Configure, log_format: str) -> None:
+def test_the_context_of_the_task_is_on_each_line(configure: Configure, log_format: str) -> None:
     lines = configure(log_format)
-    with structlog.contextvars.bound_contextvars(requestId="abc"):
+
+    def request() -> None:
+        events.set_context(request_id="abc")
         events.emit(ReadFailed())
+        logging.getLogger("somebody").warning("a library")
+
+    contextvars.copy_context().run(request)
     events.emit(ReadFailed())
-    assert [line.get("requestId") for line in lines()] == ["abc", None]
+    assert [line.get("requestId") for line in lines()] == ["abc", "abc", None]
 
 
 @pytest.mark.parametrize("log_format", FORMATS)

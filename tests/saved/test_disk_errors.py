@@ -35,8 +35,8 @@ async def run_next(runner: Runner) -> bool:
         found = await runner._start_next()
     except ExportError:
         return True  # the folder could not be used; it is tried again
-    for task in list(runner._running.values()):
-        await task
+    for attempt in list(runner._running.values()):
+        await attempt.running
     return found
 
 

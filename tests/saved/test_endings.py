@@ -111,7 +111,7 @@ async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
     monkeypatch.setattr(exports, "_save", fail)
     for id in (damaged, good):
         assert await exports._start_next()
-        await exports._running[id]
+        await exports._running[id].running
     assert not await exports._start_next()
     assert exports.queue.store.get(damaged).manifest.status == "pending"
     assert exports.queue.store.get(good).manifest.status == "failed"
@@ -127,7 +127,7 @@ async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest
     monkeypatch.setattr(Claim, "_write", full)
     monkeypatch.setattr(exports, "_save", fail)
     assert await exports._start_next()
-    await exports._running[id]
+    await exports._running[id].running
     assert not await exports._start_next()
     assert exports._resume_at > 0
 

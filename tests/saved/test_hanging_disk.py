@@ -193,7 +193,7 @@ def test_a_worker_process_ends_although_a_thread_hangs(monkeypatch: pytest.Monke
     answer = threading.Event()
     thread = threading.Thread(target=answer.wait, args=(60,))
     exits: list[int] = []
-    monkeypatch.setattr(serve, "THREAD_END_SECONDS", 0.05)
+    monkeypatch.setattr(serve, "THREAD_SECONDS", 0.05)
     monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), thread])
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     monkeypatch.setattr(os, "_exit", exits.append)
@@ -203,6 +203,6 @@ def test_a_worker_process_ends_although_a_thread_hangs(monkeypatch: pytest.Monke
     serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getpid(), exit_code=7))
     assert exits == [7]
     answer.set()
-    monkeypatch.setattr(serve, "THREAD_END_SECONDS", 60.0)
+    monkeypatch.setattr(serve, "THREAD_SECONDS", 60.0)
     serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getpid(), exit_code=7))
     assert exits == [7]

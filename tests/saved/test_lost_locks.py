@@ -274,7 +274,7 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
     monkeypatch.setattr(Claim, "start", start_and_lose)
     monkeypatch.setattr(Writer, "complete", complete_later)
     assert await runner._start_next()
-    (task,) = runner._running.values()
+    (attempt,) = runner._running.values()
     await lost.wait()
     if way == "is cancelled":
         (path / "cancel").touch()
@@ -282,7 +282,7 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
     elif way == "is stopped":
         await runner.stop(60)
     held.set()
-    await task
+    await attempt.running
     now = snapshot(path)
     # Apart from its own part file, whose name no other process uses.
     parts = {name for name in {**now, **taken} if name.endswith(".part")}
@@ -309,7 +309,7 @@ async def test_a_running_export_that_loses_its_lock_is_ended_at_once(
     assert await runner._start_next()
     await eventually("it has started", lambda: json.loads((path / "manifest.json").read_text())["attempts"] == 1)
     count_another_attempt(path)
-    await asyncio.wait_for(next(iter(runner._running.values())), 60)
+    await asyncio.wait_for(next(iter(runner._running.values())).running, 60)
     assert emitted == [ExportLockLost()]
 
 

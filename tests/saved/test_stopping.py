@@ -142,7 +142,7 @@ async def test_stopping_does_not_wait_for_a_queue_that_hangs(
 async def test_leaving_the_runner_is_bounded_too(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event]
 ) -> None:
-    monkeypatch.setattr("server.saved.runner.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("server.saved.runner.GIVE_BACK_SECONDS", 0.05)
     monkeypatch.setattr(Queue, "sweep", lambda queue: disk.hang())
     async with runner:
         await eventually("the queue hangs", lambda: disk.calls)

@@ -25,8 +25,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from server.process.serve import STOP_MARGIN
 from server.settings import Settings, read_settings
+from server.shutdown import STOP_MARGIN
 from tests.support.live_server import LiveServer
 from tests.system.test_architecture import MODULES, imported
 

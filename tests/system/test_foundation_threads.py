@@ -274,7 +274,7 @@ async def test_ended_waits_for_each_outcome_and_raises_none(outcome: str) -> Non
         assert isinstance(task.exception(), LookupError)
 
 
-async def test_ended_waits_on_when_its_caller_is_cancelled() -> None:
+async def test_waiting_for_the_end_goes_beyond_the_cancellation_of_the_caller() -> None:
     release = asyncio.Event()
     task = asyncio.create_task(release.wait())
     waiting = asyncio.create_task(wait_until_ended(task))
@@ -285,7 +285,8 @@ async def test_ended_waits_on_when_its_caller_is_cancelled() -> None:
     assert not waiting.done()
     assert not task.done()
     release.set()
-    await waiting
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
     assert task.result() is True
 
 
