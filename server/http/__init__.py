@@ -4,5 +4,7 @@ Holds the routes (`routes/`), the sending of a download and how it ends (`transf
 documents, byte ranges, content negotiation and the protection against cross-site requests. Runs no SQL of its own and
 opens no file except through `saved`.
 
-May import: query, postgres, encode, export, saved.
+Inside: addresses, byte_ranges, csrf, events, file_headers, negotiation → problems, transfer → aiohttp_internals, keys →
+responses, sendfile → routes.
+May import: query, postgres, export, saved.
 """

@@ -25,11 +25,11 @@ from server.http.keys import RUNNER, THREADS
 from server.http.routes import saved_file
 from server.http.sendfile import FilePart, send_piece
 from server.settings import Settings
+from tests.support.byte_ranges import RANGES
 from tests.support.engines import make_threads
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
 from tests.support.proxies import running_nginx
-from tests.support.ranges import RANGES
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
 
