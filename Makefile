@@ -16,9 +16,10 @@ dsn: .venv/runtime
 seed: .venv/runtime
 	@exec $(BIN)/python -m server seed
 
-# Two processes, each with a PostgreSQL of its own. All tests of a file run in one process.
+# Two processes, each with a PostgreSQL of its own. All tests of a file run in one process. The files run in the order of
+# tests/conftest.py, slow ones first; without --no-loadscope-reorder xdist would begin with those that have most tests.
 test: .venv/development encoder
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: .venv/development encoder
 	$(BIN)/ruff check .

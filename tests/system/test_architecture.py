@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW_FILES
+
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server"
 # In the order in which a request passes them; docs/architecture.md lists them in the same order.
@@ -331,6 +333,11 @@ def test_the_code_map_shows_the_packages_in_order() -> None:
     assert {name: set(text.split(", ")) - {"–"} for name, text in rows.items()} == {
         name: may_import(name) for name in PACKAGES
     }
+
+
+def test_the_slow_files_exist_and_are_named_once() -> None:
+    assert [name for name in SLOW_FILES if not (ROOT / "tests" / name).exists()] == []
+    assert len(set(SLOW_FILES)) == len(SLOW_FILES)
 
 
 def test_the_tests_mirror_the_packages() -> None:
