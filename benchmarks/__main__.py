@@ -25,11 +25,11 @@ ASYNCPG = "aiohttp with asyncpg's `copy_from_query`"
 OBVIOUS_WAY = "the obvious way: typed rows, `csv.writer`"
 NODE = "Express, pg-query-stream, csv-stringify"
 
-# Users in the sample data for which the figures are promised.
-PROMISED_ROWS = 3_000_000
+# Users in the sample data for which the targets are set.
+TARGET_ROWS = 3_000_000
 # Rows of 1 MB in the table of large values.
 LARGE_VALUES = 300
-# Most rounds of the contenders that take many seconds each, and of the comparisons beside the race.
+# Most rounds of the contenders that take many seconds each, and of the comparisons outside the race.
 OBVIOUS_ROUNDS = 5
 PURE_ROUNDS = 3
 QUERY_ROUNDS = 7
@@ -42,7 +42,7 @@ def main() -> int:
     """Run the benchmark and return the exit status: 1 for wrong bytes, 2 if it could not run."""
     options = _options()
     path: Path = options.data or Path(
-        ".data/benchmark" if options.rows == PROMISED_ROWS else f".data/benchmark-{options.rows}"
+        ".data/benchmark" if options.rows == TARGET_ROWS else f".data/benchmark-{options.rows}"
     )
     run = _run if options.against is None else _run_against
     try:
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
         help="only compare with the build of Sluice in this checkout, whose native encoder has been built",
     )
     options = parser.parse_args()
-    for name, whole, quick in (("rows", PROMISED_ROWS, 100_000), ("rounds", 9, 3), ("tries", 20, 5)):
+    for name, whole, quick in (("rows", TARGET_ROWS, 100_000), ("rounds", 9, 3), ("tries", 20, 5)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else whole)
         if getattr(options, name) < 1:
@@ -131,8 +131,8 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     tables = [report.race_table(results, sample.rows), queries.table(compared), scaling.table(costs), saved.table(kept)]
     tables += [page.table(visited), report.first_byte_table(first, sizes), report.memory_table(peaks, sizes)]
     print("\n\n".join(tables), end="\n\n")
-    if options.rows != PROMISED_ROWS:
-        print(f"The figures are meant for {PROMISED_ROWS:,} users; with fewer, starting the programs weighs more.\n")
+    if options.rows != TARGET_ROWS:
+        print(f"The targets are for {TARGET_ROWS:,} users; with fewer, starting the programs weighs more.\n")
     best = report.fastest(results, [name for name in ours if name != PURE])
     verdicts = report.verdicts(best, results, sample.rows, first, peaks) + scaling.verdicts(costs)
     verdicts += queries.verdicts(compared, gzipped) + saved.verdicts(kept)

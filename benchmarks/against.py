@@ -1,4 +1,4 @@
-"""This build of Sluice against another one, in one sitting: both serve one database and take turns in each round."""
+"""This build of Sluice against another one, in one run: both serve one database and take turns in each round."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_BYTES_OF_ALL_ROWS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took. seconds: wall time. cpu: seconds of the worker's CPU."""
+    """The cost of one run. seconds: wall time. cpu: seconds of the worker's CPU."""
 
     seconds: float
     cpu: float
@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Task:
-    """What both builds do in each round.
+    """Work that both builds do in each round.
 
     readers: PARALLEL_READERS of the server. run: does it once and returns the seconds that count. has_cpu: whether it
     takes long enough for the worker's CPU time, which the system counts in steps of 10 ms.
@@ -133,7 +133,7 @@ def _measure(task: Task, server: Server) -> Cost:
 
 
 def table(results: Results) -> str:
-    """The medians and ratios as Markdown, one line for each task. A ratio below 1 means that this build is faster."""
+    """Return the medians and ratios as Markdown, one line for each task. Below 1, this build is the faster one."""
     lines = [
         "| new against old build | new, s | old, s | wall time, new/old (range) | worker's CPU, new/old (range) |",
         "|---|--:|--:|--:|--:|",

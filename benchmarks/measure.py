@@ -30,7 +30,7 @@ class Contender:
 
 
 def race(sample: Sample, contenders: Sequence[Contender], say: Callable[[str], None]) -> dict[str, list[Download]]:
-    """Let each contender download the users once a round, in every second round in the opposite order.
+    """Let each contender download the users once in each round, in opposite order in every second round.
 
     The first contender is the reference. One round before the first is not counted. Return the downloads by name.
     """

@@ -17,7 +17,7 @@ from benchmarks.sample import Sample
 
 TABLES = 1000
 SCHEMA = "benchmark_thousand"
-# The promised figures.
+# The targets.
 MOST_SECONDS_TO_PAINT = 0.300
 MOST_BYTES = 100_000
 MOST_SECONDS_TO_PREVIEW = 0.150
@@ -41,7 +41,10 @@ _WEIGHT = """[...performance.getEntriesByType("navigation"), ...performance.getE
 
 @dataclass(frozen=True)
 class Measured:
-    """paints: seconds by visit. weight: bytes before compression. Both empty without Chromium. previews: seconds."""
+    """The measurements. paints: seconds by visit. weight: bytes before compression. previews: seconds.
+
+    paints and weight are empty without Chromium.
+    """
 
     paints: list[float]
     weight: int | None
@@ -111,7 +114,7 @@ def table(found: Measured) -> str:
 
 
 def verdicts(found: Measured) -> list[str]:
-    """Return each promised figure with PASS or MISS."""
+    """Compare each figure with its target. Return a line with PASS or MISS for each."""
     preview = max(median(seconds) for seconds in found.previews.values())
     lines = [_line(preview <= MOST_SECONDS_TO_PREVIEW, "preview", preview * 1e3, MOST_SECONDS_TO_PREVIEW * 1e3, "ms")]
     if found.weight is None:

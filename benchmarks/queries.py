@@ -12,7 +12,7 @@ from benchmarks.processes import BenchmarkError, Server, start_curl, timed
 from benchmarks.sample import Sample
 
 PLAIN = "users.csv"
-# The promised size of a .gz file, relative to the output of `gzip -6` for the same bytes.
+# The target for the size of a .gz file, relative to the output of `gzip -6` for the same bytes.
 MOST_TIMES_GZIP = 1.10
 
 
@@ -20,7 +20,7 @@ MOST_TIMES_GZIP = 1.10
 class Query:
     r"""A download. copied: the query that psql's `\copy` runs as the reference, None for the plain download.
 
-    most: the promised ratio of wall times.
+    most: the target, a ratio of wall times.
     """
 
     name: str
@@ -46,7 +46,7 @@ QUERIES = (
 
 
 def compare(sample: Sample, server: Server, rounds: int, say: Callable[[str], None]) -> list[tuple[Query, list[float]]]:
-    """Return the ratios of wall times of each query, one for each round, with its reference just before or after."""
+    """Return the ratios of wall times of each query, one for each round. The reference runs just before or after it."""
     ratios: list[tuple[Query, list[float]]] = [(query, []) for query in QUERIES]
     for number in range(-1, rounds):  # the first is not counted
         for query, found in ratios:
@@ -101,7 +101,7 @@ def table(ratios: list[tuple[Query, list[float]]]) -> str:
 
 
 def verdicts(ratios: list[tuple[Query, list[float]]], sizes: tuple[int, int]) -> list[str]:
-    """Return each promised figure with PASS or MISS."""
+    """Compare each figure with its target. Return a line with PASS or MISS for each."""
     lines = [
         f"- {'PASS' if median(found) <= query.most else 'MISS'} {query.name}: {median(found):.2f} "
         f"(at most {query.most})"

@@ -1,8 +1,7 @@
-"""The measurements as Markdown, and a comparison with the figures that the project promises. Measures nothing."""
+"""The measurements as Markdown, and a comparison with the targets. Measures nothing."""
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import psutil
 
 from benchmarks.measure import Download, ratios
 from benchmarks.sample import MEGABYTES, TENTH, TINY
+from server.cpus import available_cpus
 
-# The promised figures, for 3,000,000 users.
+# The targets, for 3,000,000 users.
 MOST_TIMES_COPY = 0.95
 MOST_MICROSECONDS_A_ROW = 0.35
 MOST_SECONDS_TO_FIRST_BYTE = 0.050
@@ -33,7 +33,7 @@ def machine(postgres_version: str) -> str:
         model = names[0] if names else model
     memory = psutil.virtual_memory().total / 1e9
     return (
-        f"{os.cpu_count()} cores ({model}), {memory:.0f} GB of memory, {platform.system()}; "
+        f"{available_cpus()} cores ({model}), {memory:.0f} GB of memory, {platform.system()}; "
         f"PostgreSQL {postgres_version}, Python {platform.python_version()}"
     )
 
@@ -85,7 +85,10 @@ def verdicts(
     first: Mapping[str, Sequence[float]],
     peaks: Mapping[str, int | None],
 ) -> list[str]:
-    """Return each promised figure with PASS or MISS. best: the contender that must be faster than the reference."""
+    """Compare each figure with its target. Return a line with PASS or MISS for each.
+
+    best: the contender that must be faster than the reference.
+    """
     reference = next(iter(results.values()))
     whole = median(ratios(results[best], reference))
     cpu = median(download.cpu for download in results[best]) / rows * 1e6

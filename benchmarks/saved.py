@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.processes import SLUICE, BenchmarkError, Server, start_curl, timed
 
-# The promised figures: saving relative to streaming, and seconds.
+# The targets: saving relative to streaming, and seconds.
 MOST_TIMES_STREAMING = 1.15
 MOST_SECONDS_ALIVE = 0.100
 MOST_SECONDS_LISTED = 0.100
@@ -31,7 +31,7 @@ BETWEEN_REQUESTS = 0.005
 
 @dataclass(frozen=True)
 class Figures:
-    """ratios: seconds of saving over those of streaming, by round. alive, listed: seconds of each response."""
+    """The measurements. ratios: seconds of saving over those of streaming. alive, listed: seconds of each response."""
 
     ratios: list[float]
     alive: list[float]
@@ -39,7 +39,7 @@ class Figures:
 
 
 def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figures:
-    """Measure everything on a server of its own. rounds: of saving and streaming."""
+    """Measure everything on a server of its own. rounds: the number of times to save and to stream."""
     with (
         tempfile.TemporaryDirectory(prefix="sluice-benchmark-", dir=Path.cwd()) as folder,
         Server(SLUICE, database_url, EXPORT_STORAGE_PATH=folder, MAX_RUNNING_EXPORTS=str(RUNNING)) as server,
@@ -51,7 +51,7 @@ def measure(database_url: str, rounds: int, say: Callable[[str], None]) -> Figur
 
 
 class Api:
-    """The server's API, over one connection."""
+    """A client of the server's API, with one connection."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
@@ -178,7 +178,7 @@ def table(figures: Figures) -> str:
 
 
 def verdicts(figures: Figures) -> list[str]:
-    """Return each promised figure with PASS or MISS."""
+    """Compare each figure with its target. Return a line with PASS or MISS for each."""
     return [
         _line(
             median(figures.ratios) <= MOST_TIMES_STREAMING,

@@ -11,9 +11,9 @@ from benchmarks.sample import MEGABYTES, Sample
 
 # Rows of the tables of users that differ in size only.
 SIZES = (10_000, 100_000, 1_000_000, 3_000_000, 10_000_000)
-# (columns, rows) of the tables that differ in shape: about as many values each.
+# (columns, rows) of the tables that differ in shape. Each has about the same number of values.
 SHAPES = ((3, 2_000_000), (30, 200_000), (300, 20_000))
-# The promised wall time of 10,000,000 rows, relative to that of 3,000,000.
+# The target for the wall time of 10,000,000 rows, relative to that of 3,000,000.
 MOST_TIMES_LARGEST = 3.6
 
 
@@ -119,7 +119,7 @@ def table(costs: list[Cost]) -> str:
 
 
 def verdicts(costs: list[Cost]) -> list[str]:
-    """Return a verdict on whether the time grows in proportion to the rows."""
+    """Compare the time of 10,000,000 rows with its target. Return a line with PASS or MISS."""
     by_rows = {cost.what: cost.seconds for cost in costs}
     largest, reference = by_rows.get("10,000,000 users"), by_rows.get("3,000,000 users")
     if largest is None or reference is None:

@@ -4,8 +4,8 @@
 --     SEED_ROWS=1000000 psql --set ON_ERROR_STOP=1 --file seeds/init.sql "$DATABASE_URL"
 --
 -- The data depends on nothing but the row number: two runs with the same SEED_ROWS give the same rows,
--- in the same order, on every server. About one row in a thousand is awkward on purpose (quotes,
--- delimiters, newlines, emoji, right-to-left text, a leading = or -, NULL beside the empty string).
+-- in the same order, on every server. About one row in a thousand has unusual values (quotes,
+-- delimiters, newlines, emoji, right-to-left text, a leading = or -, both NULL and the empty string).
 -- Everything happens in one transaction, so an interrupted run leaves the database as it was.
 
 \set QUIET on
@@ -41,7 +41,7 @@ CREATE TABLE orders (
     note       text
 ) PARTITION BY RANGE (ordered_at);
 
--- One partition a month, 2024-01 to 2025-12, with bounds in UTC whatever the session's time zone is.
+-- One partition a month, 2024-01 to 2025-12, with bounds in UTC, independent of the session's time zone.
 SELECT format(
     'CREATE TABLE orders_%s PARTITION OF orders FOR VALUES FROM (%L) TO (%L)',
     to_char(month, 'YYYY_MM'),

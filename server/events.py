@@ -1,4 +1,4 @@
-"""What is worth observing, as values: one class for each kind of event, with named fields.
+"""Events, as values with named fields: one class for each kind.
 
 The module `events.py` of each package holds the classes. An event is created where it happens, and `emit` passes it to
 every observer. `server/process/logs.py` makes the log line from it; metrics or an audit trail would be further
@@ -56,7 +56,7 @@ _observers: list[Observer] = []
 
 
 def subscribe(observer: Observer) -> None:
-    """Call the observer once with every event from now on, however often it subscribes. It must not block or raise."""
+    """Call the observer once with every event from now on, even if it subscribes again. It must not block or raise."""
     if observer not in _observers:
         _observers.append(observer)
 

@@ -149,7 +149,7 @@ class Settings:
     )
     export_retention: float = _setting(
         "EXPORT_RETENTION",
-        "Time for which a finished export is kept, in seconds; 0 keeps it for ever",
+        "Time for which a finished export is kept, in seconds; 0 keeps it without limit",
         604800.0,
         _retention,
     )

@@ -1,4 +1,4 @@
-"""Blocking work in threads: one bounded pool for each resource that may hang, and one way to wait for a thread.
+"""Blocking work in threads: one bounded pool for each resource that may hang, and one function that waits for a thread.
 
 A disk or a name server that does not answer fills its own pool and delays nothing else. No module may use the event
 loop's default pool.

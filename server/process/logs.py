@@ -1,6 +1,6 @@
 """The log: one line for each event on standard error, as key=value or JSON. Lines of libraries have the same format.
 
-The only place that turns an event into a line. Must not know any single event.
+The only module that turns an event into a line. Must not depend on the class of an event.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Write every event and every record of `logging` through one handler, in the format and from the level set."""
+    """Write every event and every record of `logging` through one handler.
+
+    settings: give the format and the least severe level.
+    """
     shared: list[structlog.typing.Processor] = [
         _add_context,
         structlog.stdlib.add_log_level,
@@ -70,7 +73,7 @@ def _add_context(logger: Any, method: str, event: structlog.typing.EventDict) ->
 
 
 def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape control characters, so that no value from a URL can begin a line of its own or control a terminal."""
+    """Escape control characters, so that no value from a URL can start a new line or control a terminal."""
     for key, value in event.items():
         if isinstance(value, str) and _CONTROLS.search(value):
             event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)

@@ -23,7 +23,7 @@ _COUNT_RELATIONS = (
 
 
 def seed(embedded: EmbeddedPostgres, rows: int) -> None:
-    """Load the sample data if the database is empty. rows: how many users. Raise EmbeddedError."""
+    """Load the sample data if the database is empty. rows: the number of users. Raise EmbeddedError if it fails."""
     if not _is_empty(embedded):
         return
     started = time.monotonic()

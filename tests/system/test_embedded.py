@@ -103,7 +103,7 @@ def test_data_of_another_version_is_left_alone(folder: Path) -> None:
     assert (folder / "postgres" / "PG_VERSION").read_text().strip() == "16"
 
 
-def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+def test_the_error_of_a_server_that_cannot_start_gives_the_reason(folder: Path) -> None:
     with pytest.raises(EmbeddedError, match="no_such_setting"):
         EmbeddedPostgres(folder / "postgres", settings={"no_such_setting": "1"}).__enter__()
 
@@ -168,7 +168,7 @@ def test_broken_seeds_leave_the_database_empty(folder: Path, monkeypatch: pytest
         ("", ""),
     ],
 )
-def test_progress_without_a_terminal_is_a_line_a_table(
+def test_progress_without_a_terminal_is_one_line_for_each_table(
     line: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_progress(line)
@@ -217,7 +217,7 @@ def test_root_copies_programs_that_the_account_cannot_reach(folder: Path, monkey
     assert len(list(system.iterdir())) == 1
 
 
-def test_without_the_wheel_the_message_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_the_message_names_the_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedError, match="set DATABASE_URL"):
         EmbeddedPostgres(folder / "postgres").__enter__()

@@ -1,4 +1,4 @@
-"""`server/events.py`: the fields of an event, and who gets it."""
+"""`server/events.py`: the fields of an event, and the observers that get it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Measured(Event):
 
 @pytest.fixture(autouse=True)
 def observers(monkeypatch: pytest.MonkeyPatch) -> list[events.Observer]:
-    """No observers but those of the test."""
+    """Remove all observers for one test and return the list of those that it adds."""
     made: list[events.Observer] = []
     monkeypatch.setattr(events, "_observers", made)
     return made
@@ -77,13 +77,13 @@ def test_an_observer_that_subscribes_twice_gets_an_event_once() -> None:
     assert len(seen) == 1
 
 
-def test_without_observers_an_event_goes_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_observers_an_event_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
     emit(Measured())
     assert capsys.readouterr() == ("", "")
 
 
 def event_classes() -> Iterator[type[Event]]:
-    """Every class of event in the modules `events` of the packages."""
+    """Yield every class of event in the modules `events` of the packages."""
     for package in pkgutil.iter_modules(server.__path__):
         if package.ispkg and importlib.util.find_spec(f"server.{package.name}.events"):
             module = importlib.import_module(f"server.{package.name}.events")
@@ -105,7 +105,7 @@ def test_each_event_has_a_name_and_is_a_frozen_value_without_reserved_fields(eve
     assert event_class.name
     assert is_dataclass(event_class)
     assert event_class.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    # What the log line holds besides: a field of these names would overwrite it.
+    # Other fields of the log line, which a field of the same name would overwrite.
     reserved = {"time", "level", "event", "exception", "requestId", "name"}
     assert not {field.name for field in fields(event_class)} & reserved
     assert event_class.__doc__

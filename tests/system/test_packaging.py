@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-# What a build creates or needs only itself.
+# Files that a build creates, or that only a build needs.
 NOT_PACKAGED = {".py", ".pyx", ".c", ".so", ".pyc"}
 
 
@@ -24,7 +24,7 @@ def test_every_other_file_is_in_the_wheel() -> None:
         for pattern in patterns
         for path in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    # setuptools packages the stubs of a package without being told to.
+    # setuptools includes the stubs of a package by default.
     others = {
         path for path in (ROOT / "server").rglob("*") if path.is_file() and path.suffix not in {*NOT_PACKAGED, ".pyi"}
     }

@@ -129,7 +129,7 @@ def test_an_empty_variable_counts_as_not_set(text: str) -> None:
     assert read_settings(dict.fromkeys(variables, text)) == Settings()
 
 
-def test_other_variables_mean_nothing() -> None:
+def test_other_variables_have_no_effect() -> None:
     assert read_settings({"PATH": "/bin", "API_PORTS": "x", "api_port": "x", "PGPASSWORD": "x"}) == Settings()
 
 
@@ -148,7 +148,7 @@ def test_secrets_are_in_no_repr() -> None:
         assert "api_port=8080" in shown
 
 
-def test_a_password_is_used_as_it_is() -> None:
+def test_a_password_is_used_unchanged() -> None:
     # Spaces may be part of it, as in libpq's PGPASSWORD.
     assert read_settings({"DB_PASSWORD": "  two blanks on either side  "}).db_password == (
         "  two blanks on either side  "
@@ -207,7 +207,7 @@ def test_database_url_overrides_the_others_unchanged() -> None:
         (Settings(db_host="one,two"), {"host": "one,two", "port": "5432"}),
     ],
 )
-def test_the_dsn_says_to_libpq_what_was_set(settings: Settings, parts: dict[str, str]) -> None:
+def test_the_dsn_passes_the_settings_to_libpq(settings: Settings, parts: dict[str, str]) -> None:
     assert psycopg2.extensions.parse_dsn(settings.dsn) == parts
 
 

@@ -19,7 +19,7 @@ PATIENCE = 30
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """One thread."""
+    """Open a pool with one thread."""
     with ThreadPoolExecutor(1) as opened:
         yield opened
 
@@ -138,7 +138,7 @@ async def test_work_that_has_not_started_never_runs_after_a_cancellation(pool: T
     assert not running.done()
     gate.opened.set()
     assert await running == "result"
-    await in_thread(pool, str)  # everything that was queued before has run by now
+    await in_thread(pool, str)  # everything that was queued before has run before this
     assert calls == []
 
 
@@ -169,7 +169,7 @@ async def test_a_cancellation_that_comes_with_the_result_discards_it(pool: Threa
     task = asyncio.create_task(in_thread(pool, gate.work, "descriptor", discard=discarded.append))
     await gate.until_started()
     gate.opened.set()
-    pool.shutdown(wait=True)  # blocks the event loop: the result is there, and the task does not know it yet
+    pool.shutdown(wait=True)  # blocks the event loop: the result exists, but the task has not got it yet
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -183,7 +183,7 @@ async def test_an_error_of_cancelled_work_is_dropped_and_nothing_discarded(
 
     def fail() -> None:
         gate.work()
-        raise OSError("too late to matter")
+        raise OSError("after the cancellation")
 
     task = asyncio.create_task(in_thread(pool, fail, discard=discarded.append))
     await gate.until_started()
@@ -213,14 +213,14 @@ POOLS: dict[str, Callable[[Threads], ThreadPoolExecutor]] = {
 async def test_a_full_pool_delays_no_other(name: str, gate: Gate) -> None:
     with all_pools() as threads:
         full = POOLS[name](threads)
-        # More work than the pool has threads: the last piece waits in its queue.
+        # One piece of work more than the pool has threads: the last waits in its queue.
         count = full._max_workers + 1
         tasks = [asyncio.create_task(in_thread(full, gate.work)) for _ in range(count)]
         await gate.until_started()
         async with asyncio.timeout(PATIENCE):
             for other in POOLS.keys() - {name}:
                 assert await in_thread(POOLS[other](threads), str, "done") == "done"
-            # The event loop's default pool is another one still.
+            # The event loop's default pool is separate too.
             assert await asyncio.get_running_loop().run_in_executor(None, str, "done") == "done"
         assert not any(task.done() for task in tasks)
         gate.opened.set()
