@@ -88,6 +88,14 @@ def test_every_name_in_the_code_map_is_in_its_module() -> None:
     assert missing == set()
 
 
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/performance.md"])
+def test_the_lines_of_a_document_are_short(name: str) -> None:
+    # Tables and pictures need long lines; a line with results is pasted as the benchmark printed it.
+    unlimited = ("|", "![", "2 cores", "- PASS")
+    lines = (ROOT / name).read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith(unlimited)] == []
+
+
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make (?:-s )?([a-z]+)", README)) <= targets
