@@ -38,7 +38,7 @@ class LockLost(Exception):
 
 
 class Claim:
-    """An export whose lock this process holds until `close`. max_attempts: how often it may be started."""
+    """An export whose lock this process holds until `close`. max_attempts: how many times it may be started."""
 
     def __init__(self, lock: ExportLock, manifest: Manifest, *, quota: Quota, max_attempts: int) -> None:
         """manifest: as read under the lock."""
@@ -72,7 +72,7 @@ class Claim:
         return self._lock.in_place()
 
     def cancel_requested(self) -> bool:
-        """Return whether somebody has asked to cancel the export. Raise OSError."""
+        """Return whether the cancellation of the export has been requested. Raise OSError."""
         return durable_files.exists(self.folder, CANCEL)
 
     def check_lock(self) -> None:
@@ -113,12 +113,14 @@ class Claim:
         Raise LockLost, OSError, and NoSpaceLeft if the file exceeds EXPORT_STORAGE_LIMIT.
         """
         part.finish()
-        part.save_progress()
-        # Checked with the final size: a completed export is promised and must not be removed a moment later.
+        with contextlib.suppress(OSError):  # the manifest has the final figures
+            part.save_progress()
+        # Checked with the final size: a completed export must not be removed a moment later to keep the limit.
         self.quota.enforce_limit()
         self.check_lock()
-        os.rename(part.name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
-        os.fsync(self.folder)
+        with disk_full_errors():
+            os.rename(part.name, self.manifest.file_name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+            os.fsync(self.folder)
         self._write(
             replace(
                 self.manifest,

@@ -67,7 +67,8 @@ def open_folder(name: str | os.PathLike[str], inside: int | None = None) -> Iter
 def folder_descriptor(name: str | os.PathLike[str], inside: int | None = None) -> int:
     """Open a folder and return its descriptor, which the caller closes.
 
-    inside: the descriptor of the parent folder. Without it, `name` is a path, and symbolic links are followed.
+    inside: the descriptor of the parent folder. Without it, `name` is a path, and symbolic links are followed. Raise
+    OSError.
     """
     follow = 0 if inside is None else os.O_NOFOLLOW
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | follow, dir_fd=inside)
@@ -92,7 +93,7 @@ def exists(folder: int, name: str) -> bool:
 
 
 def list_names(folder: int) -> list[str]:
-    """Return the names of all entries of the folder."""
+    """Return the names of all entries of the folder. Raise OSError."""
     return os.listdir(folder)
 
 
@@ -120,19 +121,19 @@ def read_file(folder: int, name: str, most: int) -> bytes:
 
 
 def create_file(folder: int, name: str) -> int:
-    """Create an empty file for writing and return its descriptor. Raise FileExistsError if the name exists."""
+    """Create an empty file for writing and return its descriptor. Raise OSError, FileExistsError if the name exists."""
     return os.open(name, _CREATE_FLAGS, FILE_MODE, dir_fd=folder)
 
 
 def create_marker(folder: int, name: str) -> None:
-    """Create an empty file durably; do nothing if it exists."""
+    """Create an empty file durably; do nothing if it exists. Raise OSError."""
     with contextlib.suppress(FileExistsError):
         close(create_file(folder, name))
     os.fsync(folder)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data: write(2) may write only a part of it."""
+    """Write all of the data: write(2) may write only a part of it. Raise OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -144,7 +145,7 @@ def write_file(
     """Write a whole file atomically: a reader finds the old content or this.
 
     durably: the file survives a power failure once this has returned. check: called right before the new content
-    replaces the old; if it raises, the old content stays.
+    replaces the old; if it raises, the old content stays. Raise OSError.
     """
     # A name of its own: two processes may write at the same time, and each must rename the file that it wrote.
     temporary = f"{name}.{secrets.token_hex(8)}{TEMPORARY}"
@@ -168,7 +169,10 @@ def write_file(
 
 
 def create_once(folder: int, name: str, data: bytes) -> None:
-    """Write a whole file durably unless the name exists: of several processes, the first one wins."""
+    """Write a whole file durably unless the name exists: of several processes, the first one wins.
+
+    Raise OSError.
+    """
     temporary = f"{name}.{secrets.token_hex(8)}{TEMPORARY}"
     write_file(folder, temporary, data)
     with contextlib.suppress(FileExistsError):
@@ -178,13 +182,16 @@ def create_once(folder: int, name: str, data: bytes) -> None:
 
 
 def remove_file(folder: int, name: str) -> None:
-    """Remove a file; do nothing if there is none."""
+    """Remove a file; do nothing if there is none. Raise OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
 
 
 def remove_folder(parent: int, name: str, trash: str) -> None:
-    """Remove a folder of files durably. It is renamed to `trash` first, so that nobody finds a part of it."""
+    """Remove a folder of files durably. It is renamed to `trash` first, so that nobody finds a part of it.
+
+    Do nothing if there is none. Raise OSError.
+    """
     with contextlib.suppress(FileNotFoundError):
         if name != trash:
             os.rename(name, trash, src_dir_fd=parent, dst_dir_fd=parent)
@@ -204,7 +211,7 @@ def try_lock(folder: int, name: str) -> int | None:
     """Lock this file, creating it if necessary. Return the descriptor that holds the lock until it is closed.
 
     Return None if another process holds the lock. flock(2): the kernel releases the lock with the descriptor, also
-    when the process is killed.
+    when the process is killed. Raise OSError.
     """
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | _SAFE_FLAGS, FILE_MODE, dir_fd=folder)
     try:
@@ -235,6 +242,9 @@ def _flock(descriptor: int) -> bool:
 
 
 def free_bytes(folder: int) -> int:
-    """Return how many bytes an unprivileged process may still write to the file system of the folder."""
+    """Return how many bytes an unprivileged process may still write to the file system of the folder.
+
+    Raise OSError.
+    """
     status = os.fstatvfs(folder)
     return status.f_bavail * status.f_frsize

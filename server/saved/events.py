@@ -19,7 +19,7 @@ class ExportSaved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportFailed(Event):
+class ExportGivenUp(Event):
     """A saved export has failed and is not tried again."""
 
     name = "export failed"
@@ -40,7 +40,7 @@ class ExportCrashed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPostponed(Event):
-    """An attempt at a saved export failed. The next one begins after `seconds`."""
+    """An attempt at a saved export failed. The next one starts after `seconds`."""
 
     name = "export will be tried again"
     level = logging.WARNING
@@ -51,7 +51,7 @@ class ExportPostponed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportInterrupted(Event):
-    """The process that made a saved export was killed. The export waits for its next attempt."""
+    """The process that ran a saved export was killed. The export waits for its next attempt."""
 
     name = "export interrupted"
     export_id: str

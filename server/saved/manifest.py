@@ -35,7 +35,7 @@ class Manifest:
     """One saved export.
 
     target, query: of the URL, percent-encoded as they were sent. format: with ".gz" if the file is compressed.
-    total_rows: PostgreSQL's estimate. attempts: how many have been started. setbacks: how often an attempt failed
+    total_rows: PostgreSQL's estimate. attempts: how many have been started. setbacks: how many of them failed
     because the database or the folder was not available. not_before: when to try again. completed_at: when the export
     finished, with any outcome. rows, bytes, sha256: of the completed file only.
     """

@@ -24,15 +24,15 @@ from server.saved.manifest import Manifest, NewExport, utc_now, write_manifest
 from server.saved.quota import NEW_PREFIX, Quota
 from server.saved.recovery import may_need_recovery, recover
 from server.saved.status import Progress
-from server.saved.store import CANCEL, MANIFEST, Entry, Store
+from server.saved.store import CANCEL, MANIFEST, Entry, Store, folder_unusable
 from server.settings import Settings
 
 # The names of the files whose locks bound the exports that run at once; no id begins with a dot.
 _SLOT_PREFIX = ".slot-"
 # Unfinished exports. More than this mean that a client sends requests in a loop.
 MOST_WAITING = 1000
-# How often the export of a key may be removed between "the name exists" and reading it; more often means that the
-# folder is damaged.
+# How many times the export of a key may be removed between "the name exists" and reading it; more than that means that
+# the folder is damaged.
 _MOST_TRIES = 5
 # More than any back-off. A longer wait comes from a clock that was wrong.
 _LONGEST_WAIT = datetime.timedelta(minutes=2)
@@ -81,8 +81,8 @@ class Queue:
             os.fsync(root)  # the process that created it may not have done so yet
             return entry
 
-    def create(self, new: NewExport, key: str | None = None) -> tuple[Entry, bool]:
-        """Return a new export, which is on the disk by then, and True; or the one that the key has created, and False.
+    def create(self, new: NewExport, key: str | None = None) -> Entry:
+        """Create an export durably and return it, or return the one that this key has created before.
 
         Raise NoSpaceLeft, ServerBusy, KeyReused, StorageUnavailable, ExportUnreadable.
         """
@@ -93,15 +93,12 @@ class Queue:
             manifest = new.manifest(random_id() if key is None else id_of_key(root, key))
             for _ in range(_MOST_TRIES):
                 if self._publish(root, manifest):
-                    return Entry(manifest, Progress()), True
+                    return Entry(manifest, Progress())
                 existing = None if key is None else self.find(key, new.target, new.query)
                 if existing is not None:  # None: it was removed in between
-                    return existing, False
+                    return existing
         self.store.report(manifest.id, "there is something without a manifest in its place")
-        raise ExportUnreadable(
-            "The folder of this export cannot be used.",
-            hint="Use a new Idempotency-Key, or ask the operator to remove the folder. The log names it.",
-        )
+        raise folder_unusable("Use a new Idempotency-Key, or ask the operator to remove the folder. The log names it.")
 
     def _publish(self, root: int, manifest: Manifest) -> bool:
         """Create the folder of an export atomically. Return False if there is one of this name."""

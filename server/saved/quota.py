@@ -37,7 +37,10 @@ class Quota:
         self._min_free = settings.export_min_free_space
 
     def check_free_space(self) -> None:
-        """Raise NoSpaceLeft if the disk has less than EXPORT_MIN_FREE_SPACE. Takes microseconds."""
+        """Raise NoSpaceLeft if the disk has less than EXPORT_MIN_FREE_SPACE. Takes microseconds.
+
+        Raise StorageUnavailable.
+        """
         with self._store.open_root() as root:
             if durable_files.free_bytes(root) < self._min_free:
                 raise no_space_left()
@@ -45,7 +48,7 @@ class Quota:
     def enforce_limit(self) -> None:
         """Remove the oldest finished exports until all exports are within EXPORT_STORAGE_LIMIT.
 
-        Raise NoSpaceLeft, and remove nothing, if the unfinished ones alone exceed it.
+        Raise NoSpaceLeft, and remove nothing, if the unfinished ones alone exceed it. Raise StorageUnavailable.
         """
         if not self._limit:
             return
@@ -64,7 +67,10 @@ class Quota:
             raise no_space_left()
 
     def remove_expired(self) -> None:
-        """Remove exports that finished EXPORT_RETENTION ago, and folders that killed processes have left behind."""
+        """Remove exports that finished EXPORT_RETENTION ago, and folders that killed processes have left behind.
+
+        Raise StorageUnavailable, NoSpaceLeft.
+        """
         now = utc_now()
         with self._store.open_root() as root:
             for entry in self._store.read_entries(root):
@@ -82,7 +88,8 @@ class Quota:
         """Remove this finished export with everything in its folder. Return False if another process holds its lock.
 
         seen: its manifest when the removal was decided. The same Idempotency-Key gives the same id again, so the id
-        may belong to a newer export by now. That one is left alone, and True is returned: the export seen is gone.
+        may belong to a newer export now. That one is left alone, and True is returned: the export seen is gone. Raise
+        ExportUnreadable, OSError.
         """
         try:
             lock = take_lock(root, seen.id)

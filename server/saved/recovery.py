@@ -9,7 +9,7 @@ from server.errors import ExportError
 from server.events import emit
 from server.saved import durable_files
 from server.saved.claim import Claim
-from server.saved.events import ExportFailed, ExportInterrupted
+from server.saved.events import ExportGivenUp, ExportInterrupted
 from server.saved.manifest import Manifest
 from server.saved.store import CANCEL
 
@@ -21,7 +21,7 @@ class AttemptsInterrupted(ExportError):
 
 
 def may_need_recovery(root: int, manifest: Manifest) -> bool:
-    """Return whether `recover` may have something to do. Looks at no lock. Raise OSError."""
+    """Return whether `recover` may have something to do. Does not check the lock. Raise OSError."""
     if manifest.status == "pending":
         return durable_files.exists(root, f"{manifest.id}/{CANCEL}")
     return not manifest.finished
@@ -39,7 +39,7 @@ def recover(claim: Claim) -> None:
         claim.cancel()
     elif claim.started and manifest.attempts >= claim.max_attempts:
         error = AttemptsInterrupted(f"The server was killed during each of {manifest.attempts} attempts.")
-        emit(ExportFailed(export_id=manifest.id, attempts=manifest.attempts, code=error.code))
+        emit(ExportGivenUp(export_id=manifest.id, attempts=manifest.attempts, code=error.code))
         claim.fail(error)
     elif claim.started:
         emit(ExportInterrupted(export_id=manifest.id, attempts=manifest.attempts))

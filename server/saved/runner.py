@@ -32,8 +32,8 @@ from server.saved.claim import Claim, LockLost
 from server.saved.events import (
     ExportCancelled,
     ExportCrashed,
-    ExportFailed,
     ExportFolderRemoved,
+    ExportGivenUp,
     ExportLockLost,
     ExportNotEnded,
     ExportPostponed,
@@ -49,10 +49,10 @@ from server.threads import cancel_and_wait, in_thread
 
 Result = TypeVar("Result")
 
-# Seconds between two looks at the folder: the longest that an export waits which another process has accepted or
-# given back.
+# Seconds between two polls of the folder. An export that another process has accepted or given back waits at most this
+# long.
 POLL_SECONDS = 1.0
-# Seconds between two progress files of an export, and between two checks whether it is to be cancelled.
+# Seconds between two progress files of an export, and between two checks for a cancellation.
 PROGRESS_SECONDS = 0.25
 # Seconds that DELETE waits for the process that runs the export. The cancellation takes effect in any case.
 DELETE_SECONDS = 5.0
@@ -62,21 +62,21 @@ START_SECONDS = 5.0
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
 # Seconds until the next attempt at an export whose outcome could not be written, or at any export if the disk is full.
 UNWRITABLE_SECONDS = 6.0
-# How often the database or the folder may become unavailable during one export: restarts are forgiven, a query that
-# crashes the database each time is not.
+# How many times the database or the folder may become unavailable during one export: restarts are forgiven, a query
+# that crashes the database each time is not.
 MOST_SETBACKS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One attempt of this process. saving: makes the file. running: waits for that and records the outcome."""
+    """One attempt of this process. saving: writes the file. running: waits for that and records the outcome."""
 
     saving: asyncio.Task[None]
     running: asyncio.Task[None]
 
 
 class Runner:
-    """The saved exports that this process makes. Open it after the fork, on the event loop that uses it."""
+    """The saved exports that this process runs. Open it after the fork, on the event loop that uses it."""
 
     def __init__(self, queue: Queue, engine: Engine) -> None:
         self.queue = queue
@@ -123,11 +123,14 @@ class Runner:
             emit(StopTimedOut(running=len(self._running)))
 
     def wake(self) -> None:
-        """Look at the queue now: there may be an export to run."""
+        """Poll the queue now: there may be an export to run."""
         self._woken.set()
 
     async def delete(self, id: str) -> None:
-        """Cancel the export, or remove it if it has finished. Raise ExportNotFound, ExportUnreadable, ServerBusy."""
+        """Cancel the export, or remove it if it has finished.
+
+        Raise ExportNotFound, ExportUnreadable, ServerBusy, StorageUnavailable, NoSpaceLeft.
+        """
         deadline = asyncio.get_running_loop().time() + DELETE_SECONDS
         entry = await self._in_thread(self.queue.store.get, id)
         if not entry.manifest.finished:
@@ -196,7 +199,7 @@ class Runner:
         await self._finish(claim, saving)
 
     async def _save(self, claim: Claim) -> None:
-        """Make the file: request → plan → chunks → file."""
+        """Write the file: request → plan → chunks → file."""
         request = parse_export_request(claim.manifest.target, claim.manifest.query)
         async with open_writer(self._engine.threads.files, claim) as writer:
             async with open_export(self._engine, request) as export:
@@ -205,9 +208,9 @@ class Runner:
             await writer.complete()
 
     async def _watch(self, claim: Claim, saving: asyncio.Task[None]) -> None:
-        """Save the progress until the attempt has ended. Cancel it if somebody asks for that or the lock is lost."""
+        """Save the progress until the attempt has ended. Cancel it if this was requested or the lock is lost."""
         while not (await asyncio.wait([saving], timeout=PROGRESS_SECONDS))[0]:
-            with contextlib.suppress(OSError):  # the next look may succeed
+            with contextlib.suppress(OSError):  # the next call may succeed
                 try:
                     await self._in_thread(claim.save_progress)
                     cancel = await self._in_thread(claim.cancel_requested)
@@ -218,7 +221,7 @@ class Runner:
                     return
 
     async def _finish(self, claim: Claim, saving: asyncio.Task[None]) -> None:
-        """Record the outcome and release the claim, whatever the disk answers."""
+        """Record the outcome, and release the claim even if the disk fails."""
         id = claim.manifest.id
         try:
             await self._record_outcome(claim, saving)
@@ -278,7 +281,7 @@ class Runner:
             emit(ExportPostponed(code=reason.code, reason=reason.detail, seconds=after))
         else:
             await self._in_thread(claim.fail, reason)
-            emit(ExportFailed(code=reason.code, reason=reason.detail))
+            emit(ExportGivenUp(code=reason.code, reason=reason.detail))
 
     def _pause(self, seconds: float) -> None:
         """Claim no export for this time."""
@@ -287,6 +290,6 @@ class Runner:
 
 
 def _close(claim: Claim | None) -> None:
-    """Release a claim that nobody waits for any more."""
+    """Release a claim that a cancelled caller does not get."""
     if claim is not None:
         claim.close()

@@ -1,4 +1,4 @@
-"""The progress of a saved export, and its status as JSON: the only place that makes this document.
+"""The progress of a saved export, and its status as JSON: the only place that creates this document.
 
 Pure. The percentage never falls, not even when another attempt starts after a crash, and is 100 only when the export is
 complete.
@@ -118,8 +118,17 @@ def status_json(manifest: Manifest, progress: Progress, retention: float) -> dic
     }
 
 
+def eta_seconds(manifest: Manifest, progress: Progress) -> int | None:
+    """Return how many seconds the export still takes, assuming the rate of this attempt. Return None if unknown."""
+    if manifest.status == "completed":
+        return 0
+    if manifest.status == "processing" and progress.share and progress.seconds:
+        return math.ceil(progress.seconds * (100 - progress.share) / progress.share)
+    return None
+
+
 def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
-    """Return the progress of the status. rate: rows per second of this attempt. etaSeconds: assumes this rate."""
+    """Return the progress of the status. rate: rows per second of this attempt."""
     if manifest.status == "completed":
         seconds = progress.seconds
         return {
@@ -128,21 +137,18 @@ def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
             "percentage": 100.0,
             "bytes": manifest.bytes,
             "rate": _rate(manifest.rows or 0, seconds),
-            "etaSeconds": 0,
+            "etaSeconds": eta_seconds(manifest, progress),
         }
     percentage = progress.percentage
     running = manifest.status == "processing"
     started = manifest.status != "pending"  # otherwise the rows are those of an attempt that has ended
-    eta = None
-    if running and progress.share and progress.seconds:
-        eta = math.ceil(progress.seconds * (100 - progress.share) / progress.share)
     return {
         "processedRows": progress.rows if started else 0,
         "totalRows": manifest.total_rows,
         "percentage": 0.0 if percentage is None else percentage,
         "bytes": progress.bytes if started else 0,
         "rate": _rate(progress.rows, progress.seconds) if running else None,
-        "etaSeconds": eta,
+        "etaSeconds": eta_seconds(manifest, progress),
     }
 
 

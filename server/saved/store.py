@@ -23,7 +23,7 @@ from server.saved.status import Progress, read_progress
 # The files in the folder of an export, besides its data and its lock.
 MANIFEST: Final = "manifest.json"
 PROGRESS: Final = "progress.json"
-# Asks the process that makes the export to stop. The only file that is written without the lock.
+# Asks the process that runs the export to stop. The only file that is written without the lock.
 CANCEL: Final = "cancel"
 
 # Bytes: holds the longest request line, with every character escaped in JSON, and the other fields.
@@ -63,11 +63,9 @@ class Store:
         An OSError in the block is raised as StorageUnavailable or NoSpaceLeft.
         """
         try:
-            with durable_files.open_folder(self.path) as root:
+            with disk_full_errors(), durable_files.open_folder(self.path) as root:
                 yield root
         except OSError as error:
-            if durable_files.is_disk_full(error):
-                raise no_space_left() from error
             raise self.unavailable(error) from error
         self._reported.pop("", None)
 
@@ -88,20 +86,24 @@ class Store:
             durable_files.close(folder)
 
     def newest_first(self) -> list[Entry]:
-        """Return all exports, newest first. Those that cannot be read are logged and left out."""
+        """Return all exports, newest first. Those that cannot be read are logged and left out.
+
+        Raise StorageUnavailable, NoSpaceLeft.
+        """
         with self.open_root() as root:
             found = self.read_entries(root)
         return sorted(found, key=lambda entry: (entry.manifest.created_at, entry.manifest.id), reverse=True)
 
     def get(self, id: str) -> Entry:
-        """Return one export. Raise ExportNotFound, ExportUnreadable."""
+        """Return one export. Raise ExportNotFound, ExportUnreadable, StorageUnavailable, NoSpaceLeft."""
         with self.open_root() as root, self.open_folder(root, id) as folder:
             return self.read_entry(folder, id)
 
     def open_data(self, id: str) -> tuple[Manifest, int]:
         """Return a completed export and the descriptor of its file, which the caller closes.
 
-        Raise ExportNotFound, ExportUnreadable, and ExportFailed if the file is missing or has another size.
+        Raise ExportFailed if the file is missing or has another size. Raise ExportNotFound, ExportUnreadable,
+        StorageUnavailable, NoSpaceLeft.
         """
         with self.open_root() as root, self.open_folder(root, id) as folder:
             manifest = self.read_entry(folder, id).manifest
@@ -185,10 +187,7 @@ class Store:
             raise
         except OSError as error:
             self.report(id, error.strerror or "it cannot be changed")
-            raise ExportUnreadable(
-                "The folder of this export cannot be used.",
-                hint="Ask the operator to remove it. The log names the reason.",
-            ) from error
+            raise folder_unusable("Ask the operator to remove it. The log names the reason.") from error
 
     def report(self, id: str, reason: str) -> None:
         """Log that this export is left alone, once for each reason."""
@@ -238,6 +237,11 @@ def no_space_left() -> NoSpaceLeft:
         "There is no space left for saved exports.",
         hint="Remove saved exports that are not needed, or ask the operator for more space.",
     )
+
+
+def folder_unusable(hint: str) -> ExportUnreadable:
+    """Return the error for an export whose folder cannot be read or changed. hint: what the client can do."""
+    return ExportUnreadable("The folder of this export cannot be used.", hint=hint)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from server.chunk import Chunk
 from server.saved.claim import Claim, Part
 from server.threads import in_thread, wait_until_ended
 
-# Bytes that may wait for the disk. The writing thread waits for the encoder again and again (Python's global lock), so
-# that with a single chunk the scan would wait for the thread in turn.
+# Bytes that may wait for the disk. The writing thread often waits for the encoder (Python's global lock). With a single
+# chunk, the scan would wait for the thread in turn.
 MOST_UNWRITTEN_BYTES = 4 << 20
 
 
@@ -71,7 +71,7 @@ class Writer:
         return call.result()
 
     async def wait(self) -> None:
-        """Wait until no call is running, however often the caller is cancelled. Drop the error of a call."""
+        """Wait until no call is running, even if the caller is cancelled. Drop the error of a call."""
         if self._call is not None:
             try:
                 await wait_until_ended(self._call)

@@ -46,16 +46,16 @@ def try_to_save(server: LiveServer, target: str, key: str) -> str | None:
     return id
 
 
-def assert_promises_kept(
-    server: LiveServer, storage: Path, promised: dict[str, str], contents: dict[str, bytes]
+def assert_accepted_are_completed(
+    server: LiveServer, storage: Path, accepted: dict[str, str], contents: dict[str, bytes]
 ) -> None:
     """Check that every accepted export is completed and whole, and that the crashes have left nothing else."""
-    for id, target in promised.items():
+    for id, target in accepted.items():
         assert_whole(storage, wait_for(server, id, "completed"), contents[target])
 
     def settled() -> bool:
         documents = answer_json(ask(server, "/exports"))["exports"]
-        assert promised.keys() <= {document["exportId"] for document in documents}
+        assert accepted.keys() <= {document["exportId"] for document in documents}
         return all(document["status"] == "completed" for document in documents)
 
     eventually("exports whose answer was lost are completed too", settled)
@@ -104,7 +104,7 @@ def test_killed_at_every_step(
     server = start_dying(
         [*STEPS, 0], EXPORT_STORAGE_PATH=str(storage), EXPORT_MAX_ATTEMPTS="1000", MAX_RUNNING_EXPORTS="2"
     )
-    promised: dict[str, str] = {}
+    accepted: dict[str, str] = {}
     number = 0
 
     def save_another() -> bool:
@@ -112,11 +112,11 @@ def test_killed_at_every_step(
         number += 1
         id = try_to_save(server, "small.csv", f"step {number}")
         if id is not None:
-            promised[id] = "small.csv"
+            accepted[id] = "small.csv"
         return not plan.read_text()
 
     eventually("every step has killed a worker", save_another, seconds=90)
-    assert_promises_kept(server, storage, promised, contents)
+    assert_accepted_are_completed(server, storage, accepted, contents)
 
 
 def test_killed_at_any_moment(
@@ -125,14 +125,14 @@ def test_killed_at_any_moment(
     settings = {"EXPORT_STORAGE_PATH": str(tmp_path), "EXPORT_MAX_ATTEMPTS": "1000", "MAX_RUNNING_EXPORTS": "3"}
     server = start_live(**settings)
     moments = random.Random(SEED)
-    promised: dict[str, str] = {}
+    accepted: dict[str, str] = {}
     everything = set(moments.sample(range(WORKER_KILLS + SERVER_KILLS), SERVER_KILLS))
     for number in range(WORKER_KILLS + SERVER_KILLS):
         for each in range(3):
             target = moments.choice(list(contents))
             id = try_to_save(server, target, f"{number} {each}")
             if id is not None:
-                promised[id] = target
+                accepted[id] = target
         time.sleep(moments.uniform(0, 0.15))  # a random moment: no assertion depends on it
         if number in everything:
             server.kill()
@@ -142,8 +142,8 @@ def test_killed_at_any_moment(
             for worker in workers:
                 worker.kill()
             psutil.wait_procs(workers, timeout=10)
-    assert promised
-    assert_promises_kept(server, tmp_path, promised, contents)
+    assert accepted
+    assert_accepted_are_completed(server, tmp_path, accepted, contents)
 
 
 def test_an_export_during_which_the_server_is_killed_each_time_fails(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server.errors import ExportError
+from server.errors import ExportError, ExportFailed, ExportUnreadable, StorageUnavailable
 from server.postgres.database import Database
 from server.saved.queue import Queue
 from server.saved.runner import Runner
-from tests.saved.test_queue import NEW, claimed, created, finish, make_queue, open_below, statuses
 from tests.support.engines import make_engine
 from tests.support.failing_os import Calls
+from tests.support.saved_queue import NEW, claimed, created, finish, make_queue, open_below, statuses
 
 # More calls than an attempt makes: the test ends before.
 MOST_CALLS = 400
@@ -53,7 +54,7 @@ async def attempt(database: Database, path: Path, calls: Calls, patch: pytest.Mo
     """Make one attempt at the first of two exports, during which the chosen call fails."""
     queue = make_queue(path, max_running_exports=1, export_max_attempts=100, export_storage_limit=1 << 30)
     runner = Runner(queue, make_engine(database))
-    ids = [queue.create(replace(NEW, query="limit=5"))[0].manifest.id for _ in range(2)]
+    ids = [queue.create(replace(NEW, query="limit=5")).manifest.id for _ in range(2)]
     with patch.context() as patched:
         calls.install(patched)
         await run_next(runner)
@@ -109,41 +110,73 @@ def request_cancellation(queue: Queue) -> None:
     (queue.store.path / created(queue) / "cancel").touch()
 
 
+def use(queue: Queue, call: str, id: str) -> None:
+    """Call this method of the queue or its store, and release what it returns."""
+    if call == "claim":
+        claim = queue.claim()
+        if claim is not None:
+            claim.close()
+    elif call == "open_data":
+        os.close(queue.store.open_data(id)[1])
+    elif call == "newest_first":
+        queue.store.newest_first()
+    elif call in ("cancel", "remove"):
+        getattr(queue, call)(id)
+    else:
+        getattr(queue, call)()
+
+
+def expected(before: Callable[[Queue], None], call: str, *, refused: bool) -> set[str | None]:
+    """Return the statuses that the export may have after the call and another sweep; None if it has been removed.
+
+    refused: the call has raised an error. It may have had its effect before.
+    """
+    if before is request_cancellation:
+        return {None} if call == "sweep" else {"cancelled"}  # the sweep also removes what has expired
+    if before is finish_one:
+        effect: str | None = None if call in ("sweep", "remove") else "completed"
+        return {effect, "completed"} if refused and call == "remove" else {effect}
+    if call == "cancel":
+        return {"cancelled", "pending"} if refused else {"cancelled"}
+    return {"pending"}
+
+
 @pytest.mark.parametrize(("error", "lasting"), ERRORS)
-@pytest.mark.parametrize("prepare", [interrupt, finish_one, request_cancellation])
-@pytest.mark.parametrize("call", ["sweep", "cancel", "remove", "claim", "newest_first", "open_data"])
+@pytest.mark.parametrize("before", [interrupt, finish_one, request_cancellation])
+@pytest.mark.parametrize("call", ["prepare", "sweep", "cancel", "remove", "claim", "newest_first", "open_data"])
 def test_an_error_in_any_call_of_the_queue_leaves_nothing_locked_or_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, lasting: bool, prepare: object, call: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+    lasting: bool,
+    before: Callable[[Queue], None],
+    call: str,
 ) -> None:
-    assert callable(prepare)
     for number in range(1, MOST_CALLS):
         path = tmp_path / str(number)
         queue = make_queue(path, export_retention=0.000001 if call == "sweep" else 3600)
-        prepare(make_queue(path))
+        before(make_queue(path))
         (entry,) = queue.store.newest_first()
         id = entry.manifest.id
         calls = Calls(number, error, lasting=lasting)
+        refused = False
         with monkeypatch.context() as patched:
             calls.install(patched)
             try:
-                if call in ("sweep", "claim"):
-                    claim = getattr(queue, call)()
-                    if claim is not None:
-                        claim.close()
-                elif call == "newest_first":
-                    queue.store.newest_first()
-                elif call == "open_data":
-                    os.close(queue.store.open_data(id)[1])
-                else:
-                    getattr(queue, call)(id)
-            except (ExportError, OSError):
-                pass
+                use(queue, call, id)
+            except (StorageUnavailable, ExportUnreadable, ExportFailed):
+                refused = True
         step = f"call {number}, {calls.made[number - 1] if calls.failed else 'none'}"
         assert open_below(path) == [], step
         queue.sweep()
-        for _ in range(2):
-            if statuses(queue).get(id) in ("completed", "cancelled", "failed"):
-                assert queue.remove(id), step
+        found = statuses(queue).get(id)
+        assert found in expected(before, call, refused=refused), step
+        if found == "pending":
+            finish(claimed(queue))
+        if found is not None:
+            assert queue.remove(id), step
+        queue.sweep()  # removes what a removal that failed has left
+        assert [each for each in path.iterdir() if not each.name.startswith((".secret", ".slot-", ".new-"))] == [], step
         assert open_below(path) == [], step
         if not calls.failed:
             return

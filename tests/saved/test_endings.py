@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
-from server import errors, events
+from server import errors
 from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim
@@ -16,9 +15,9 @@ from server.saved.manifest import Manifest
 from server.saved.queue import Queue
 from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
-from tests.saved.test_queue import claimed, created, make_queue
 from tests.support.engines import make_engine, make_threads
 from tests.support.live_server import eventually
+from tests.support.saved_queue import claimed, created, fail, make_queue
 
 AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
 
@@ -92,10 +91,6 @@ async def test_an_export_waits_before_its_next_attempt(exports: Runner) -> None:
     assert exports.queue.store.get(id).manifest.status == "pending"
 
 
-async def fail(claim: Claim) -> NoReturn:
-    raise errors.QueryFailed("x")
-
-
 async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
     exports: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +113,7 @@ async def test_an_export_whose_outcome_cannot_be_written_delays_no_other(
 
 
 async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The outcome cannot be written either, and no other export would fare better."""
+    """The outcome cannot be written either, and any other export would fail too."""
 
     def full(claim: Claim, manifest: Manifest) -> None:
         raise errors.NoSpaceLeft("x")
@@ -133,10 +128,8 @@ async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest
 
 
 async def test_unexpected_errors_of_the_queue_do_not_end_the_runner(
-    exports: Runner, monkeypatch: pytest.MonkeyPatch
+    exports: Runner, monkeypatch: pytest.MonkeyPatch, emitted: list[Event]
 ) -> None:
-    emitted: list[Event] = []
-    monkeypatch.setattr(events, "_observers", [emitted.append])
     monkeypatch.setattr("server.saved.runner.POLL_SECONDS", 0.0)
     monkeypatch.setattr(exports, "_save", fail)
     id = created(exports.queue)
@@ -155,7 +148,7 @@ async def test_unexpected_errors_of_the_queue_do_not_end_the_runner(
 
 
 @pytest.mark.parametrize(("held", "expected"), [("cancel", None), ("remove", errors.ServerBusy)])
-async def test_delete_waits_only_so_long_for_a_lock_that_is_held(
+async def test_delete_waits_for_a_held_lock_within_its_limit(
     exports: Runner, monkeypatch: pytest.MonkeyPatch, held: str, expected: type[Exception] | None
 ) -> None:
     monkeypatch.setattr("server.saved.runner.DELETE_SECONDS", 0.1)

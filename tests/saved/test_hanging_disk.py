@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import logging
 import os
+import pkgutil
 import select
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,8 +19,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from server import saved as package
 from server.process import serve
+from server.shutdown import STOP_MARGIN
 from server.threads import FILE_THREADS
+from tests.support.disk_modules import DISK_MODULES
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -26,20 +32,23 @@ from tests.support.saved_exports import Gate, assert_whole, eventually, save, sa
 # More than the pool of files has threads.
 REQUESTS = 40
 assert REQUESTS > 2 * FILE_THREADS
+# SHUTDOWN_TIMEOUT in seconds: the lowest possible, and one that no test waits for.
+SHORT_TIMEOUT, LONG_TIMEOUT = 5, 60
 # Downloads at once, each on a connection of its own: more than there have been before.
 DOWNLOADS = 4
 
-# The call that hangs, and a request that makes it.
+# The call that hangs, and a request that makes it. {id}: a finished export.
 CALLS = [
     ("open", "GET", "/exports"),
     ("stat", "GET", "/exports"),
     ("fsync", "POST", "/export/users.csv?limit=1"),
     ("write", "POST", "/export/users.csv?limit=1"),
+    ("sendfile", "GET", "/exports/{id}/download"),
 ]
 
 
 class HangingServer(LiveServer):
-    """tests/support/hanging_server.py. call: the function that hangs while `hanging` is entered."""
+    """tests/support/hanging_server.py. call: the function of os that hangs inside `hanging`."""
 
     module = "tests.support.hanging_server"
 
@@ -58,23 +67,23 @@ class HangingServer(LiveServer):
 
     @property
     def hanging_calls(self) -> int:
-        """How many calls have hung so far."""
+        """The number of calls that have hung so far."""
         return self._calls.stat().st_size
 
 
 @pytest.fixture
-def start_hanging(database_url: str, tmp_path: Path) -> Iterator[Callable[[str], HangingServer]]:
-    """Starts a server whose disk may hang, with settings under which gunicorn would wait for minutes."""
+def start_hanging(database_url: str, tmp_path: Path) -> Iterator[Callable[..., HangingServer]]:
+    """Starts a server whose disk may hang. timeout: SHUTDOWN_TIMEOUT."""
     with ExitStack() as stack:
 
-        def start(call: str) -> HangingServer:
+        def start(call: str, timeout: int = LONG_TIMEOUT) -> HangingServer:
             server = HangingServer(
                 call,
                 tmp_path,
                 DATABASE_URL=database_url,
                 EXPORT_STORAGE_PATH=str(tmp_path / "storage"),
                 MAX_CONCURRENT_EXPORTS="8",
-                SHUTDOWN_TIMEOUT="60",
+                SHUTDOWN_TIMEOUT=str(timeout),
             )
             stack.enter_context(server)
             return server
@@ -90,10 +99,10 @@ def send_requests(server: LiveServer, stack: ExitStack, method: str, path: str) 
     return clients
 
 
-def answered(clients: list[Client]) -> list[Client]:
-    """Those whose answer has come."""
+def received(clients: list[Client]) -> list[bytes]:
+    """Return what clients have received so far, without reading it. Leave out clients that have received nothing."""
     ready = select.select([client.socket for client in clients], [], [], 0)[0]
-    return [client for client in clients if client.socket in ready]
+    return [connection.recv(1 << 16, socket.MSG_PEEK) for connection in ready]
 
 
 def assert_downloads_work(server: LiveServer, postgres: Postgres) -> None:
@@ -119,7 +128,7 @@ def assert_downloads_work(server: LiveServer, postgres: Postgres) -> None:
 
 @pytest.mark.parametrize(("call", "method", "path"), CALLS)
 def test_a_disk_that_hangs_delays_nothing_else(
-    start_hanging: Callable[[str], HangingServer],
+    start_hanging: Callable[..., HangingServer],
     tmp_path: Path,
     postgres: Postgres,
     gate: Gate,
@@ -128,26 +137,32 @@ def test_a_disk_that_hangs_delays_nothing_else(
     path: str,
 ) -> None:
     server = start_hanging(call)
-    saved(server, "users.csv?limit=1")  # a finished export, which the list looks at with stat
+    finished = saved(server, "users.csv?limit=1")["exportId"]  # the list calls stat for a finished export
     id = save(server, "gated.csv")
     eventually("the export runs", lambda: gate.waiting(postgres))
     with ExitStack() as stack:
         with server.hanging():
             gate.open()  # the next chunk goes to the disk
-            clients = send_requests(server, stack, method, path)
+            clients = send_requests(server, stack, method, path.format(id=finished))
             eventually("calls hang in all threads", lambda: server.hanging_calls >= FILE_THREADS)
             assert_downloads_work(server, postgres)
-            assert answered(clients) == []
+            if call == "sendfile":  # which comes after the headers
+                eventually("the headers have come", lambda: len(received(clients)) >= FILE_THREADS)
+                assert {data.partition(b"\r\n\r\n")[1:] for data in received(clients)} == {(b"\r\n\r\n", b"")}
+            else:
+                assert received(clients) == []
         for client in clients:
-            assert client.read().status in (200, 202)
+            answer = client.read()
+            assert answer.status in (200, 202)
+            assert answer.ending in ("length", "terminator")
     document = wait_for(server, id, "completed")
     assert document["attempts"] == 1
     assert_whole(tmp_path / "storage", document, gate.content)
 
 
-@pytest.mark.parametrize(("call", "method", "path"), [CALLS[0], CALLS[2]])
+@pytest.mark.parametrize(("call", "method", "path"), [CALLS[0], CALLS[2], CALLS[4]])
 def test_a_disk_that_hangs_does_not_keep_the_server_from_stopping(
-    start_hanging: Callable[[str], HangingServer],
+    start_hanging: Callable[..., HangingServer],
     start_live: Callable[..., LiveServer],
     tmp_path: Path,
     postgres: Postgres,
@@ -156,17 +171,19 @@ def test_a_disk_that_hangs_does_not_keep_the_server_from_stopping(
     method: str,
     path: str,
 ) -> None:
-    """Within its own limits: gunicorn would kill the worker only after SHUTDOWN_TIMEOUT, longer than the test waits."""
-    server = start_hanging(call)
-    saved(server, "users.csv?limit=1")
+    """It stops within its own limits: gunicorn would kill the worker only after the test has stopped waiting."""
+    # Downloads drain first, and one that hangs would take the whole time.
+    timeout = SHORT_TIMEOUT if call == "sendfile" else LONG_TIMEOUT
+    server = start_hanging(call, timeout)
+    finished = saved(server, "users.csv?limit=1")["exportId"]
     id = save(server, "gated.csv")
     eventually("the export runs", lambda: gate.waiting(postgres))
     with ExitStack() as stack:
         with server.hanging():
-            send_requests(server, stack, method, path)
+            send_requests(server, stack, method, path.format(id=finished))
             eventually("calls hang in all threads", lambda: server.hanging_calls >= FILE_THREADS)
             workers = server.workers()
-            assert server.stop(signal.SIGTERM, seconds=40) == 0
+            assert server.stop(signal.SIGTERM, seconds=min(40, timeout + STOP_MARGIN)) == 0
             assert not any(worker.is_running() for worker in workers)
             server.wait_for_log('event="saved exports did not stop in time"')
         eventually("the query has ended", lambda: not gate.waiting(postgres))
@@ -178,7 +195,7 @@ def test_a_disk_that_hangs_does_not_keep_the_server_from_stopping(
 
 
 def test_a_server_starts_although_the_disk_hangs(
-    start_hanging: Callable[[str], HangingServer], tmp_path: Path, postgres: Postgres
+    start_hanging: Callable[..., HangingServer], tmp_path: Path, postgres: Postgres
 ) -> None:
     (tmp_path / "flag").touch()
     server = start_hanging("open")
@@ -206,3 +223,11 @@ def test_a_worker_process_ends_although_a_thread_hangs(monkeypatch: pytest.Monke
     monkeypatch.setattr(serve, "THREAD_SECONDS", 60.0)
     serve.abandon_hanging_threads(None, SimpleNamespace(pid=os.getpid(), exit_code=7))
     assert exits == [7]
+
+
+def test_all_modules_that_use_the_disk_are_replaced() -> None:
+    """The test servers hang and die only in the modules that they know."""
+    modules = [
+        importlib.import_module(f"{package.__name__}.{each.name}") for each in pkgutil.iter_modules(package.__path__)
+    ]
+    assert {each for each in modules if hasattr(each, "os")} <= {*DISK_MODULES}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from server import events
 from server.chunk import Chunk
 from server.errors import QueryFailed
 from server.events import Event
@@ -23,9 +22,9 @@ from server.saved.events import ExportLockLost
 from server.saved.lock import LOCK
 from server.saved.runner import Runner
 from server.saved.writer import Writer
-from tests.saved.test_queue import claimed, completed, created, finish, make_queue, open_below, snapshot, statuses
 from tests.support.engines import make_engine
 from tests.support.live_server import eventually
+from tests.support.saved_queue import claimed, completed, created, finish, make_queue, open_below, snapshot, statuses
 
 # Descriptors of the other holders, to be closed after the test.
 OTHERS: list[int] = []
@@ -182,7 +181,7 @@ def test_two_holders_never_publish_the_bytes_of_each_other(tmp_path: Path) -> No
     with contextlib.closing(claimed(queue)) as loser:
         part = loser.start(None)
         part.write([Chunk(b"loser\n", 1)])
-        # What a file server does that has forgotten its locks.
+        # As a file server does that has lost its locks.
         fcntl.flock(loser._lock._descriptor, fcntl.LOCK_UN)
         other.sweep()
         winner = claimed(other)
@@ -224,14 +223,6 @@ def test_the_queue_ends_nothing_whose_lock_it_loses(
         queue.sweep()
     assert (tmp_path / id / "manifest.json").read_bytes() == before
     assert ExportLockLost(export_id=id) in emitted
-
-
-@pytest.fixture
-def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """The events of this test."""
-    found: list[Event] = []
-    monkeypatch.setattr(events, "_observers", [found.append])
-    return found
 
 
 @pytest.mark.parametrize("lose", LOSSES)
@@ -297,15 +288,15 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
 async def test_a_running_export_that_loses_its_lock_is_ended_at_once(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emitted: list[Event]
 ) -> None:
-    """It does not read the rest of the rows in vain."""
+    """It does not read the rest of the rows, which it could not publish."""
     queue = make_queue(tmp_path)
     runner = Runner(queue, make_engine(database))
     path = tmp_path / created(queue)
 
-    async def for_ever(*_: object) -> None:
+    async def never_end(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Writer, "complete", for_ever)
+    monkeypatch.setattr(Writer, "complete", never_end)
     assert await runner._start_next()
     await eventually("it has started", lambda: json.loads((path / "manifest.json").read_text())["attempts"] == 1)
     count_another_attempt(path)

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.saved.manifest import STATUSES, Manifest, ManifestError, read_manifest, write_manifest
-from server.saved.status import MOST_UNFINISHED_PERCENTAGE, Progress, read_progress, status_json, write_progress
+from server.saved.status import (
+    MOST_UNFINISHED_PERCENTAGE,
+    Progress,
+    eta_seconds,
+    read_progress,
+    status_json,
+    write_progress,
+)
 
 ID = "AbC-_0123456789abcdefg"
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -171,8 +178,12 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
     ],
 )
 def test_rate_and_eta(progress: Progress, shown: dict[str, Any]) -> None:
-    found = status_json(replace(PENDING, status="processing"), progress, 0)["progress"]
+    manifest = replace(PENDING, status="processing")
+    found = status_json(manifest, progress, 0)["progress"]
     assert {name: found[name] for name in shown} == shown
+    assert eta_seconds(manifest, progress) == shown["etaSeconds"]
+    assert eta_seconds(PENDING, progress) is None
+    assert eta_seconds(COMPLETED, progress) == 0
 
 
 def test_the_share_of_the_relation_takes_precedence_over_the_estimate() -> None:

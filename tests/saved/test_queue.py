@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,55 +32,25 @@ from server.errors import (
 )
 from server.saved import durable_files
 from server.saved.claim import Claim
-from server.saved.manifest import NewExport
 from server.saved.queue import MOST_WAITING, Queue
 from server.saved.store import Entry
 from server.settings import Settings
-
-NEW = NewExport(target="users.csv", query="", relation="users", format="csv", total_rows=100)
-
-
-def make_queue(path: Path, **values: Any) -> Queue:
-    """Return a queue as one process has it. Several queues on one folder stand for several processes."""
-    values = {"export_min_free_space": 0, **values}
-    queue = Queue(Settings(export_storage_path=path, **values))
-    queue.prepare()
-    return queue
+from tests.support.saved_queue import (
+    NEW,
+    claimed,
+    completed,
+    created,
+    finish,
+    make_queue,
+    open_below,
+    snapshot,
+    statuses,
+)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "storage"
-
-
-def created(queue: Queue, key: str | None = None) -> str:
-    """Create an export and return its id."""
-    entry, new = queue.create(NEW, key)
-    assert new
-    return entry.manifest.id
-
-
-def claimed(queue: Queue) -> Claim:
-    claim = queue.claim()
-    assert claim is not None
-    return claim
-
-
-def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
-    part = claim.start(None)
-    part.write([Chunk(data, 1)])
-    claim.complete(part)
-    claim.close()
-
-
-def completed(queue: Queue, data: bytes = b"id\n1\n") -> str:
-    id = created(queue)
-    finish(claimed(queue), data)
-    return id
-
-
-def statuses(queue: Queue) -> dict[str, str]:
-    return {entry.manifest.id: entry.manifest.status for entry in queue.store.newest_first()}
 
 
 def drop(claim: Claim) -> None:
@@ -299,8 +268,7 @@ def test_keys_work_across_processes_and_restarts(path: Path) -> None:
     first, again = make_queue(path), make_queue(path)
     assert first.find("k", "users.csv", "") is None
     id = created(first, key="k")
-    entry, new = again.create(NEW, "k")
-    assert (entry.manifest.id, new) == (id, False)
+    assert again.create(NEW, "k").manifest.id == id
     found = again.find("k", "users.csv", "")
     assert found is not None
     assert found.manifest.id == id
@@ -318,7 +286,7 @@ def test_concurrent_processes_create_one_secret(path: Path) -> None:
 
     def make(_: int) -> str:
         barrier.wait(30)
-        return make_queue(path).create(NEW, "k")[0].manifest.id
+        return make_queue(path).create(NEW, "k").manifest.id
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
@@ -466,14 +434,6 @@ def test_an_expired_export_is_removed_with_its_folder(path: Path) -> None:
 # --- changes made by others ------------------------------------------------------------------------------------------
 
 
-def snapshot(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Return everything below a folder, with modes and contents."""
-    return {
-        str(each.relative_to(path)): (each.lstat().st_mode, each.read_bytes() if each.is_file() else b"")
-        for each in sorted(path.rglob("*"))
-    }
-
-
 def put_link_for_a_folder(path: Path, id: str, outside: Path) -> None:
     shutil.rmtree(path / id)
     (path / id).symlink_to(outside)
@@ -596,15 +556,6 @@ def test_a_lock_that_cannot_be_taken_stops_no_other_export(path: Path) -> None:
     queue.sweep()
     finish(claim_of(queue, good))
     assert statuses(queue) == {damaged: "pending", good: "completed"}
-
-
-def open_below(path: Path) -> list[str]:
-    """Return what this process has open below this path, including removed files."""
-    found = []
-    for each in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(str(each.readlink()))
-    return sorted(name for name in found if name.startswith(f"{path}/"))
 
 
 def test_a_failed_start_leaves_no_descriptor_open(path: Path) -> None:
@@ -744,7 +695,7 @@ import resource
 from pathlib import Path
 from server.errors import NoSpaceLeft
 from server.chunk import Chunk
-from tests.saved.test_queue import claimed, created, make_queue
+from tests.support.saved_queue import claimed, created, make_queue
 queue = make_queue(Path({str(path)!r}))
 id = created(queue)
 claim = claimed(queue)

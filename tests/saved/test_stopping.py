@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from server import events
 from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim, Part
@@ -18,16 +17,15 @@ from server.saved.events import ExportStopped, StopTimedOut
 from server.saved.manifest import Manifest
 from server.saved.queue import Queue
 from server.saved.runner import Runner
-from tests.saved.test_endings import fail
-from tests.saved.test_queue import created, make_queue, open_below, statuses
 from tests.support.engines import make_engine
 from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.saved_exports import Gate, assert_whole, save, status, wait_for
+from tests.support.saved_queue import created, fail, is_locked, make_queue, open_below, statuses
 
 
 class Disk:
-    """Makes calls hang until `answer` is set. calls: how many have come."""
+    """Makes calls hang until `answer` is set. calls: how many have been made."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -42,31 +40,15 @@ class Disk:
 
 @pytest.fixture
 def disk() -> Iterator[Disk]:
-    made = Disk()
-    yield made
-    made.answer.set()
-
-
-@pytest.fixture
-def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """The events of this test."""
-    found: list[Event] = []
-    monkeypatch.setattr(events, "_observers", [found.append])
-    return found
+    disk = Disk()
+    yield disk
+    disk.answer.set()
 
 
 @pytest.fixture
 async def runner(tmp_path: Path, database: Database) -> Runner:
     """A runner that starts nothing by itself."""
     return Runner(make_queue(tmp_path, max_running_exports=3), make_engine(database))
-
-
-def is_locked(runner: Runner, id: str) -> bool:
-    with runner.queue.store.open_root() as root:
-        claim = runner.queue.take(root, id)
-    if claim is not None:
-        claim.close()
-    return claim is None
 
 
 async def test_the_outcome_of_an_export_is_written_before_its_lock_is_released(
@@ -86,19 +68,19 @@ async def test_the_outcome_of_an_export_is_written_before_its_lock_is_released(
     stopping = asyncio.create_task(runner.stop(60))
     for _ in range(10):  # until the cancellation has arrived
         await asyncio.sleep(0)
-    assert is_locked(runner, id)
+    assert is_locked(runner.queue, id)
     assert not stopping.done()
     disk.answer.set()
     await stopping
     assert runner.queue.store.get(id).manifest.status == "failed"
-    assert not is_locked(runner, id)
+    assert not is_locked(runner.queue, id)
 
 
 @pytest.mark.parametrize("call", ["start", "write", "finish", "complete", "save_progress", "close"])
-async def test_stopping_takes_only_so_long(
+async def test_stopping_is_bounded_if_the_disk_hangs(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, emitted: list[Event], tmp_path: Path, call: str
 ) -> None:
-    """Wherever the disk hangs. When it answers again, the exports are given back all the same."""
+    """The disk may hang in any call. When it answers again, the exports are still given back."""
     owner = Part if call in ("write", "finish") else Claim
     real = getattr(owner, call)
 
@@ -183,12 +165,53 @@ async def test_an_export_claimed_while_the_server_stops_is_not_started(
     assert open_below(tmp_path) == []
 
 
+async def test_an_attempt_that_is_stopped_before_its_first_step_is_given_back(
+    runner: Runner, emitted: list[Event], tmp_path: Path
+) -> None:
+    ids = [created(runner.queue) for _ in range(3)]
+    for _ in ids:
+        assert await runner._start_next()
+    await runner.stop(60)
+    assert emitted == [ExportStopped()] * 3
+    assert statuses(runner.queue) == dict.fromkeys(ids, "pending")
+    assert {entry.manifest.attempts for entry in runner.queue.store.newest_first()} == {0}
+    assert not any(is_locked(runner.queue, id) for id in ids)
+    assert open_below(tmp_path) == []  # no slot either
+
+
+async def test_a_claim_that_arrives_after_the_cancellation_of_its_caller_is_released(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, disk: Disk, tmp_path: Path
+) -> None:
+    id = created(runner.queue)
+    claim = Queue.claim
+
+    def slowly(queue: Queue, skipped: object) -> Claim | None:
+        claimed = claim(queue)
+        disk.hang()
+        return claimed
+
+    monkeypatch.setattr(Queue, "claim", slowly)
+    starting = asyncio.create_task(runner._start_next())
+    await eventually("it has been claimed", lambda: disk.calls)
+    assert is_locked(runner.queue, id)
+    starting.cancel()
+    for _ in range(10):  # until the cancellation has arrived
+        await asyncio.sleep(0)
+    assert not starting.done()
+    disk.answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not is_locked(runner.queue, id)
+    assert open_below(tmp_path) == []  # no slot either
+    assert statuses(runner.queue) == {id: "pending"}
+
+
 async def test_all_exports_are_given_back_at_once(runner: Runner, emitted: list[Event], tmp_path: Path) -> None:
-    async def for_ever(claim: Claim) -> None:
+    async def never_end(claim: Claim) -> None:
         claim.start(None)
         await asyncio.Event().wait()
 
-    runner._save = for_ever  # type: ignore[method-assign]
+    runner._save = never_end  # type: ignore[method-assign]
     ids = [created(runner.queue) for _ in range(3)]
     for _ in ids:
         assert await runner._start_next()

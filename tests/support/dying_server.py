@@ -1,7 +1,7 @@
 """The server, but its worker is killed at given steps on the disk: `python -m tests.support.dying_server serve`.
 
-A step is a call of the modules of saved exports that changes the disk. DYING_PLAN is a file with one number a
-line: each worker takes the first number and is killed right before that step. Without a number it is not killed.
+A step is a call that changes the disk of saved exports. DYING_PLAN is a file with one number a line: each worker takes
+the first number and is killed right before that step. Without a number it is not killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.__main__ import main
-from server.saved import claim, durable_files, lock, queue, quota, store
+from tests.support.disk_modules import DISK_MODULES
 
 STEPS = {"write", "fsync", "rename", "link", "unlink", "mkdir", "rmdir"}
 
@@ -57,6 +57,6 @@ class DyingOs:
 
 if __name__ == "__main__":
     dying = DyingOs()
-    for module in (claim, durable_files, lock, queue, quota, store):
+    for module in DISK_MODULES:
         module.os = dying  # type: ignore[attr-defined]
     sys.exit(main())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from server.saved import claim, durable_files, lock, queue, quota, store
+from server.saved import durable_files
+from tests.support.disk_modules import DISK_MODULES
 
 # Calls to the file system that the modules of saved exports make.
 CALLS = {
     *("open", "close", "dup", "stat", "fstat", "fstatvfs", "scandir", "listdir", "read", "write", "fsync"),
     *("rename", "link", "unlink", "mkdir", "rmdir", "flock"),
 }
-USERS = (claim, durable_files, lock, queue, quota, store)
 
 
 class Calls:
@@ -36,8 +38,9 @@ class Calls:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put the stand-ins in the place of the real modules."""
-        for module in USERS:
-            patch.setattr(module, "os", _Module(os, self), raising=False)
+        # `Path.mkdir` creates the folder of saved exports.
+        for module in (*DISK_MODULES, sys.modules[Path.mkdir.__module__]):
+            patch.setattr(module, "os", _Module(os, self))
         patch.setattr(durable_files, "fcntl", _Module(fcntl, self))
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.__main__ import main
-from server.saved import claim, durable_files, lock, queue, quota, store
+from tests.support.disk_modules import DISK_MODULES
 
 CALL = os.environ["HANGING_CALL"]
 FLAG = Path(os.environ["HANGING_FLAG"])
@@ -41,6 +41,6 @@ class HangingOs:
 
 if __name__ == "__main__":
     hanging = HangingOs()
-    for module in (claim, durable_files, lock, queue, quota, store):
+    for module in DISK_MODULES:
         module.os = hanging  # type: ignore[attr-defined]
     sys.exit(main())

@@ -46,7 +46,7 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
     new = NewExport(
         target=target, query=query, relation=str(wanted.relation), format=wanted.full_format, total_rows=total_rows
     )
-    entry, _ = await in_thread(request.app[THREADS].files, runner.queue.create, new, key)
+    entry = await in_thread(request.app[THREADS].files, runner.queue.create, new, key)
     runner.wake()
     return entry
 

@@ -20,7 +20,7 @@ from server.http.sendfile import FilePart, FileTooShort, send_file
 from server.query.plan import file_stem
 from server.query.request import ExportRequest, parse_export_request
 from server.saved.manifest import Manifest
-from server.saved.status import status_json
+from server.saved.status import eta_seconds
 from server.saved.store import Entry
 from server.threads import in_thread
 
@@ -125,7 +125,7 @@ def _no_file(request: web.Request, entry: Entry) -> ExportNotFinished | ExportFa
         return ExportFailed(
             f"This export failed: {manifest.error_detail}", hint="Save it again with POST, or download it with GET."
         )
-    left = status_json(manifest, entry.progress, 0)["progress"]["etaSeconds"]
+    left = eta_seconds(manifest, entry.progress)
     unfinished = ExportNotFinished(
         "This export is not finished yet.", hint=f"GET {SAVED_PREFIX}/{manifest.id} shows its progress."
     )
