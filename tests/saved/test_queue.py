@@ -730,6 +730,41 @@ def test_an_error_that_only_fsync_reports_ends_the_export_early(path: Path, monk
             part.write([Chunk(b"5,6\n7,8\n", 2, 0.2)])
 
 
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_disk_that_is_full_when_the_file_is_published_is_no_internal_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    queue = make_queue(path)
+    created(queue)
+    with contextlib.closing(claimed(queue)) as claim:
+        part = claim.start(None)
+        part.write([Chunk(b"1,2\n", 1)])
+        part.finish()
+        monkeypatch.setattr(part, "finish", lambda: None)
+        monkeypatch.setattr(f"server.saved.claim.os.{call}", full)
+        with pytest.raises(NoSpaceLeft):
+            claim.complete(part)
+
+
+def test_progress_that_cannot_be_written_does_not_end_a_complete_export(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    queue = make_queue(path)
+    id = created(queue)
+    with contextlib.closing(claimed(queue)) as claim:
+        part = claim.start(None)
+        part.write([Chunk(b"1,2\n", 1)])
+        monkeypatch.setattr(part, "save_progress", full)
+        claim.complete(part)
+    assert queue.store.get(id).manifest.status == "completed"
+
+
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     queue = Queue(Settings(export_storage_path=tmp_path / "file"))
