@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from server.errors import DatabaseUnavailable
-from server.http.keys import DATABASE, SETTINGS
+from server.http.keys import ENGINE, SETTINGS
 from server.pages.site import render
 from server.query.catalogue import LIST_WITHOUT_COLUMNS, Relation, relation_from_row
 from server.query.request import relation_path
@@ -36,7 +36,7 @@ async def index(request: web.Request) -> web.Response:
     status, reason = 200, None
     relations: list[Relation] = []
     try:
-        async with request.app[DATABASE].control_session() as session:
+        async with request.app[ENGINE].database.control_session() as session:
             rows = await session.query(LIST_WITHOUT_COLUMNS, {"schemas": list(schemas)})
         relations = [relation_from_row(row) for row in rows]
     except DatabaseUnavailable as error:

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
-from server.http.keys import RUNNER, SETTINGS, THREADS
+from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.pages.form import FORMAT
 from server.pages.form_reader import readable_query
 from server.pages.site import render
@@ -47,7 +47,7 @@ async def saved(request: web.Request) -> web.Response:
     cards: list[Card] = []
     every = 0
     try:
-        cards, every = await in_thread(request.app[THREADS].files, read)
+        cards, every = await in_thread(request.app[ENGINE].threads.files, read)
     except ExportError as error:
         reason = error.detail
     context = {"cards": cards, "every": every, "reason": reason, "retention": retention}

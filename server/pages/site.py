@@ -1,4 +1,4 @@
-"""What all pages share: templates, static files, security headers, and errors as pages.
+"""What all pages share: templates, security headers, and errors as pages.
 
 Holds no page of its own. The templates escape all text from the database.
 """
@@ -20,8 +20,7 @@ from server.errors import InvalidRequest
 from server.http.negotiation import accepts_html
 from server.pages.formatting import FILTERS
 
-FOLDER = Path(__file__).parent
-STATIC_FILES = {path.name: path for path in (FOLDER / "static").iterdir()}
+FOLDER = Path(__file__).parent / "templates"
 
 # Nothing from other sites, nothing inline, no frames: text from the database cannot become markup or script.
 SECURITY_HEADERS = {
@@ -75,32 +74,23 @@ async def pages_for_browsers(request: web.Request, handler: Handler) -> web.Stre
     return page
 
 
-async def static(request: web.Request) -> web.FileResponse:
-    """Send a static file of the pages."""
-    path = STATIC_FILES.get(request.match_info["name"])
-    if path is None:
-        raise web.HTTPNotFound
-    return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
-
-
 @functools.cache
 def templates() -> jinja2.Environment:
     """Return all templates, compiled once per process. Compiling them in a request would block the event loop."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    for path in (FOLDER / "templates").glob("*.html"):
+    for path in FOLDER.glob("*.html"):
         environment.get_template(path.name)
     return environment
 
 
 def setup(app: web.Application) -> None:
-    """Add the templates, the static files and error pages."""
+    """Add the templates and the error pages."""
     app[aiohttp_jinja2.APP_KEY] = templates()
-    app.router.add_get("/static/{name}", static)
     app.middlewares.insert(0, pages_for_browsers)

@@ -17,7 +17,7 @@ from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRe
 from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
 from server.http.file_headers import safe_filename
-from server.http.keys import DATABASE, ENGINE, SETTINGS
+from server.http.keys import ENGINE, SETTINGS
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import Fault, fault_of
 from server.pages.form import Form
@@ -70,7 +70,7 @@ async def submit(request: web.Request) -> web.Response:
 
 
 async def _relation(request: web.Request) -> Relation:
-    async with request.app[DATABASE].control_session() as session:
+    async with request.app[ENGINE].database.control_session() as session:
         return await session.relation(parse_relation_request(raw_target(request), "").relation, exact=False)
 
 

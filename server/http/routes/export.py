@@ -11,7 +11,7 @@ from server.export.pipeline import open_export, with_retries
 from server.http.addresses import EXPORT_PREFIX, raw_target
 from server.http.events import ExportStreamed
 from server.http.file_headers import make_response
-from server.http.keys import DATABASE, DOWNLOADS, ENGINE, SETTINGS
+from server.http.keys import DOWNLOADS, ENGINE, SETTINGS
 from server.http.negotiation import accepts_gzip
 from server.http.transfer import Transfer
 from server.query.plan import make_plan
@@ -59,7 +59,7 @@ async def headers_only(request: web.Request) -> web.StreamResponse:
     compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:
-        async with request.app[DATABASE].control_session() as session:
+        async with request.app[ENGINE].database.control_session() as session:
             relation = await session.relation(wanted.relation, exact=False)
         return make_response(make_plan(wanted, relation), compressed=compressed)
 

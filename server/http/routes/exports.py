@@ -10,7 +10,7 @@ from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
 from server.http.addresses import SAVED_PREFIX, refuse_parameters
-from server.http.keys import RUNNER, SETTINGS, THREADS
+from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.http.responses import NO_STORE, status_document, status_response
 from server.saved.status import status_json
 from server.saved.store import Entry
@@ -32,7 +32,7 @@ async def list_exports(request: web.Request) -> web.Response:
         entries = store.newest_first()
         return json.dumps({"exports": [status_json(each.manifest, each.progress, retention) for each in entries]})
 
-    text = await in_thread(request.app[THREADS].files, body)
+    text = await in_thread(request.app[ENGINE].threads.files, body)
     return web.Response(text=text, content_type="application/json", headers=NO_STORE)
 
 
@@ -87,7 +87,9 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def _entry(request: web.Request) -> Entry:
-    return await in_thread(request.app[THREADS].files, request.app[RUNNER].queue.store.get, request.match_info["id"])
+    return await in_thread(
+        request.app[ENGINE].threads.files, request.app[RUNNER].queue.store.get, request.match_info["id"]
+    )
 
 
 async def _send(response: web.StreamResponse, text: str, stall_timeout: float | None) -> None:

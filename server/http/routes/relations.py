@@ -9,7 +9,7 @@ from aiohttp import web
 from server.export.pipeline import open_export
 from server.export.preview import first_rows
 from server.http.addresses import raw_target, refuse_parameters
-from server.http.keys import DATABASE, ENGINE, SETTINGS
+from server.http.keys import ENGINE, SETTINGS
 from server.http.responses import json_response
 from server.query.catalogue import Relation
 from server.query.request import export_path, parse_relation_request
@@ -22,7 +22,7 @@ EXPLAIN = "explain"
 async def list_relations(request: web.Request) -> web.Response:
     """Return all relations that may be exported."""
     refuse_parameters(request, "The list of relations takes no parameters.")
-    relations = await request.app[DATABASE].relations()
+    relations = await request.app[ENGINE].database.relations()
     return json_response({"relations": [_as_json(request, relation) for relation in relations]})
 
 
@@ -43,7 +43,7 @@ async def one_relation(request: web.Request) -> web.Response:
         "A relation's description takes no parameters.",
         hint=f"Write ?{EXPLAIN}& before the parameters of an export to see how it would be read.",
     )
-    async with request.app[DATABASE].control_session() as session:
+    async with request.app[ENGINE].database.control_session() as session:
         relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
     return json_response(_as_json(request, relation))
 
