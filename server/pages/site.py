@@ -16,19 +16,22 @@ import jinja2
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server.errors import InvalidRequest
+from server.errors import ExportError, InvalidRequest
+from server.http.addresses import SAVED_PREFIX
+from server.http.caching import NO_STORE
 from server.http.negotiation import accepts_html
 from server.pages.formatting import FILTERS
 
 FOLDER = Path(__file__).parent / "templates"
 
+SAVED_PAGE = "/saved"
 # Nothing from other sites, nothing inline, no frames: text from the database cannot become markup or script.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     # Not no-referrer: a form would then send "Origin: null" and be refused as another site's (csrf.py).
     "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
+    **NO_STORE,
     "Vary": "Accept",
 }
 
@@ -37,6 +40,20 @@ def render(request: web.Request, template: str, context: Mapping[str, Any], stat
     """Return the page that this template makes of the context."""
     response = aiohttp_jinja2.render_template(template, request, dict(context), status=status)
     response.headers.update(SECURITY_HEADERS)
+    return response
+
+
+def render_despite(
+    request: web.Request, template: str, context: Mapping[str, Any], error: ExportError | None
+) -> web.Response:
+    """Return the page that this template makes of the context, with the status and Retry-After of the error, if any.
+
+    For a page that shows the error in its place. The template finds its text as `reason`, which is else None.
+    """
+    reason = None if error is None else error.detail
+    response = render(request, template, {**context, "reason": reason}, 200 if error is None else error.status)
+    if error is not None and error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
     return response
 
 
@@ -59,8 +76,12 @@ async def pages_for_browsers(request: web.Request, handler: Handler) -> web.Stre
     response = await handler(request)
     if not isinstance(response, web.Response):
         return response
-    if response.status == 202 and response.headers.get("Location", "").startswith("/exports/") and wants_page(request):
-        return web.Response(status=303, headers={"Location": "/saved", "Cache-Control": "no-store"})
+    if (
+        response.status == 202
+        and response.headers.get("Location", "").startswith(f"{SAVED_PREFIX}/")
+        and wants_page(request)
+    ):
+        return web.Response(status=303, headers={"Location": SAVED_PAGE, **NO_STORE})
     if response.content_type != "application/problem+json":
         return response
     if not wants_page(request):

@@ -214,6 +214,14 @@ async def test_pages_report_an_unavailable_database(other: TestClient[Any, Any],
         assert int(response.headers["Retry-After"]) > 0
 
 
+async def test_the_saved_exports_report_an_unavailable_folder(client: TestClient[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "exports").rename(tmp_path / "elsewhere")
+    found = await page(client, "/saved", 503)
+    assert "Direct downloads still work" in found.text
+    async with client.get("/saved", headers=BROWSER) as shown, client.get("/exports") as listed:
+        assert shown.headers["Retry-After"] == listed.headers["Retry-After"] == "60"
+
+
 # --- A relation ---
 
 

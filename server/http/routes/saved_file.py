@@ -10,17 +10,17 @@ from aiohttp import web
 
 from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
 from server.events import emit
-from server.http.addresses import SAVED_PREFIX, refuse_parameters
+from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
 from server.http.byte_ranges import Selection, select
 from server.http.events import SavedExportSent, SavedFileTooShort
 from server.http.file_headers import file_headers
 from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import Problem, problem_response
+from server.http.responses import status_document
 from server.http.sendfile import FilePart, FileTooShort, send_file
 from server.query.plan import file_stem
 from server.query.request import ExportRequest, parse_export_request
 from server.saved.manifest import Manifest
-from server.saved.status import status_json
 from server.saved.store import Entry
 from server.threads import in_thread
 
@@ -30,7 +30,7 @@ _SOONEST, _LATEST = 1, 60
 
 async def download(request: web.Request) -> web.StreamResponse:
     """Send the file, or the part that the request selects (RFC 9110, 13 and 14)."""
-    refuse_parameters(request, "Saved exports take no parameters.")
+    refuse_parameters_of_saved_exports(request)
     files, store = request.app[ENGINE].threads.files, request.app[RUNNER].queue.store
     entry = await in_thread(files, store.get, request.match_info["id"])
     if entry.manifest.status != "completed":
@@ -58,7 +58,7 @@ async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.St
         return web.Response(status=304, headers=headers)
     if selection.status in (412, 416):
         return _refused(request, selection, manifest.bytes)
-    headers |= file_headers(wanted.format, wanted.dialect, gzip=wanted.gzip, filename=file_stem(wanted))
+    headers |= file_headers(file_stem(wanted), wanted.full_format, wanted.dialect)
     if selection.status == 206:
         last = selection.first + selection.length - 1
         headers["Content-Range"] = f"bytes {selection.first}-{last}/{manifest.bytes}"
@@ -126,7 +126,7 @@ def _no_file(request: web.Request, entry: Entry) -> ExportNotFinished | ExportFa
         return ExportFailed(
             f"This export failed: {manifest.error_detail}", hint="Save it again with POST, or download it with GET."
         )
-    left = status_json(manifest, entry.progress, 0)["progress"]["etaSeconds"]
+    left = status_document(request, entry)["progress"]["etaSeconds"]
     unfinished = ExportNotFinished(
         "This export is not finished yet.", hint=f"GET {SAVED_PREFIX}/{manifest.id} shows its progress."
     )
