@@ -1,3 +1,9 @@
-"""Sluice: a streaming CSV download server for PostgreSQL."""
+"""Sluice: a streaming CSV download server for PostgreSQL.
+
+Holds the packages and, around them, the modules that every package may import, the application (`app.py`) and the
+command line (`__main__.py`).
+
+Inside: chunk, cpus, errors, events, shutdown, threads → settings → app → __main__.
+"""
 
 __version__ = "0.1.0"

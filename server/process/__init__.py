@@ -3,5 +3,6 @@
 Holds starting, stopping and logging. Knows nothing of requests: `server/__main__.py` passes it the application. Start
 with `serve.py`.
 
+Inside: embedded, logs → sample_data → serve.
 May import: postgres.
 """

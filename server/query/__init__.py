@@ -4,5 +4,6 @@ Holds the grammar of paths and query strings, the relations and columns of the c
 export, and the SQL text of a plan with its bound values. Everything here is pure: it opens no connection, reads no file
 (except the time zone database, once) and knows nothing of HTTP. Start with `request.py`, then `plan.py` and `sql.py`.
 
+Inside: catalogue, dialect, grammar → filters, parameters → request → plan → sql.
 May import: nothing.
 """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from server.http.byte_ranges import Selection, select
-from tests.support.ranges import RANGES, REFUSED, SIZE, WHOLE
+from tests.support.byte_ranges import RANGES, REFUSED, SIZE, WHOLE
 
 ETAG = '"' + "ab" * 32 + '"'
 MODIFIED = datetime.datetime(2024, 2, 29, 12, 30, 15, 999_999, tzinfo=datetime.UTC)

@@ -27,11 +27,11 @@ from server.http.routes import saved_file
 from server.http.sendfile import FilePart, FileTooShort, send_piece
 from server.settings import Settings
 from server.threads import FILE_THREADS
+from tests.support.byte_ranges import RANGES
 from tests.support.engines import make_threads
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
 from tests.support.proxies import running_nginx
-from tests.support.ranges import RANGES
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
 
@@ -92,7 +92,7 @@ def test_head_gives_the_same_headers_and_nothing_else(users: Saved) -> None:
 
 
 def expected_part(header: str, data: bytes) -> tuple[int, bytes | None]:
-    """Return status and body for this Range by the table of `ranges.py`, whose file has 1000 bytes."""
+    """Return status and body for this Range by the table of `byte_ranges.py`, whose file has 1000 bytes."""
     selection = dict(RANGES)[header]
     if selection.status != 206:
         return selection.status, data if selection.status == 200 else None
