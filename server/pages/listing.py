@@ -9,7 +9,7 @@ from aiohttp import web
 
 from server.errors import DatabaseUnavailable
 from server.http.keys import ENGINE, SETTINGS
-from server.pages.site import render_despite
+from server.pages.site import render_with_error
 from server.query.catalogue import Relation
 from server.query.request import relation_path, schema_in_path
 
@@ -53,7 +53,7 @@ async def index(request: web.Request) -> web.Response:
         "schemas": list(dict.fromkeys(relation.schema for relation in relations)),
         "export_schemas": schemas,
     }
-    return render_despite(request, "index.html", context, unavailable)
+    return render_with_error(request, "index.html", context, unavailable)
 
 
 def _listed(relation: Relation, export_schemas: Sequence[str]) -> ListedRelation:

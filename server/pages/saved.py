@@ -14,7 +14,7 @@ from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.http.responses import status_document
 from server.pages.form import FORMAT_PARAMETER
 from server.pages.form_reader import readable_query
-from server.pages.site import SAVED_PAGE, render_despite
+from server.pages.site import SAVED_PAGE, render_with_error
 from server.pages.table import TABLE
 from server.saved.store import Entry
 from server.threads import in_thread
@@ -52,7 +52,7 @@ async def saved(request: web.Request) -> web.Response:
     except ExportError as error:
         unavailable = error
     context = {"cards": cards, "every": every, "retention": request.app[SETTINGS].export_retention}
-    return render_despite(request, "saved.html", context, unavailable)
+    return render_with_error(request, "saved.html", context, unavailable)
 
 
 def _card(request: web.Request, entry: Entry) -> Card:

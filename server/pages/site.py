@@ -43,7 +43,7 @@ def render(request: web.Request, template: str, context: Mapping[str, Any], stat
     return response
 
 
-def render_despite(
+def render_with_error(
     request: web.Request, template: str, context: Mapping[str, Any], error: ExportError | None
 ) -> web.Response:
     """Return the page that this template makes of the context, with the status and Retry-After of the error, if any.

@@ -127,7 +127,7 @@ def test_a_range_of_the_file(users: Saved, header: str) -> None:
 
 @pytest.fixture(scope="module")
 def reference(users: Saved) -> Iterator[str]:
-    """The URL of the same file on an nginx."""
+    """Yield the URL of the same file on an nginx."""
     folder = users.storage.parent / "nginx"
     folder.mkdir()
     shutil.copy(users.storage / users.id / "data.csv", folder / "data.csv")

@@ -141,7 +141,7 @@ awkward = st.one_of(
 
 @st.composite
 def queries(draw: st.DrawFn) -> str:
-    """Query strings with any filters and values, and some other parameters."""
+    """Generate query strings with any filters and values, and some other parameters."""
     pieces = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from([each.name for each in COLUMNS]))

@@ -65,7 +65,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def other(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[TestClient[Any, Any]]:
-    """A server with the settings of the test, given as an indirect parameter."""
+    """Yield a client of a server with the settings of the test, given as an indirect parameter."""
     async with TestClient(TestServer(create_app(replace(settings, **request.param)))) as opened:
         yield opened
 
