@@ -19,11 +19,11 @@ from server.export.engine import Engine
 from server.export.events import PureEncoderInUse
 from server.http.aiohttp_internals import ProblemRunner
 from server.http.csrf import origin_middleware
-from server.http.keys import DATABASE, DOWNLOADS, ENGINE, RUNNER, SETTINGS, THREADS
+from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
 from server.http.transfer import Downloads
-from server.pages import listing, saved, site, table
+from server.pages import listing, saved, site, static_files, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
 from server.postgres.libpq import HAS_CHUNKS, LIBPQ
@@ -46,16 +46,15 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     timezones()  # reads them from the disk, before there are requests
     app = web.Application(middlewares=[problem_middleware, origin_middleware])
     app[SETTINGS] = settings
-    app[THREADS] = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
-    app[DATABASE] = Database(settings, app[THREADS])
+    threads = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
     app[ENGINE] = Engine(
-        app[DATABASE],
+        Database(settings, threads),
         choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=settings.pure_python),
-        app[THREADS],
+        threads,
     )
     app[DOWNLOADS] = Downloads()
     app[RUNNER] = Runner(Queue(settings), app[ENGINE])
-    for routes in (export, save, exports, saved_file, health, relations, site, listing, table, saved):
+    for routes in (export, save, exports, saved_file, health, relations, site, static_files, listing, table, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_threads, _database, _exports])
@@ -87,12 +86,12 @@ def create_app_runner(settings: Settings, shutdown: Shutdown | None = None) -> w
 
 async def _threads(app: web.Application) -> AsyncIterator[None]:
     yield
-    app[THREADS].close()
+    app[ENGINE].threads.close()
 
 
 async def _database(app: web.Application) -> AsyncIterator[None]:
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
-    async with app[DATABASE] as database:
+    async with app[ENGINE].database as database:
         if not app[ENGINE].encoders.native:
             emit(PureEncoderInUse())
         try:

@@ -1,7 +1,7 @@
 """A request → an open export: its transaction, its plan and its chunks.
 
-Every download, saved export, preview and explanation starts here. Puts the stages together and does nothing else: it
-must not know HTTP or the disk, and there is no second way to compile a request.
+Every download, saved export, preview and explanation starts here, and so do the answers that need a relation or a plan
+but no rows. Puts the stages together and does nothing else: it must not know HTTP or the disk.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from server.export.scan import choose_strategy, scan
 from server.export.strategy import Strategy, reads_in_order
 from server.postgres.explained import Explained
 from server.postgres.session import Session
+from server.query.catalogue import Relation, RelationName
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
@@ -115,3 +116,20 @@ async def open_export(engine: Engine, request: ExportRequest, *, control: bool =
         if plan is None:
             raise
         raise await diagnose(database, plan, error) from None
+
+
+async def describe(engine: Engine, name: RelationName) -> Relation:
+    """Return the relation of this name, on a control connection and without waiting for a lock on the relation.
+
+    `toast_bytes` is that of the last VACUUM. Raise RelationNotFound and the other ExportErrors of a control session.
+    """
+    async with engine.database.control_session() as session:
+        return await session.relation(name, exact=False)
+
+
+async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
+    """Return a plan for the headers of this request: run no query on the relation and take no export slot.
+
+    Raise the errors of `describe` and of `make_plan`.
+    """
+    return make_plan(request, await describe(engine, request.relation))

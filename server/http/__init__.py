@@ -4,7 +4,9 @@ Holds the routes (`routes/`), the sending of a download and how it ends (`transf
 documents, byte ranges, content negotiation and the protection against cross-site requests. Runs no SQL of its own and
 opens no file except through `saved`.
 
-Inside: addresses, byte_ranges, csrf, events, file_headers, negotiation → problems, transfer → aiohttp_internals, keys →
-responses, sendfile → routes.
-May import: query, postgres, export, saved.
+Values and headers come first, then the transfer of a file, then the routes.
+
+Inside: addresses, byte_ranges, caching, csrf, events, negotiation → file_headers, problems, transfer →
+aiohttp_internals, keys → responses, sendfile → routes.
+May import: query, export, saved.
 """

@@ -1,4 +1,4 @@
-"""What the routes read from an address in the same way."""
+"""The addresses of exports: how they begin, and how a route reads the rest of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from aiohttp import web
 
 from server.errors import InvalidRequest
 
+# Before the relation of an export.
 EXPORT_PREFIX = "/export/"
+# The list of saved exports. The address of one begins with it too.
 SAVED_PREFIX = "/exports"
 
 
@@ -22,3 +24,8 @@ def refuse_parameters(request: web.Request, detail: str, *, hint: str | None = N
     """Raise InvalidRequest if the address has a query string. detail: says what takes no parameters."""
     if request.query_string:
         raise InvalidRequest(detail, code="unknown_parameter", hint=hint)
+
+
+def refuse_parameters_of_saved_exports(request: web.Request) -> None:
+    """Raise InvalidRequest if the address of saved exports has a query string."""
+    refuse_parameters(request, "Saved exports take no parameters.")

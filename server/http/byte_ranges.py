@@ -32,22 +32,34 @@ class Selection:
     length: int = 0
 
 
+def unmet_precondition(headers: MultiMapping[str], *, etag: str, modified: datetime.datetime) -> int | None:
+    """Return 412 or 304 if the preconditions of a GET or HEAD ask for it, else None (RFC 9110, 13.2.2).
+
+    etag: strong, with its quotes. modified: the time of Last-Modified.
+    """
+    modified = modified.replace(microsecond=0)
+    if "If-Match" in headers:
+        if not _matches(_joined(headers, "If-Match"), etag, weakly=False):
+            return 412
+    elif (since := _date(headers.get("If-Unmodified-Since"))) is not None and modified > since:
+        return 412
+    if "If-None-Match" in headers:
+        if _matches(_joined(headers, "If-None-Match"), etag, weakly=True):
+            return 304
+    elif (since := _date(headers.get("If-Modified-Since"))) is not None and modified <= since:
+        return 304
+    return None
+
+
 def select(method: str, headers: MultiMapping[str], *, size: int, etag: str, modified: datetime.datetime) -> Selection:
     """Return the answer to a GET or HEAD with these headers, in the order of RFC 9110, 13.2.2.
 
     size: of the file in bytes. etag: with its quotes. modified: the time of Last-Modified.
     """
+    status = unmet_precondition(headers, etag=etag, modified=modified)
+    if status is not None:
+        return Selection(status)
     modified = modified.replace(microsecond=0)
-    if "If-Match" in headers:
-        if not _matches(_joined(headers, "If-Match"), etag, weakly=False):
-            return Selection(412)
-    elif (since := _date(headers.get("If-Unmodified-Since"))) is not None and modified > since:
-        return Selection(412)
-    if "If-None-Match" in headers:
-        if _matches(_joined(headers, "If-None-Match"), etag, weakly=True):
-            return Selection(304)
-    elif (since := _date(headers.get("If-Modified-Since"))) is not None and modified <= since:
-        return Selection(304)
     whole = Selection(200, 0, size)
     if method != "GET" or "Range" not in headers or not _same(headers.get("If-Range"), etag, modified):
         return whole

@@ -7,8 +7,10 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from server.http.caching import NO_STORE
 from server.query.dialect import Dialect
 from server.query.plan import ExportPlan
+from server.query.request import GZIP_SUFFIX
 
 CONTENT_TYPES = {
     "csv": "text/csv; charset=utf-8",
@@ -34,6 +36,11 @@ def safe_filename(name: str) -> str:
     return kept or "export"
 
 
+def file_name(stem: str, full_format: str) -> str:
+    """Return the name under which the file is saved. stem: its safe name is used. full_format: csv, csv.gz, …"""
+    return f"{safe_filename(stem)}.{full_format}"
+
+
 def content_disposition(filename: str) -> str:
     """Return the Content-Disposition of an attachment with this name (RFC 6266; RFC 8187 for names beyond ASCII)."""
     plain = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")
@@ -43,20 +50,19 @@ def content_disposition(filename: str) -> str:
     return header
 
 
-def file_headers(format: str, dialect: Dialect, *, gzip: bool, filename: str) -> dict[str, str]:
-    """Return the headers that a file has however it is sent. filename: without its suffix."""
-    suffix = f".{format}.gz" if gzip else f".{format}"
+def file_headers(stem: str, full_format: str, dialect: Dialect) -> dict[str, str]:
+    """Return the headers that a file has however it is sent. stem, full_format: as in `file_name`."""
     return {
-        "Content-Type": "application/gzip" if gzip else _content_type(format, dialect),
-        "Content-Disposition": content_disposition(safe_filename(filename) + suffix),
+        "Content-Type": _content_type(full_format, dialect),
+        "Content-Disposition": content_disposition(file_name(stem, full_format)),
         "X-Accel-Buffering": "no",
     }
 
 
 def make_response(plan: ExportPlan, *, compressed: bool) -> web.StreamResponse:
     """Return the response of an export with all its headers, not started. compressed: gzip for the transfer only."""
-    headers = file_headers(plan.format, plan.dialect, gzip=plan.gzip, filename=plan.filename)
-    headers |= {"Cache-Control": "no-store", "Accept-Ranges": "none"}
+    headers = file_headers(plan.filename, plan.full_format, plan.dialect)
+    headers |= {**NO_STORE, "Accept-Ranges": "none"}
     if not plan.gzip:
         headers["Vary"] = "Accept-Encoding"
         if compressed:
@@ -64,7 +70,9 @@ def make_response(plan: ExportPlan, *, compressed: bool) -> web.StreamResponse:
     return web.StreamResponse(headers=headers)
 
 
-def _content_type(format: str, dialect: Dialect) -> str:
-    if format != "csv":
-        return CONTENT_TYPES[format]
+def _content_type(full_format: str, dialect: Dialect) -> str:
+    if full_format.endswith(f".{GZIP_SUFFIX}"):
+        return "application/gzip"
+    if full_format != "csv":
+        return CONTENT_TYPES[full_format]
     return f"{CONTENT_TYPES['csv']}; header={'present' if dialect.header else 'absent'}"  # RFC 4180, 3

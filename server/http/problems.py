@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 
 from server.errors import ExportError
 from server.events import emit, set_context
+from server.http.caching import NO_STORE
 from server.http.events import RequestCrashed
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -59,7 +60,7 @@ def problem_response(request: web.BaseRequest, problem: Problem) -> web.Response
     if problem.hint is not None:
         body["hint"] = problem.hint
     response = web.json_response(body, status=problem.status, content_type="application/problem+json")
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(NO_STORE)
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
     return response

@@ -7,12 +7,10 @@ from typing import Any
 
 from aiohttp import web
 
+from server.http.caching import NO_STORE
 from server.http.keys import SETTINGS
 from server.saved.status import status_json
 from server.saved.store import Entry
-
-# For everything that changes from one request to the next.
-NO_STORE = {"Cache-Control": "no-store"}
 
 
 def json_response(document: Mapping[str, Any], *, status: int = 200) -> web.Response:

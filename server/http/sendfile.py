@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from server.http.aiohttp_internals import wait_for_write_buffer
-from server.http.keys import THREADS
+from server.http.keys import ENGINE
 from server.http.transfer import Transfer
 from server.threads import in_thread
 
@@ -55,36 +55,30 @@ async def send_file(transfer: Transfer, part: FilePart) -> None:
             if transport.is_closing():
                 raise ConnectionResetError("the client has left")
             piece = FilePart(part.descriptor, first, min(last - first, CALL_BYTES))
-            count = await send_piece(request.app[THREADS].files, socket, piece, transfer.sent)
-            if count is None:
+            try:
+                first += await send_piece(request.app[ENGINE].threads.files, socket, piece, transfer.sent)
+            except BlockingIOError:
                 async with transfer.stall_limit():
                     await _writable(socket)
-            elif count:
-                first += count
-            else:
-                raise FileTooShort
     finally:
         os.close(socket)
 
 
-async def send_piece(pool: Executor, socket: int, piece: FilePart, sent: Callable[[int], None]) -> int | None:
+async def send_piece(pool: Executor, socket: int, piece: FilePart, sent: Callable[[int], None]) -> int:
     """Call sendfile once, in a thread of the pool: it may wait for the disk.
 
-    Return the number of bytes that the socket has taken: 0 at the end of the file, None if the socket is full.
-    sent: called with that number, also if this is cancelled meanwhile.
+    Return the number of bytes that the socket has taken, at least 1. Raise BlockingIOError if the socket is full,
+    FileTooShort at the end of the file. sent: called with that number, also if this is cancelled meanwhile.
     """
 
-    def work() -> int | None:
-        try:
-            return os.sendfile(socket, piece.descriptor, piece.first, piece.length)
-        except BlockingIOError:
-            return None
+    def work() -> int:
+        taken = os.sendfile(socket, piece.descriptor, piece.first, piece.length)
+        if not taken:
+            raise FileTooShort
+        return taken
 
-    def count_bytes(taken: int | None) -> None:
-        sent(taken or 0)
-
-    taken = await in_thread(pool, work, discard=count_bytes)
-    count_bytes(taken)
+    taken = await in_thread(pool, work, discard=sent)
+    sent(taken)
     return taken
 
 

@@ -26,14 +26,16 @@ from server.shutdown import CANCEL_SECONDS
 # Bytes handed to the socket at once, so that the stall timeout measures progress even within a large chunk.
 WRITE_BYTES = 256 << 10
 
-Outcome = Literal["rejected", "complete", "client_left", "shutdown", "stalled", "failed"]
+Ending = Literal["complete", "client_left", "shutdown", "stalled", "failed"]
+# "rejected": an error was answered with a status, so nothing of the file was sent.
+Outcome = Literal["rejected"] | Ending
 
 
 class Transfer:
     """One download: what has been sent of it and how it ended. Made by `Downloads.transfer`.
 
-    rows, bytes: how many have been sent. scan: how the rows are read, "" as long as that is open. outcome: "rejected"
-    until the download ends in another way. error: the ExportError that ended it.
+    rows, bytes: how many have been sent. scan: how the rows are read, "" as long as that is open. ending: how the
+    sending ended, None until that is decided. error: the ExportError that ended it.
     """
 
     def __init__(self, request: web.Request, stall_timeout: float) -> None:
@@ -42,11 +44,16 @@ class Transfer:
         self.rows = 0
         self.bytes = 0
         self.scan = ""
-        self.outcome: Outcome = "rejected"
+        self.ending: Ending | None = None
         self.error: ExportError | None = None
         self._stall_timeout = stall_timeout
         self._started = time.monotonic()
         self._response: web.StreamResponse | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the download ended, for the log. Final after the block of `Downloads.transfer`, and not before."""
+        return self.ending or "rejected"
 
     @property
     def seconds(self) -> float:
@@ -65,24 +72,24 @@ class Transfer:
         connection is reset. Only cancellation is raised. The response can be returned afterwards in every case: either
         it is complete, or its connection is closed.
         """
-        outcome: Outcome = "failed"
+        ending: Ending | None = "failed"
         try:
             await self._start(response)
             yield
         except asyncio.CancelledError:
-            outcome = self.outcome  # `Downloads.transfer` decides on it
+            ending = None  # `Downloads.transfer` decides on it
             raise
         except ConnectionError:
-            outcome = "client_left"
+            ending = "client_left"
         except TimeoutError:
-            outcome = "stalled"
+            ending = "stalled"
         except ExportError as error:
             self.error = error
         except Exception as error:
             emit(DownloadCrashed(error=error))
         finally:
-            if self.outcome != "complete":
-                self.outcome = outcome
+            if self.ending != "complete":
+                self.ending = ending
                 self._abort()
 
     async def write(self, chunk: Chunk) -> None:
@@ -106,7 +113,7 @@ class Transfer:
             if transport is not None:
                 transport.set_write_buffer_limits()
             self._reset_on_close(False)
-        self.outcome = "complete"
+        self.ending = "complete"
 
     def sent(self, count: int) -> None:
         """Count bytes that the kernel has taken directly. With the last of them a response of known length is complete.
@@ -116,7 +123,7 @@ class Transfer:
         assert self._response is not None
         self.bytes += count
         if self.bytes == self._response.content_length:
-            self.outcome = "complete"
+            self.ending = "complete"
             self._reset_on_close(False)
 
     async def _start(self, response: web.StreamResponse) -> None:
@@ -163,8 +170,8 @@ class Downloads:
         try:
             yield transfer
         except asyncio.CancelledError:
-            if transfer.outcome == "rejected":
-                transfer.outcome = "shutdown" if self._stopping else "client_left"
+            if transfer.ending is None:
+                transfer.ending = "shutdown" if self._stopping else "client_left"
             raise
         except ExportError as error:
             transfer.error = error

@@ -3,6 +3,8 @@
 Holds the form and its query string, the routes of the pages, `templates/` and `static/`. Every page works without
 JavaScript, and shows or does nothing that the API does not offer too.
 
-Inside: controls, formatting, snippets → form, site → faults, form_reader, listing → table → saved.
+The form as a value comes first, then its reading, then the pages.
+
+Inside: controls, formatting, snippets, static_files → form, site → faults, form_reader, listing → table → saved.
 May import: query, export, saved, http.
 """

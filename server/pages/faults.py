@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from server.errors import ExportError, InvalidRequest
 from server.pages.form import OPTIONS, Form, parse_pair, query_pairs
+from server.query.grammar import LONGEST_IN_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,15 @@ def _named_field(error: ExportError, form: Form) -> str:
     missing = error.code in ("unknown_column", "columns_not_readable")
     if missing and any(row.taken and row.column not in known for row in form.columns):
         return "columns"
-    suspects = [row for row in form.filters if _names(error, row.column) and (row.column not in known or not missing)]
+    candidates = [row for row in form.filters if _names(error, row.column) and (row.column not in known or not missing)]
     # Of several filters on the column, the one whose value the error repeats.
-    suspects.sort(key=lambda row: not any(value and value in error.detail for value in row.filled.values))
-    if any(_names(error, row.column) for row in form.sorts) and ("sort" in error.detail or not suspects):
+    candidates.sort(key=lambda row: not any(value and value in error.detail for value in row.filled.values))
+    if any(_names(error, row.column) for row in form.sorts) and ("sort" in error.detail or not candidates):
         return "sort"
-    if suspects:
-        return f"f{suspects[0].number}"
+    if candidates:
+        return f"f{candidates[0].number}"
     return "more" if form.more and '"' in error.detail and error.code != "relation_not_found" else ""
 
 
 def _names(error: ExportError, column: str) -> bool:
-    return f'"{column}"' in error.detail or f'"{column[:100]}"' in error.detail
+    return f'"{column}"' in error.detail or f'"{column[:LONGEST_IN_MESSAGE]}"' in error.detail

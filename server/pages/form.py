@@ -15,12 +15,20 @@ from server.pages.controls import FilterInput, condition_of, read_list, write_co
 from server.query.catalogue import Relation
 from server.query.grammar import write_name, write_quoted
 from server.query.parameters import DIALECT_PARAMETERS
-from server.query.request import FORMATS, GZIP_SUFFIX, PARAMETERS, ExportRequest, parse_relation_request
+from server.query.request import (
+    FORMATS,
+    GZIP_SUFFIX,
+    PARAMETERS,
+    ExportRequest,
+    parse_export_request,
+    parse_relation_request,
+    relation_path,
+)
 
 # The parameters that have an input of their own, whose text is the value.
 OPTIONS = ("limit", "offset", *DIALECT_PARAMETERS, "timezone", "filename")
 # The page's own parameter. Its values are no operators, so a column named format can still be filtered.
-FORMAT = "format"
+FORMAT_PARAMETER = "format"
 SUFFIXES = tuple(name + gzip for name in FORMATS for gzip in ("", f".{GZIP_SUFFIX}"))
 # Characters that a query string may contain as they are (RFC 3986, section 3.4), except & + = and the apostrophe.
 _PLAIN = "!$*(),;:@/?-._~"
@@ -91,13 +99,19 @@ class Form:
     @property
     def page_query(self) -> str:
         """The query string of the page that shows this form."""
-        own = [] if self.full_format == FORMATS[0] else [f"{FORMAT}={self.full_format}"]
+        own = [] if self.full_format == FORMATS[0] else [f"{FORMAT_PARAMETER}={self.full_format}"]
         return "&".join([*own, *filter(None, [self.query])])
 
     @property
     def readable_columns(self) -> tuple[str, ...]:
         """The names of the columns that may be read, in table order."""
         return tuple(column.name for column in self.relation.columns if column.readable)
+
+
+def parse_form(form: Form) -> ExportRequest:
+    """Return the request of the export that the form describes. Raise InvalidRequest if a field is invalid."""
+    target = f"{relation_path(form.relation.schema, form.relation.name)}.{form.full_format}"
+    return parse_export_request(target, form.query)
 
 
 def query_pairs(form: Form) -> list[FieldPair]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from server.errors import InvalidRequest
 from server.pages.controls import FilterInput, comparison_of, input_of, kind_of, write_list
 from server.pages.form import (
-    FORMAT,
+    FORMAT_PARAMETER,
     OPTIONS,
     SUFFIXES,
     ColumnRow,
@@ -42,22 +42,22 @@ def readable_query(query: str) -> str:
 
 
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
-    """Return the form with these fields, after what the pressed button asks for: `move` a column, `drop` a row.
+    """Return the form with these fields, after what the pressed button asks for: `move` a column, `remove` a row.
 
     fields: (name, value) as a browser sends them, decoded.
     """
     sent = _Fields(relation, fields)
-    format, dropped = sent.text(FORMAT), sent.text("drop")
+    format, removed = sent.text(FORMAT_PARAMETER), sent.text("remove")
     return Form(
         relation,
         format if format in FORMATS else FORMATS[0],
         bool(sent.text("gzip")),
         tuple(_moved(_column_rows(sent), sent.text("move"))) or _all_columns(relation, None),
-        tuple(row for row in _filter_rows(relation, sent) if dropped != f"f{row.number}"),
+        tuple(row for row in _filter_rows(relation, sent) if removed != f"f{row.number}"),
         tuple(
             SortRow(number, column, sent.text(f"s{number}.direction"))
             for number, column in sent.numbered("s")
-            if column and dropped != f"s{number}"
+            if column and removed != f"s{number}"
         ),
         # Spaces around the text for NULL are part of it.
         {name: text for name in OPTIONS if (text := sent.first(name) if name == "null" else sent.text(name))},
@@ -81,7 +81,7 @@ class _QueryReader:
     def read(self, pair: str) -> None:
         """Add a pair, still percent-encoded."""
         name, value = _decoded(pair)
-        if name == FORMAT and value in SUFFIXES and self._suffix is None:
+        if name == FORMAT_PARAMETER and value in SUFFIXES and self._suffix is None:
             self._suffix = value
         elif name in OPTIONS and name not in self._options:
             self._options[name] = value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from server.errors import DatabaseUnavailable
-from server.http.keys import DATABASE, SETTINGS
-from server.pages.site import render
-from server.query.catalogue import LIST_WITHOUT_COLUMNS, Relation, relation_from_row
-from server.query.request import relation_path
+from server.http.keys import ENGINE, SETTINGS
+from server.pages.site import render_with_error
+from server.query.catalogue import Relation
+from server.query.request import relation_path, schema_in_path
 
 # Relations on the page: 1,000 make about 90 kB of HTML, which a browser lays out without noticeable delay.
 MOST_RELATIONS = 1000
@@ -33,15 +34,13 @@ async def index(request: web.Request) -> web.Response:
     schemas = request.app[SETTINGS].export_schemas
     searched = request.query.get("q", "").strip()[:LONGEST_SEARCH]
     schema = request.query.get("schema", "")
-    status, reason = 200, None
+    unavailable: DatabaseUnavailable | None = None
     relations: list[Relation] = []
     try:
-        async with request.app[DATABASE].control_session() as session:
-            rows = await session.query(LIST_WITHOUT_COLUMNS, {"schemas": list(schemas)})
-        relations = [relation_from_row(row) for row in rows]
+        relations = await request.app[ENGINE].database.relations(columns=False)
     except DatabaseUnavailable as error:
-        status, reason = error.status, error.detail
-    listed = [_listed(relation, schemas[0]) for relation in relations]
+        unavailable = error
+    listed = [_listed(relation, schemas) for relation in relations]
     found = [one for one in listed if searched.lower() in one.label.lower() and schema in ("", one.relation.schema)]
     context = {
         "listed": found[:MOST_RELATIONS],
@@ -53,16 +52,12 @@ async def index(request: web.Request) -> web.Response:
         "schema": schema,
         "schemas": list(dict.fromkeys(relation.schema for relation in relations)),
         "export_schemas": schemas,
-        "reason": reason,
     }
-    response = render(request, "index.html", context, status)
-    if status != 200:
-        response.headers["Retry-After"] = str(DatabaseUnavailable.retry_after)
-    return response
+    return render_with_error(request, "index.html", context, unavailable)
 
 
-def _listed(relation: Relation, default_schema: str) -> ListedRelation:
-    schema = None if relation.schema == default_schema else relation.schema
+def _listed(relation: Relation, export_schemas: Sequence[str]) -> ListedRelation:
+    schema = schema_in_path(relation.schema, export_schemas)
     label = relation.name if schema is None else f"{schema}.{relation.name}"
     return ListedRelation(relation_path(schema, relation.name), label, relation)
 

@@ -9,12 +9,13 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
-from server.http.keys import RUNNER, SETTINGS, THREADS
-from server.pages.form import FORMAT
+from server.http.addresses import EXPORT_PREFIX
+from server.http.keys import ENGINE, RUNNER, SETTINGS
+from server.http.responses import status_document
+from server.pages.form import FORMAT_PARAMETER
 from server.pages.form_reader import readable_query
-from server.pages.site import render
+from server.pages.site import SAVED_PAGE, render_with_error
 from server.pages.table import TABLE
-from server.saved.status import status_json
 from server.saved.store import Entry
 from server.threads import in_thread
 
@@ -37,32 +38,32 @@ class Card:
 
 async def saved(request: web.Request) -> web.Response:
     """Show the newest saved exports."""
-    store, retention = request.app[RUNNER].queue.store, request.app[SETTINGS].export_retention
+    store = request.app[RUNNER].queue.store
 
     def read() -> tuple[list[Card], int]:
         entries = store.newest_first()
-        return [_card(entry, retention) for entry in entries[:MOST_SHOWN]], len(entries)
+        return [_card(request, entry) for entry in entries[:MOST_SHOWN]], len(entries)
 
-    reason = None
+    unavailable: ExportError | None = None
     cards: list[Card] = []
     every = 0
     try:
-        cards, every = await in_thread(request.app[THREADS].files, read)
+        cards, every = await in_thread(request.app[ENGINE].threads.files, read)
     except ExportError as error:
-        reason = error.detail
-    context = {"cards": cards, "every": every, "reason": reason, "retention": retention}
-    return render(request, "saved.html", context, 200 if reason is None else 503)
+        unavailable = error
+    context = {"cards": cards, "every": every, "retention": request.app[SETTINGS].export_retention}
+    return render_with_error(request, "saved.html", context, unavailable)
 
 
-def _card(entry: Entry, retention: float) -> Card:
+def _card(request: web.Request, entry: Entry) -> Card:
     manifest = entry.manifest
     query = f"?{manifest.query}" if manifest.query else ""
     relation = manifest.target.removesuffix(f".{manifest.format}")
-    page = TABLE + relation + (query + "&" if query else "?") + f"{FORMAT}={manifest.format}"
+    page = TABLE + relation + (query + "&" if query else "?") + f"{FORMAT_PARAMETER}={manifest.format}"
     return Card(
-        status_json(manifest, entry.progress, retention),
+        status_document(request, entry),
         readable_query(manifest.query),
-        f"/export/{manifest.target}{query}",
+        f"{EXPORT_PREFIX}{manifest.target}{query}",
         page,
     )
 
@@ -71,10 +72,10 @@ async def delete(request: web.Request) -> web.Response:
     """Cancel or delete a saved export, then show the page again."""
     with contextlib.suppress(ExportNotFound):  # it was deleted meanwhile
         await request.app[RUNNER].delete(request.match_info["id"])
-    raise web.HTTPSeeOther("/saved")
+    raise web.HTTPSeeOther(SAVED_PAGE)
 
 
 def setup(app: web.Application) -> None:
     """Add this page's routes."""
-    app.router.add_get("/saved", saved)
-    app.router.add_post("/saved/{id}/delete", delete)
+    app.router.add_get(SAVED_PAGE, saved)
+    app.router.add_post(SAVED_PAGE + "/{id}/delete", delete)

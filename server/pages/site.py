@@ -1,4 +1,4 @@
-"""What all pages share: templates, static files, security headers, and errors as pages.
+"""What all pages share: templates, security headers, and errors as pages.
 
 Holds no page of its own. The templates escape all text from the database.
 """
@@ -16,20 +16,22 @@ import jinja2
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server.errors import InvalidRequest
+from server.errors import ExportError, InvalidRequest
+from server.http.addresses import SAVED_PREFIX
+from server.http.caching import NO_STORE
 from server.http.negotiation import accepts_html
 from server.pages.formatting import FILTERS
 
-FOLDER = Path(__file__).parent
-STATIC_FILES = {path.name: path for path in (FOLDER / "static").iterdir()}
+FOLDER = Path(__file__).parent / "templates"
 
+SAVED_PAGE = "/saved"
 # Nothing from other sites, nothing inline, no frames: text from the database cannot become markup or script.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     # Not no-referrer: a form would then send "Origin: null" and be refused as another site's (csrf.py).
     "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
+    **NO_STORE,
     "Vary": "Accept",
 }
 
@@ -38,6 +40,20 @@ def render(request: web.Request, template: str, context: Mapping[str, Any], stat
     """Return the page that this template makes of the context."""
     response = aiohttp_jinja2.render_template(template, request, dict(context), status=status)
     response.headers.update(SECURITY_HEADERS)
+    return response
+
+
+def render_with_error(
+    request: web.Request, template: str, context: Mapping[str, Any], error: ExportError | None
+) -> web.Response:
+    """Return the page that this template makes of the context, with the status and Retry-After of the error, if any.
+
+    For a page that shows the error in its place. The template finds its text as `reason`, which is else None.
+    """
+    reason = None if error is None else error.detail
+    response = render(request, template, {**context, "reason": reason}, 200 if error is None else error.status)
+    if error is not None and error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
     return response
 
 
@@ -60,8 +76,12 @@ async def pages_for_browsers(request: web.Request, handler: Handler) -> web.Stre
     response = await handler(request)
     if not isinstance(response, web.Response):
         return response
-    if response.status == 202 and response.headers.get("Location", "").startswith("/exports/") and wants_page(request):
-        return web.Response(status=303, headers={"Location": "/saved", "Cache-Control": "no-store"})
+    if (
+        response.status == 202
+        and response.headers.get("Location", "").startswith(f"{SAVED_PREFIX}/")
+        and wants_page(request)
+    ):
+        return web.Response(status=303, headers={"Location": SAVED_PAGE, **NO_STORE})
     if response.content_type != "application/problem+json":
         return response
     if not wants_page(request):
@@ -75,32 +95,23 @@ async def pages_for_browsers(request: web.Request, handler: Handler) -> web.Stre
     return page
 
 
-async def static(request: web.Request) -> web.FileResponse:
-    """Send a static file of the pages."""
-    path = STATIC_FILES.get(request.match_info["name"])
-    if path is None:
-        raise web.HTTPNotFound
-    return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
-
-
 @functools.cache
 def templates() -> jinja2.Environment:
     """Return all templates, compiled once per process. Compiling them in a request would block the event loop."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    for path in (FOLDER / "templates").glob("*.html"):
+    for path in FOLDER.glob("*.html"):
         environment.get_template(path.name)
     return environment
 
 
 def setup(app: web.Application) -> None:
-    """Add the templates, the static files and error pages."""
+    """Add the templates and the error pages."""
     app[aiohttp_jinja2.APP_KEY] = templates()
-    app.router.add_get("/static/{name}", static)
     app.middlewares.insert(0, pages_for_browsers)

@@ -14,24 +14,26 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRequest, QueryTimeout
+from server.export.pipeline import describe
 from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
-from server.http.file_headers import safe_filename
-from server.http.keys import DATABASE, ENGINE, SETTINGS
+from server.http.file_headers import file_name
+from server.http.keys import ENGINE, SETTINGS
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import Fault, fault_of
-from server.pages.form import Form
+from server.pages.form import Form, parse_form
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.pages.site import origin, render
 from server.pages.snippets import snippets
 from server.query.catalogue import Relation
-from server.query.plan import make_plan
-from server.query.request import export_path, parse_export_request, parse_relation_request, relation_path
+from server.query.parameters import LONGEST_NAME
+from server.query.plan import PREVIEW_ROWS, file_stem
+from server.query.request import export_path, parse_relation_request, relation_path, schema_in_path
 
 TABLE = "/table/"
 FORM_ACTION = "/shape/"
 # The header by which the page's script asks only for the parts of the page that change.
-LIVE = "X-Sluice-Live"
+PARTIAL_HEADER = "X-Sluice-Live"
 # Seconds that a page waits for its preview before it is sent without one. Its script then asks again, with more time.
 FIRST_PREVIEW_SECONDS = 1.0
 # The modifiers of a sort key, with their names in the form.
@@ -56,7 +58,7 @@ class Paths:
 async def table(request: web.Request) -> web.Response:
     """Show the page of one relation."""
     relation = await _relation(request)
-    return await _answer(request, form_of_query(relation, request.rel_url.raw_query_string), live=False)
+    return await _answer(request, form_of_query(relation, request.rel_url.raw_query_string), partial=False)
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -64,28 +66,26 @@ async def submit(request: web.Request) -> web.Response:
     relation = await _relation(request)
     fields = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
     form = form_of_fields(relation, fields)
-    if LIVE in request.headers:
-        return await _answer(request, form, live=True)
+    if PARTIAL_HEADER in request.headers:
+        return await _answer(request, form, partial=True)
     raise web.HTTPSeeOther(_paths(request, form).page)
 
 
 async def _relation(request: web.Request) -> Relation:
-    async with request.app[DATABASE].control_session() as session:
-        return await session.relation(parse_relation_request(raw_target(request), "").relation, exact=False)
+    return await describe(request.app[ENGINE], parse_relation_request(raw_target(request), "").relation)
 
 
-async def _answer(request: web.Request, form: Form, *, live: bool) -> web.Response:
-    """Show the form. live: only the parts that change, with as much time for the preview as it needs."""
+async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Response:
+    """Show the form. partial: only the parts that change, with as much time for the preview as it needs."""
     paths = _paths(request, form)
     preview: Preview | None = None
     fault: Fault | None = None
     context: dict[str, Any] = {}
     try:
-        wanted = parse_export_request(*paths.export.removeprefix("/export/").partition("?")[::2])
-        plan = make_plan(wanted, form.relation)
-        filename = safe_filename(plan.filename) + plan.suffix
+        wanted = parse_form(form)
+        filename = file_name(file_stem(wanted), wanted.full_format)
         context = {"snippets": snippets(origin(request) + paths.export, filename, wanted), "filename": filename}
-        seconds = None if live else FIRST_PREVIEW_SECONDS
+        seconds = None if partial else FIRST_PREVIEW_SECONDS
         preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:
         raise
@@ -100,13 +100,15 @@ async def _answer(request: web.Request, form: Form, *, live: bool) -> web.Respon
         "fault": fault,
         # Other errors leave the link: the export itself may still succeed.
         "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden),
-        "slow": fault is not None and isinstance(fault.error, QueryTimeout) and not live,
+        "slow": fault is not None and isinstance(fault.error, QueryTimeout) and not partial,
         "comparisons": COMPARISONS_BY_KIND,
         "directions": DIRECTIONS,
+        "preview_rows": PREVIEW_ROWS,
+        "longest_alias": LONGEST_NAME,
         "kind_of": kind_of,
         "fits_picker": fits_picker,
     }
-    return render(request, "live.html" if live else "table.html", context)
+    return render(request, "changes.html" if partial else "table.html", context)
 
 
 def _paths(request: web.Request, form: Form) -> Paths:
@@ -121,8 +123,7 @@ def _paths(request: web.Request, form: Form) -> Paths:
 
 
 def _schema(request: web.Request, relation: Relation) -> str | None:
-    """Return the schema as paths and headings name it: None for the default, the first of EXPORT_SCHEMAS."""
-    return None if relation.schema == request.app[SETTINGS].export_schemas[0] else relation.schema
+    return schema_in_path(relation.schema, request.app[SETTINGS].export_schemas)
 
 
 def setup(app: web.Application) -> None:

@@ -22,6 +22,8 @@ KINDS = {
     "m": "materialized view",
     "f": "foreign table",
 }
+# Characters of a relation's name in a message or the log: two names of 63 bytes, a dot and some quotes.
+LONGEST_RELATION_NAME = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +201,5 @@ def relation_not_found(wanted: RelationName, known_names: Sequence[str]) -> Rela
     # Names of relations have at most 63 bytes; comparing more of a long name only takes time.
     similar = difflib.get_close_matches(wanted.name[:64], known_names, n=3)
     hint = "Did you mean " + " or ".join(similar) + "?" if similar else "The page at / lists all relations."
-    return RelationNotFound(f'The relation "{str(wanted)[:130]}" does not exist or cannot be exported.', hint=hint)
+    name = str(wanted)[:LONGEST_RELATION_NAME]
+    return RelationNotFound(f'The relation "{name}" does not exist or cannot be exported.', hint=hint)

@@ -12,9 +12,9 @@ from server.errors import Forbidden, InvalidRequest
 from server.query.catalogue import Column, Relation
 from server.query.dialect import Dialect
 from server.query.filters import Filter, conditions_of
-from server.query.grammar import write_name
+from server.query.grammar import LONGEST_IN_MESSAGE, write_name
 from server.query.parameters import SortKey
-from server.query.request import ExportRequest
+from server.query.request import GZIP_SUFFIX, ExportRequest
 
 # Bytes stored out of line. A relation with more may have values of megabytes in any row, and the rows of one FETCH are
 # all in memory: its batches stay short however narrow the rows before were.
@@ -58,9 +58,9 @@ class ExportPlan:
     parallel: int | None
 
     @property
-    def suffix(self) -> str:
-        """The end of the file's name, for example `.csv.gz`."""
-        return f".{self.format}.gz" if self.gzip else f".{self.format}"
+    def full_format(self) -> str:
+        """The end of the file's name without its dot: csv, csv.gz, …"""
+        return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
 
 
 def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
@@ -149,5 +149,5 @@ def _check_readable(used: Iterable[Column], relation: Relation) -> None:
 
 def _listed(names: list[str]) -> str:
     """Return the names in double quotes, at most MOST_NAMES of them."""
-    shown = ", ".join(f'"{name[:100]}"' for name in names[:MOST_NAMES])
+    shown = ", ".join(f'"{name[:LONGEST_IN_MESSAGE]}"' for name in names[:MOST_NAMES])
     return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

@@ -7,6 +7,7 @@ raises an InvalidRequest that names it; nothing is ignored silently.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -96,6 +97,14 @@ def export_path(schema: str | None, name: str, format: str) -> str:
     schema: None to leave it out. format: with `.gz` if the file is to be a gzip file.
     """
     return f"/export/{relation_path(schema, name)}.{format}"
+
+
+def schema_in_path(schema: str, export_schemas: Sequence[str]) -> str | None:
+    """Return the schema as paths and pages name it: None if a name without a schema is looked up in it first.
+
+    export_schemas: the setting EXPORT_SCHEMAS.
+    """
+    return None if schema == export_schemas[0] else schema
 
 
 def relation_path(schema: str | None, name: str) -> str:

@@ -15,9 +15,11 @@ from server.encode.encoders import Encoders
 from server.errors import ConnectionLost, ExportError, InvalidRequest, QueryFailed, RelationNotFound, ServerBusy
 from server.export import pipeline
 from server.export.engine import Engine
-from server.export.pipeline import RETRY_DELAYS, open_export, with_retries
+from server.export.pipeline import RETRY_DELAYS, describe, open_export, plan_headers, with_retries
 from server.postgres.database import CONTROL_CONNECTIONS, Database
 from server.postgres.session import Session
+from server.query.catalogue import RelationName
+from server.query.plan import make_plan
 from server.query.request import ExportRequest, parse_export_request
 from server.settings import Settings
 from tests.support.engines import make_engine, open_database
@@ -292,6 +294,50 @@ async def test_an_error_of_the_relation_itself_blames_no_filter(engine: Engine, 
     with pytest.raises(InvalidRequest) as caught:
         await attempt()
     assert "filter" not in caught.value.detail
+
+
+# --- without rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "query"),
+    [
+        ("users.csv", ""),
+        ("public.users.csv.gz", "select=id,who:name&id=gt.5&order=id&limit=3&delimiter=%3B&parallel=1"),
+    ],
+)
+async def test_the_plan_for_headers_is_the_plan_of_the_export(engine: Engine, target: str, query: str) -> None:
+    wanted = request(target, query)
+    async with open_export(engine, wanted, control=True) as export:
+        assert await plan_headers(engine, wanted) == export.plan
+    assert await describe(engine, wanted.relation) == export.plan.relation
+    assert make_plan(wanted, await describe(engine, wanted.relation)) == export.plan
+
+
+async def test_a_description_needs_no_export_slot_and_waits_for_no_lock(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE locked (n int, large text)")  # with a TOAST table, whose size needs a lock
+    with contextlib.closing(postgres.connect()) as other, other.cursor() as cursor:
+        other.autocommit = False
+        cursor.execute("LOCK TABLE locked")
+        async with open_database(replace(settings, max_concurrent_exports=1)) as database, database.session():
+            engine = make_engine(database)
+            relation = await describe(engine, RelationName("locked"))
+            assert [column.name for column in relation.columns] == ["n", "large"]
+            assert (await plan_headers(engine, request("locked.csv"))).relation == relation
+
+
+@pytest.mark.parametrize(
+    ("target", "query", "expected", "named"),
+    [("nowhere.csv", "", RelationNotFound, "nowhere"), ("users.csv", "select=nothing", InvalidRequest, '"nothing"')],
+)
+async def test_a_plan_for_headers_fails_as_the_export_does(
+    engine: Engine, target: str, query: str, expected: type[ExportError], named: str
+) -> None:
+    with pytest.raises(expected, match=named):
+        await plan_headers(engine, request(target, query))
+    with pytest.raises(expected, match=named):
+        async with open_export(engine, request(target, query)):
+            pass
 
 
 # --- retries -----------------------------------------------------------------------------------------------------

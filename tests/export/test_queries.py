@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import create_app
-from server.http.keys import DATABASE
+from server.http.keys import ENGINE
 from server.query.catalogue import RelationName
 from server.query.plan import make_plan
 from server.query.request import parse_export_request
@@ -337,7 +337,7 @@ async def test_a_preview_of_huge_values_stays_small(client: TestClient[Any, Any]
 
 async def test_head_needs_no_export_slot(settings: Settings, things: Postgres) -> None:
     app = create_app(replace(settings, max_concurrent_exports=1))
-    async with TestClient(TestServer(app)) as client, app[DATABASE].session():
+    async with TestClient(TestServer(app)) as client, app[ENGINE].database.session():
         async with client.get("/export/things.csv") as response:
             assert response.status == 503
         async with client.head("/export/things.csv") as response:

@@ -73,7 +73,7 @@ async def test_the_options_of_the_runner_reach_its_connections() -> None:
 
 @pytest.fixture
 async def full() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, asyncio.Task[None], list[int]]]:
-    """A client that has read nothing yet, the task that waits for the server's write buffer, and what is left in it."""
+    """Yield a client that has read nothing yet, the task that waits for the write buffer, and what is left in it."""
     waiting: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
     left: list[int] = []
 

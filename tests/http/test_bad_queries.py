@@ -95,7 +95,7 @@ CLEAN_UP = (
 
 @pytest.fixture(scope="module", autouse=True)
 def judged(database_url: str) -> Iterator[Postgres]:
-    """A table with a column of each type, and views that fail without a filter."""
+    """Create a table with a column of each type, and views that fail without a filter."""
     postgres = Postgres(database_url)
     postgres.run(TABLE)
     yield postgres
@@ -105,7 +105,7 @@ def judged(database_url: str) -> Iterator[Postgres]:
 
 @pytest.fixture
 async def impatient(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of a server with a STATEMENT_TIMEOUT of one second."""
+    """Yield a client of a server with a STATEMENT_TIMEOUT of one second."""
     server = TestServer(create_app(replace(settings, statement_timeout=1)))
     await server.start_server(max_line_size=MAX_REQUEST_LINE)
     async with TestClient(server) as opened:

@@ -18,7 +18,7 @@ from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 @pytest.fixture
 def blockbuster(client: TestClient[Any, Any]) -> Iterator[BlockBuster]:
-    """Active after the server has started: its start may block."""
+    """Catch blocking calls once the server has started: its start may block."""
     with blockbuster_ctx() as active:
         yield active
 

@@ -24,6 +24,7 @@ from server.settings import Settings
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
+from tests.support.stalled import assert_stops, at_work, stalled
 
 # About 12 MB and about 250 MB. PostgreSQL makes a row when it is fetched, so rows that are not read cost nothing.
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
@@ -41,16 +42,6 @@ PLACES = {
 }
 
 
-def at_work(postgres: Postgres) -> list[tuple[str, str]]:
-    """Return state and text of the statements that Sluice runs in PostgreSQL."""
-    return [(state, query) for state, query in postgres.statements() if state != "idle"]
-
-
-def assert_stops(postgres: Postgres) -> None:
-    """Check that no statement of Sluice runs 2 seconds after the client has left."""
-    wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
-
-
 def held(postgres: Postgres, place: str) -> Callable[[], object]:
     """Return a condition that holds as soon as the export of this view is in its state."""
     if place == "waiting for the reader":
@@ -60,14 +51,6 @@ def held(postgres: Postgres, place: str) -> Callable[[], object]:
         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND query LIKE 'SELECT source.%' "
         f"AND state = 'active' {sleeping} AND query_start < clock_timestamp() - interval '50 ms'"
     )
-
-
-def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str = "stalled", count: int = 1) -> Client:
-    """Return a client that has sent the request and reads nothing, as soon as the stream waits for it."""
-    client = Client(server.connect(receive_buffer=4096))
-    client.send(path, headers={"X-Request-Id": request_id})
-    wait_until("the stream waits for its reader", lambda: postgres.streams_at_rest(count))
-    return client
 
 
 # --- a client that leaves ---------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from server.export.strategy import CHUNK_ROWS_LARGE
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, Client, ask
+from tests.support.stalled import stalled
 
 ROWS = 5000
 # The first row that libpq does not deliver with the first ones, rows around other such edges, and the last row.
@@ -57,15 +58,6 @@ def assert_serves(server: LiveServer, postgres: Postgres) -> None:
     answer = ask(server, "/export/users.csv")
     assert (answer.status, answer.ending) == (200, "terminator")
     assert answer.body == postgres.copy("SELECT * FROM users")
-
-
-def stalled(client: Client, postgres: Postgres, path: str = "/export/large.csv", **headers: str) -> None:
-    """Send the request and wait until the stream waits for the client, which reads nothing."""
-    client.send(path, headers=headers)
-    wait_until(
-        "the stream waits for its reader",
-        postgres.streams_at_rest,
-    )
 
 
 def stream_backends(postgres: Postgres, function: str) -> None:
@@ -142,8 +134,7 @@ def test_a_backend_ended_while_it_works_cuts_the_stream(
 
 def test_a_backend_terminated_while_the_client_pauses_cuts_the_stream(live: LiveServer, postgres: Postgres) -> None:
     postgres.run(f"CREATE VIEW large AS {LARGE}")
-    with Client(live.connect(receive_buffer=4096)) as client:
-        stalled(client, postgres)
+    with stalled(live, postgres, "/export/large.csv") as client:
         stream_backends(postgres, "pg_terminate_backend")
         assert_cut(client.read(), postgres.copy(LARGE))
     assert_serves(live, postgres)
@@ -229,8 +220,7 @@ def test_ddl_that_holds_the_lock_first_never_gives_a_wrong_file(
 def test_ddl_waits_for_a_running_stream(live: LiveServer, postgres: Postgres, ddl: str) -> None:
     postgres.run(f"CREATE TABLE busy AS {LARGE}")
     right = postgres.copy("SELECT * FROM busy")
-    with Client(live.connect(receive_buffer=4096)) as client:
-        stalled(client, postgres, "/export/busy.csv")
+    with stalled(live, postgres, "/export/busy.csv") as client:
         with pytest.raises(psycopg2.errors.LockNotAvailable):
             postgres.run(f"SET lock_timeout = '100ms'; {ddl}")
         answer = client.read()
@@ -242,8 +232,7 @@ def test_ddl_waits_for_a_running_stream(live: LiveServer, postgres: Postgres, dd
 def test_a_stream_shows_one_snapshot_while_others_write(live: LiveServer, postgres: Postgres) -> None:
     postgres.run(f"CREATE TABLE busy AS {LARGE}")
     right = postgres.copy("SELECT * FROM busy")
-    with Client(live.connect(receive_buffer=4096)) as client:
-        stalled(client, postgres, "/export/busy.csv")
+    with stalled(live, postgres, "/export/busy.csv") as client:
         postgres.run("DELETE FROM busy WHERE n % 3 = 0")
         postgres.run("UPDATE busy SET filler = 'changed' WHERE n % 3 = 1")
         postgres.run(f"INSERT INTO busy {LARGE}")
@@ -260,8 +249,7 @@ def test_a_killed_worker_cuts_its_streams_and_is_replaced(
 ) -> None:
     server = start_live()
     postgres.run(f"CREATE VIEW large AS {LARGE}")
-    with Client(server.connect(receive_buffer=4096)) as client:
-        stalled(client, postgres)
+    with stalled(server, postgres, "/export/large.csv") as client:
         (worker,) = server.workers()
         worker.send_signal(signal.SIGKILL)
         answer = client.read()

@@ -283,7 +283,7 @@ def test_every_plan_is_text_of_known_words_and_names(plan: ExportPlan) -> None:
 
 @pytest.fixture(scope="module")
 def victims(database_url: str) -> Iterator[Postgres]:
-    """The table that the payloads attack."""
+    """Create the table that the payloads attack."""
     postgres = Postgres(database_url)
     postgres.run(
         "CREATE TABLE victims (id integer PRIMARY KEY, value text); "
@@ -446,7 +446,7 @@ async def test_any_text_finds_the_row_that_holds_it(
 
 @pytest.fixture
 async def old_strings(postgres: Postgres, settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of a server whose role has standard_conforming_strings off: backslashes escape in plain literals."""
+    """Yield a client of a server whose role has standard_conforming_strings off: a backslash escapes in a literal."""
     password = "of a test"
     postgres.run(
         f"CREATE ROLE sluice_old_strings LOGIN PASSWORD '{password}'; GRANT pg_read_all_data TO sluice_old_strings; "

@@ -16,7 +16,7 @@ from tests.support.proxies import running_nginx
 
 @pytest.fixture(params=["1.0", "1.1"])
 def proxy(request: pytest.FixtureRequest, live: LiveServer) -> Iterator[str]:
-    """The address of an nginx in front of the server, which speaks this version of HTTP to it."""
+    """Yield the address of an nginx in front of the server, which speaks this version of HTTP to it."""
     with running_nginx(f"location / {{ proxy_pass {live.url}; proxy_http_version {request.param}; }}") as address:
         yield address
 

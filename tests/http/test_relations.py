@@ -29,7 +29,7 @@ AT_ONCE = 3.0
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of a server with these settings."""
+    """Open a client of a server with these settings."""
     async with TestClient(TestServer(create_app(settings))) as opened:
         yield opened
 
@@ -180,7 +180,7 @@ async def test_types_are_named_as_postgresql_names_them(client: TestClient[Any, 
 
 @pytest.fixture
 def described_types(postgres: Postgres) -> Iterator[None]:
-    """A schema with user-defined types."""
+    """Create a schema with user-defined types."""
     postgres.run(
         "DROP SCHEMA IF EXISTS described CASCADE; CREATE SCHEMA described;"
         "CREATE TYPE described.mood AS ENUM ('sad'); CREATE DOMAIN described.\"odd type\" AS text;"
@@ -303,7 +303,7 @@ async def test_relations_of_several_schemas(settings: Settings, postgres: Postgr
 
 @contextmanager
 def role(postgres: Postgres, settings: Settings, grants: str) -> Iterator[Settings]:
-    """Settings that log in as a role with nothing but these grants."""
+    """Return settings that log in as a role with nothing but these grants."""
     postgres.run("DROP ROLE IF EXISTS sluice_narrow; CREATE ROLE sluice_narrow LOGIN PASSWORD 'of a test'")
     try:
         postgres.run(grants or "SELECT 1")
@@ -554,7 +554,7 @@ LOCKS = {
 
 @contextmanager
 def busy(postgres: Postgres, statement: str) -> Iterator[None]:
-    """The table `busy`, with TOASTed values. An open transaction holds the lock of this statement on it."""
+    """Create the table `busy`, with TOASTed values. An open transaction holds the lock of this statement on it."""
     postgres.run("CREATE TABLE busy (id int, note text); ALTER TABLE busy ALTER note SET STORAGE EXTERNAL")
     postgres.run("INSERT INTO busy VALUES (1, repeat('x', 20000))")
     holder = postgres.connect()
@@ -672,7 +672,7 @@ async def test_only_get_and_head_are_allowed(client: TestClient[Any, Any], path:
 
 @contextmanager
 def large_table(postgres: Postgres) -> Iterator[None]:
-    """The table `large`, with one row in each block and just enough blocks for several readers."""
+    """Create the table `large`, with one row in each block and just enough blocks for several readers."""
     postgres.run(
         "CREATE TABLE large (id int PRIMARY KEY, filler text); ALTER TABLE large ALTER filler SET STORAGE PLAIN"
     )

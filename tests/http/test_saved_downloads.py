@@ -19,12 +19,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from server.http.keys import RUNNER, THREADS
+from server.http.keys import ENGINE, RUNNER
 from server.http.routes import saved_file
-from server.http.sendfile import FilePart, send_piece
+from server.http.sendfile import FilePart, FileTooShort, send_piece
 from server.settings import Settings
+from server.threads import FILE_THREADS
 from tests.support.byte_ranges import RANGES
 from tests.support.engines import make_threads
 from tests.support.live_server import LiveServer
@@ -90,7 +92,7 @@ def test_head_gives_the_same_headers_and_nothing_else(users: Saved) -> None:
 
 
 def expected_part(header: str, data: bytes) -> tuple[int, bytes | None]:
-    """Return status and body for this Range by the table of `ranges.py`, whose file has 1000 bytes."""
+    """Return status and body for this Range by the table of `byte_ranges.py`, whose file has 1000 bytes."""
     selection = dict(RANGES)[header]
     if selection.status != 206:
         return selection.status, data if selection.status == 200 else None
@@ -125,7 +127,7 @@ def test_a_range_of_the_file(users: Saved, header: str) -> None:
 
 @pytest.fixture(scope="module")
 def reference(users: Saved) -> Iterator[str]:
-    """The URL of the same file on an nginx."""
+    """Yield the URL of the same file on an nginx."""
     folder = users.storage.parent / "nginx"
     folder.mkdir()
     shutil.copy(users.storage / users.id / "data.csv", folder / "data.csv")
@@ -277,7 +279,11 @@ async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path
         return manifest, opened[0]
 
     store = SimpleNamespace(get=lambda _: SimpleNamespace(manifest=manifest), open_data=open_data)
-    shared: Any = {RUNNER: SimpleNamespace(queue=SimpleNamespace(store=store)), THREADS: make_threads(settings)}
+    threads = make_threads(settings)
+    shared: Any = {
+        RUNNER: SimpleNamespace(queue=SimpleNamespace(store=store)),
+        ENGINE: SimpleNamespace(threads=threads),
+    }
     request = make_mocked_request("GET", "/exports/x/download", match_info={"id": "x"}, app=shared)
     task = asyncio.create_task(saved_file.download(request))
     assert await asyncio.to_thread(opening.wait, 60)
@@ -286,9 +292,74 @@ async def test_a_file_opened_for_a_client_that_has_left_is_closed(tmp_path: Path
     proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+    threads.files.shutdown(wait=True)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
-    shared[THREADS].close()
+    threads.close()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_file_is_closed_in_a_thread_of_its_pool(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """close() may wait for the disk. A client that leaves meanwhile, with all threads in use, must not prevent it."""
+    file = os.open(tmp_path, os.O_RDONLY)
+    manifest = SimpleNamespace(id="x", status="completed")
+    store = SimpleNamespace(get=lambda _: SimpleNamespace(manifest=manifest), open_data=lambda _: (manifest, file))
+    threads, closed_by = make_threads(settings), list[str]()
+    answering, proceed = asyncio.Event(), threading.Event()
+    shared: Any = {
+        RUNNER: SimpleNamespace(queue=SimpleNamespace(store=store)),
+        ENGINE: SimpleNamespace(threads=threads),
+    }
+    close = os.close
+
+    def slowly(descriptor: int) -> None:
+        if descriptor == file:
+            assert proceed.wait(60)
+            closed_by.append(threading.current_thread().name)
+        close(descriptor)
+
+    async def answer(*arguments: object) -> web.Response:
+        for _ in range(FILE_THREADS):
+            threads.files.submit(proceed.wait, 60)
+        answering.set()
+        if cancelled:
+            await asyncio.Event().wait()
+        return web.Response()
+
+    monkeypatch.setattr("os.close", slowly)
+    monkeypatch.setattr(saved_file, "_answer", answer)
+    request = make_mocked_request("GET", "/exports/x/download", match_info={"id": "x"}, app=shared)
+    task = asyncio.create_task(saved_file.download(request))
+    await answering.wait()
+    if cancelled:
+        task.cancel()
+    await asyncio.wait([task], timeout=60)  # although no thread is free
+    assert task.done()
+    assert closed_by == []
+    proceed.set()
+    threads.files.shutdown(wait=True)
+    assert [name.partition("_")[0] for name in closed_by] == ["files"]
+    threads.close()
+
+
+async def test_a_piece_for_a_full_socket_or_past_the_end_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * (1 << 20))
+    ours, theirs = socket.socketpair()
+    counts: list[int] = []
+    ours.setblocking(False)
+    with ours, theirs, (tmp_path / "file").open("rb") as file, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(FileTooShort):
+            await send_piece(pool, ours.fileno(), FilePart(file.fileno(), 1 << 20, 1), counts.append)
+        assert counts == []
+        while True:
+            try:
+                await send_piece(pool, ours.fileno(), FilePart(file.fileno(), 0, 1 << 20), counts.append)
+            except BlockingIOError:
+                break
+    assert counts
+    assert all(counts)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -69,21 +69,21 @@ async def test_a_whole_download_is_counted_and_ends_cleanly(site: Site, http: st
 
 async def test_a_response_of_known_length_is_complete_with_its_last_byte(site: Site) -> None:
     site.length = 3
-    outcomes = []
+    endings = []
 
     async def sender(transfer: Transfer) -> None:
         assert transfer.request.transport is not None
         for byte in (b"a", b"b", b"c"):
-            outcomes.append(transfer.outcome)
+            endings.append(transfer.ending)
             transfer.request.transport.write(byte)
             transfer.sent(1)
-        outcomes.append(transfer.outcome)
+        endings.append(transfer.ending)
         raise ConnectionResetError  # the client has the file and closes the connection
 
     site.sender = sender
     transfer, received, reset = await site.answer()
     assert (received, reset) == (b"abc", False)
-    assert outcomes == ["rejected"] * 3 + ["complete"]
+    assert endings == [None] * 3 + ["complete"]
     assert (transfer.outcome, transfer.bytes) == ("complete", 3)
 
 
@@ -127,20 +127,20 @@ def test_an_error_before_the_first_byte_is_raised_and_kept() -> None:
     error, kept = QueryFailed("no"), list[Transfer]()
     with pytest.raises(QueryFailed):
         asyncio.run(download())
-    assert (kept[0].outcome, kept[0].error) == ("rejected", error)
+    assert (kept[0].ending, kept[0].outcome, kept[0].error) == (None, "rejected", error)
 
 
 @pytest.mark.parametrize("by_shutdown", [False, True])
-@pytest.mark.parametrize("before", ["rejected", "complete", "stalled"])
+@pytest.mark.parametrize("before", [None, "complete", "stalled"])
 async def test_a_cancelled_task_means_that_the_client_has_left_or_that_the_server_stops(
-    before: str, by_shutdown: bool
+    before: str | None, by_shutdown: bool
 ) -> None:
     downloads, running, kept = Downloads(), asyncio.Event(), list[Transfer]()
 
     async def download() -> None:
         with downloads.transfer(make_mocked_request("GET", "/"), 0) as transfer:
             kept.append(transfer)
-            transfer.outcome = before  # type: ignore[assignment]
+            transfer.ending = before  # type: ignore[assignment]
             running.set()
             await asyncio.Event().wait()
 
@@ -154,7 +154,7 @@ async def test_a_cancelled_task_means_that_the_client_has_left_or_that_the_serve
     with pytest.raises(asyncio.CancelledError):
         await task
     expected = "shutdown" if by_shutdown else "client_left"
-    assert kept[0].outcome == (expected if before == "rejected" else before)
+    assert kept[0].outcome == (expected if before is None else before)
 
 
 async def test_draining_waits_for_a_download_that_ends_in_time() -> None:

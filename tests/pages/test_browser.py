@@ -329,6 +329,7 @@ def test_save_in_the_background_and_download_in_two_parts(
     keep_picture(page, "saving")
     gate.close()
     expect(card.locator(".badge")).to_have_text("ready")
+    expect(page.locator("#announcement")).to_have_text(re.compile("gated: ready$"))  # the word of the badge
     expect(card.get_by_role("progressbar")).to_have_count(0)
     expect(card).to_contain_text("5,000 rows")
     expected = postgres.copy("SELECT * FROM gated")

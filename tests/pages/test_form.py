@@ -141,7 +141,7 @@ awkward = st.one_of(
 
 @st.composite
 def queries(draw: st.DrawFn) -> str:
-    """Query strings with any filters and values, and some other parameters."""
+    """Generate query strings with any filters and values, and some other parameters."""
     pieces = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from([each.name for each in COLUMNS]))
@@ -258,8 +258,8 @@ def test_buttons_move_columns(button: tuple[str, str], query: str) -> None:
 
 def test_buttons_drop_filters_and_sort_keys() -> None:
     fields = fields_of(form_of_query(USERS, "id=gt.1&name=eq.a&order=id,name"))
-    assert form_of_fields(USERS, [*fields, ("drop", "f0")]).query == "name=eq.a&order=id,name"
-    assert form_of_fields(USERS, [*fields, ("drop", "s0")]).query == "id=gt.1&name=eq.a&order=name"
+    assert form_of_fields(USERS, [*fields, ("remove", "f0")]).query == "name=eq.a&order=id,name"
+    assert form_of_fields(USERS, [*fields, ("remove", "s0")]).query == "id=gt.1&name=eq.a&order=name"
 
 
 def test_a_comparison_of_another_kind_is_replaced() -> None:

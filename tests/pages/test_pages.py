@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from server.app import create_app
-from server.pages import listing, table
+from server.pages import listing, static_files, table
 from server.pages.snippets import snippets
 from server.query.request import parse_export_request
 from server.settings import Settings
@@ -63,7 +65,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def other(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[TestClient[Any, Any]]:
-    """A server with the settings of the test, given as an indirect parameter."""
+    """Yield a client of a server with the settings of the test, given as an indirect parameter."""
     async with TestClient(TestServer(create_app(replace(settings, **request.param)))) as opened:
         yield opened
 
@@ -210,6 +212,14 @@ async def test_pages_report_an_unavailable_database(other: TestClient[Any, Any],
     assert "connection" in found.text or "reached" in found.text
     async with other.get(path, headers=BROWSER) as response:
         assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_the_saved_exports_report_an_unavailable_folder(client: TestClient[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "exports").rename(tmp_path / "elsewhere")
+    found = await page(client, "/saved", 503)
+    assert "Direct downloads still work" in found.text
+    async with client.get("/saved", headers=BROWSER) as shown, client.get("/exports") as listed:
+        assert shown.headers["Retry-After"] == listed.headers["Retry-After"] == "60"
 
 
 # --- A relation ---
@@ -408,12 +418,72 @@ async def test_requests_from_other_sites_are_refused(client: TestClient[Any, Any
     assert not (await page(client, "/saved")).all("article")
 
 
-async def test_static_files(client: TestClient[Any, Any]) -> None:
-    async with client.get("/static/live.js") as response:
-        assert response.status == 200
-        assert response.content_type in ("text/javascript", "application/javascript")
-    async with client.get("/static/nothing.js") as response:
+STATIC = {
+    path.name: (path.read_bytes(), int(path.stat().st_mtime))
+    for path in sorted((Path(static_files.__file__).parent / "static").iterdir())
+}
+
+
+@pytest.mark.parametrize("name", STATIC)
+async def test_a_static_file_is_sent_whole_with_its_type_and_validators(
+    client: TestClient[Any, Any], name: str
+) -> None:
+    content, modified = STATIC[name]
+    types = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    for method in ("GET", "HEAD"):
+        async with client.request(method, f"/static/{name}") as response:
+            assert (response.status, response.headers["Content-Type"]) == (200, types[Path(name).suffix])
+            assert response.headers["Content-Length"] == str(len(content))
+            assert response.headers["Cache-Control"] == "no-cache"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert re.fullmatch(r'"[0-9a-f]{32}"', response.headers["ETag"])
+            assert parsedate_to_datetime(response.headers["Last-Modified"]).timestamp() == modified
+            assert await response.read() == (content if method == "GET" else b"")
+
+
+async def test_static_files_have_different_etags(client: TestClient[Any, Any]) -> None:
+    etags = set()
+    for name in STATIC:
+        async with client.head(f"/static/{name}") as response:
+            etags.add(response.headers["ETag"])
+    assert len(etags) == len(STATIC)
+
+
+async def test_a_static_file_that_the_browser_has_is_not_sent_again(client: TestClient[Any, Any]) -> None:
+    path = "/static/sluice.css"
+    async with client.get(path) as response:
+        etag, modified = response.headers["ETag"], response.headers["Last-Modified"]
+    old = "Mon, 01 Jan 2001 00:00:00 GMT"
+    cases = [
+        ({"If-None-Match": etag}, 304),
+        ({"If-None-Match": f'"other", W/{etag}'}, 304),
+        ({"If-None-Match": '"other"'}, 200),
+        ({"If-None-Match": '"other"', "If-Modified-Since": modified}, 200),
+        ({"If-Modified-Since": modified}, 304),
+        ({"If-Modified-Since": old}, 200),
+        ({"If-Match": '"other"'}, 412),
+        ({"Range": "bytes=0-9"}, 200),
+    ]
+    for headers, status in cases:
+        async with client.get(path, headers=headers) as response:
+            assert response.status == status, headers
+            if status == 304:
+                assert await response.read() == b""
+                assert (response.headers["ETag"], response.headers["Cache-Control"]) == (etag, "no-cache")
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Fsite.py", "%2e%2e"])
+async def test_nothing_else_is_a_static_file(client: TestClient[Any, Any], name: str) -> None:
+    async with client.get(URL(f"/static/{name}", encoded=True)) as response:
         assert response.status == 404
+
+
+async def test_static_files_are_read_only_once(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(static_files, "FOLDER", tmp_path / "gone")
+    async with client.get("/static/live.js") as response:
+        assert await response.read() == STATIC["live.js"][0]
 
 
 # --- Lines to copy ---

@@ -291,6 +291,14 @@ async def test_with_all_export_slots_in_use_a_session_is_refused_and_the_catalog
         assert await run(database, "SELECT 1 AS one") == [{"one": 1}]
 
 
+async def test_relations_are_listed_with_and_without_their_columns(settings: Settings) -> None:
+    async with open_database(settings) as database:
+        whole = await database.relations()
+        without = await database.relations(columns=False)
+    assert all(relation.columns for relation in whole if relation.name == "users")
+    assert without == [replace(relation, columns=()) for relation in whole]
+
+
 @pytest.mark.parametrize("file", ["users.csv", "users.csv.gz", "users.csv?limit=0"])
 async def test_a_client_that_has_a_whole_file_can_get_the_next_one_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, file: str

@@ -73,13 +73,13 @@ def test_the_rest_of_the_request_is_in_the_plan() -> None:
     assert (made.filters, made.order) == (request.filters, request.order)
     assert (len(made.filters), len(made.order)) == (2, 2)
     assert (made.limit, made.offset, made.timezone, made.filename) == (5, 7, "UTC", "f")
-    assert (made.format, made.gzip, made.suffix) == ("tsv", True, ".tsv.gz")
+    assert (made.format, made.gzip, made.full_format) == ("tsv", True, "tsv.gz")
     assert made.dialect == Dialect(delimiter=b"\t", null=b"N")
 
 
 def test_the_default_file_name_is_the_relation() -> None:
     made = asked("", USERS, "users.ndjson")
-    assert (made.filename, made.suffix) == ("users", ".ndjson")
+    assert (made.filename, made.full_format) == ("users", "ndjson")
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,15 @@ import contextlib
 from aiohttp import web
 
 from server.events import emit
-from server.export.pipeline import open_export, with_retries
+from server.export.pipeline import open_export, plan_headers, with_retries
 from server.http.addresses import EXPORT_PREFIX, raw_target
 from server.http.events import ExportStreamed
 from server.http.file_headers import make_response
-from server.http.keys import DATABASE, DOWNLOADS, ENGINE, SETTINGS
+from server.http.keys import DOWNLOADS, ENGINE, SETTINGS
 from server.http.negotiation import accepts_gzip
 from server.http.transfer import Transfer
-from server.query.plan import make_plan
+from server.query.catalogue import LONGEST_RELATION_NAME
 from server.query.request import ExportRequest, parse_export_request
-
-# Characters of a relation's name in the log: two names of 63 bytes, a dot and some quotes.
-_NAME_CHARACTERS = 130
 
 
 async def export(request: web.Request) -> web.StreamResponse:
@@ -59,16 +56,14 @@ async def headers_only(request: web.Request) -> web.StreamResponse:
     compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:
-        async with request.app[DATABASE].control_session() as session:
-            relation = await session.relation(wanted.relation, exact=False)
-        return make_response(make_plan(wanted, relation), compressed=compressed)
+        return make_response(await plan_headers(request.app[ENGINE], wanted), compressed=compressed)
 
     return await with_retries(attempt)
 
 
 def _ended(wanted: ExportRequest, transfer: Transfer) -> ExportStreamed:
     return ExportStreamed(
-        relation=str(wanted.relation)[:_NAME_CHARACTERS],
+        relation=str(wanted.relation)[:LONGEST_RELATION_NAME],
         format=wanted.full_format,
         outcome=transfer.outcome,
         rows=transfer.rows,

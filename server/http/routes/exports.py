@@ -9,36 +9,34 @@ import json
 from aiohttp import web
 
 from server.errors import ExportError, ExportNotFound
-from server.http.addresses import SAVED_PREFIX, refuse_parameters
-from server.http.keys import RUNNER, SETTINGS, THREADS
-from server.http.responses import NO_STORE, status_document, status_response
-from server.saved.status import status_json
+from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
+from server.http.caching import NO_STORE
+from server.http.keys import ENGINE, RUNNER, SETTINGS
+from server.http.responses import status_document, status_response
 from server.saved.store import Entry
 from server.threads import in_thread
 
-# Seconds between two looks at an export that is watched. A steady progress bar needs one look a second.
+# Seconds between two looks at an export that is watched. A progress bar that moves twice a second looks steady.
 EVENT_SECONDS = 0.5
 # Looks without a new event after which a comment keeps the connection alive: 5 seconds.
 QUIET_LOOKS = 10
-_NO_PARAMETERS = "Saved exports take no parameters."
 
 
 async def list_exports(request: web.Request) -> web.Response:
     """Return all saved exports, newest first."""
-    refuse_parameters(request, _NO_PARAMETERS)
-    store, retention = request.app[RUNNER].queue.store, request.app[SETTINGS].export_retention
+    refuse_parameters_of_saved_exports(request)
+    store = request.app[RUNNER].queue.store
 
     def body() -> str:
-        entries = store.newest_first()
-        return json.dumps({"exports": [status_json(each.manifest, each.progress, retention) for each in entries]})
+        return json.dumps({"exports": [status_document(request, entry) for entry in store.newest_first()]})
 
-    text = await in_thread(request.app[THREADS].files, body)
+    text = await in_thread(request.app[ENGINE].threads.files, body)
     return web.Response(text=text, content_type="application/json", headers=NO_STORE)
 
 
 async def one_export(request: web.Request) -> web.Response:
     """Return the status of one saved export."""
-    refuse_parameters(request, _NO_PARAMETERS)
+    refuse_parameters_of_saved_exports(request)
     return status_response(request, await _entry(request))
 
 
@@ -47,7 +45,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     If the export is removed meanwhile, the last event has the name `removed`.
     """
-    refuse_parameters(request, _NO_PARAMETERS)
+    refuse_parameters_of_saved_exports(request)
     stall_timeout, stopping = request.app[SETTINGS].stall_timeout or None, request.app[RUNNER].stopping
     entry = await _entry(request)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **NO_STORE})
@@ -81,13 +79,15 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 async def delete(request: web.Request) -> web.Response:
     """Cancel a saved export, or remove it if it has ended."""
-    refuse_parameters(request, _NO_PARAMETERS)
+    refuse_parameters_of_saved_exports(request)
     await request.app[RUNNER].delete(request.match_info["id"])
     return web.Response(status=204, headers=NO_STORE)
 
 
 async def _entry(request: web.Request) -> Entry:
-    return await in_thread(request.app[THREADS].files, request.app[RUNNER].queue.store.get, request.match_info["id"])
+    return await in_thread(
+        request.app[ENGINE].threads.files, request.app[RUNNER].queue.store.get, request.match_info["id"]
+    )
 
 
 async def _send(response: web.StreamResponse, text: str, stall_timeout: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.http.keys import DATABASE
+from server.http.keys import ENGINE
 from server.http.responses import json_response
 
 
@@ -15,7 +15,7 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Answer 200 if exports work, and 503 while the database cannot be reached."""
-    await request.app[DATABASE].ping()
+    await request.app[ENGINE].database.ping()
     return json_response({"status": "ready"})
 
 

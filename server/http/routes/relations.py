@@ -6,13 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
-from server.export.pipeline import open_export
+from server.export.pipeline import describe, open_export
 from server.export.preview import first_rows
 from server.http.addresses import raw_target, refuse_parameters
-from server.http.keys import DATABASE, ENGINE, SETTINGS
+from server.http.keys import ENGINE, SETTINGS
 from server.http.responses import json_response
 from server.query.catalogue import Relation
-from server.query.request import export_path, parse_relation_request
+from server.query.request import FORMATS, export_path, parse_relation_request, schema_in_path
 
 PREFIX = "/relations"
 PREVIEW = "/preview"
@@ -22,7 +22,7 @@ EXPLAIN = "explain"
 async def list_relations(request: web.Request) -> web.Response:
     """Return all relations that may be exported."""
     refuse_parameters(request, "The list of relations takes no parameters.")
-    relations = await request.app[DATABASE].relations()
+    relations = await request.app[ENGINE].database.relations()
     return json_response({"relations": [_as_json(request, relation) for relation in relations]})
 
 
@@ -43,8 +43,7 @@ async def one_relation(request: web.Request) -> web.Response:
         "A relation's description takes no parameters.",
         hint=f"Write ?{EXPLAIN}& before the parameters of an export to see how it would be read.",
     )
-    async with request.app[DATABASE].control_session() as session:
-        relation = await session.relation(parse_relation_request(target, "").relation, exact=False)
+    relation = await describe(request.app[ENGINE], parse_relation_request(target, "").relation)
     return json_response(_as_json(request, relation))
 
 
@@ -71,7 +70,7 @@ async def _preview(request: web.Request, target: str, query: str) -> web.Respons
 
 
 def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
-    default = request.app[SETTINGS].export_schemas[0]
+    schema = schema_in_path(relation.schema, request.app[SETTINGS].export_schemas)
     return {
         "schema": relation.schema,
         "name": relation.name,
@@ -85,7 +84,7 @@ def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
             for column in relation.columns
             if column.readable
         ],
-        "exportUrl": export_path(None if relation.schema == default else relation.schema, relation.name, "csv"),
+        "exportUrl": export_path(schema, relation.name, FORMATS[0]),
     }
 
 

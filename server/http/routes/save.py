@@ -9,7 +9,7 @@ from aiohttp import web
 from server.errors import InvalidRequest
 from server.export.pipeline import open_export, with_retries
 from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target
-from server.http.keys import ENGINE, RUNNER, THREADS
+from server.http.keys import ENGINE, RUNNER
 from server.http.responses import status_response
 from server.query.request import ExportRequest, parse_export_request
 from server.saved.manifest import NewExport
@@ -31,7 +31,7 @@ async def save(request: web.Request) -> web.Response:
     key = _key(request)
     if request.body_exists:
         raise InvalidRequest("The request must have no body: the address says what to export.", code="unexpected_body")
-    queue, files = request.app[RUNNER].queue, request.app[THREADS].files
+    queue, files = request.app[RUNNER].queue, request.app[ENGINE].threads.files
     entry = None if key is None else await in_thread(files, queue.find, key, target, query)
     if entry is None:
         entry = await _accepted(request, wanted, target, query, key)
@@ -46,7 +46,7 @@ async def _accepted(request: web.Request, wanted: ExportRequest, target: str, qu
     new = NewExport(
         target=target, query=query, relation=str(wanted.relation), format=wanted.full_format, total_rows=total_rows
     )
-    entry = await in_thread(request.app[THREADS].files, runner.queue.create, new, key)
+    entry = await in_thread(request.app[ENGINE].threads.files, runner.queue.create, new, key)
     runner.wake()
     return entry
 

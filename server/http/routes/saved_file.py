@@ -10,11 +10,11 @@ from aiohttp import web
 
 from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
 from server.events import emit
-from server.http.addresses import SAVED_PREFIX, refuse_parameters
+from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
 from server.http.byte_ranges import Selection, select
 from server.http.events import SavedExportSent, SavedFileTooShort
 from server.http.file_headers import file_headers
-from server.http.keys import DOWNLOADS, RUNNER, SETTINGS, THREADS
+from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import Problem, problem_response
 from server.http.sendfile import FilePart, FileTooShort, send_file
 from server.query.plan import file_stem
@@ -30,21 +30,22 @@ _SOONEST, _LATEST = 1, 60
 
 async def download(request: web.Request) -> web.StreamResponse:
     """Send the file, or the part that the request selects (RFC 9110, 13 and 14)."""
-    refuse_parameters(request, "Saved exports take no parameters.")
-    files, store = request.app[THREADS].files, request.app[RUNNER].queue.store
+    refuse_parameters_of_saved_exports(request)
+    files, store = request.app[ENGINE].threads.files, request.app[RUNNER].queue.store
     entry = await in_thread(files, store.get, request.match_info["id"])
     if entry.manifest.status != "completed":
         raise _no_file(request, entry)
-    manifest, file = await in_thread(files, store.open_data, entry.manifest.id, discard=close_unused)
+
+    def close(opened: tuple[Manifest, int]) -> None:
+        # In the pool, since close() may wait for a disk (close(2), NFS). Nothing waits for it, so that no cancellation
+        # can prevent it.
+        files.submit(os.close, opened[1])
+
+    opened = await in_thread(files, store.open_data, entry.manifest.id, discard=close)
     try:
-        return await _answer(request, manifest, file)
+        return await _answer(request, *opened)
     finally:
-        os.close(file)
-
-
-def close_unused(opened: tuple[Manifest, int]) -> None:
-    """Close the descriptor of a file that was opened for a client that has left meanwhile."""
-    os.close(opened[1])
+        close(opened)
 
 
 async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.StreamResponse:
@@ -57,7 +58,7 @@ async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.St
         return web.Response(status=304, headers=headers)
     if selection.status in (412, 416):
         return _refused(request, selection, manifest.bytes)
-    headers |= file_headers(wanted.format, wanted.dialect, gzip=wanted.gzip, filename=file_stem(wanted))
+    headers |= file_headers(file_stem(wanted), wanted.full_format, wanted.dialect)
     if selection.status == 206:
         last = selection.first + selection.length - 1
         headers["Content-Range"] = f"bytes {selection.first}-{last}/{manifest.bytes}"

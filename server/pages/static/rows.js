@@ -21,7 +21,7 @@ export function moveRow(button, up) {
   button.focus();
 }
 
-export function dropRow(button) {
+export function removeRow(button) {
   const row = button.closest(".row");
   const next = row.nextElementSibling?.querySelector("select");
   row.remove();
@@ -33,7 +33,7 @@ export function pickColumn(select) {
   const row = select.closest(".row");
   const wasNew = row.classList.contains("new");
   if (!select.value) {
-    if (!wasNew) dropRow(row.querySelector(".drop"));
+    if (!wasNew) removeRow(row.querySelector(".remove"));
     return;
   }
   if (wasNew) {
@@ -41,7 +41,7 @@ export function pickColumn(select) {
     const [letter, number] = [select.name[0], nextNumber++];
     for (const part of blank.querySelectorAll("[name], [value]")) {
       if (part.name) part.name = part.name.replace(/^[fs]\d+/, `${letter}${number}`);
-      if (part.name === "drop") part.value = `${letter}${number}`;
+      if (part.name === "remove") part.value = `${letter}${number}`;
     }
     for (const slot of blank.querySelectorAll(".fault")) slot.id = `fault-${letter}${number}`;
     blank.querySelector("select").selectedIndex = 0;
@@ -51,7 +51,7 @@ export function pickColumn(select) {
   }
   const role = select.name.startsWith("f") ? "filter on" : "sort by";
   row.setAttribute("aria-label", `${role[0].toUpperCase()}${role.slice(1)} ${select.value}`);
-  row.querySelector(".drop").setAttribute("aria-label", `Remove the ${role} ${select.value}`);
+  row.querySelector(".remove").setAttribute("aria-label", `Remove the ${role} ${select.value}`);
   if (!select.name.startsWith("f")) return;
   const kind = select.selectedOptions[0].dataset.control;
   const template = [...document.querySelectorAll("template")].find((each) => each.dataset.control === kind);

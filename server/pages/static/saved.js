@@ -37,12 +37,16 @@ function showProgress(card, { progress }) {
   for (const part of card.querySelectorAll("[data-show]")) part.textContent = texts[part.dataset.show];
 }
 
+// What the page calls the status of an export now, for example "ready".
+const statusOf = (id) => document.querySelector(`[data-id="${id}"] .badge`)?.textContent ?? "";
+
+// Fetches the page again. announcement: returns the text for screen readers, from the new page.
 async function reload(announcement) {
   for (const stream of streams.values()) stream.close();
   streams.clear();
   try {
     await refresh("/saved", ["saved"]);
-    document.getElementById("announcement").textContent = announcement;
+    document.getElementById("announcement").textContent = announcement();
     watch();
   } catch (error) {
     if (error.name !== "AbortError") setTimeout(reload, 3000, announcement);
@@ -61,15 +65,15 @@ function watch() {
     stream.onmessage = (event) => {
       const current = JSON.parse(event.data);
       if (current.status === status) showProgress(card, current);
-      else reload(`${current.relation}: ${current.status}`);
+      else reload(() => `${current.relation}: ${statusOf(id)}`);
     };
-    stream.addEventListener("removed", () => reload("removed"));
+    stream.addEventListener("removed", () => reload(() => "removed"));
     stream.onerror = () => {
-      if (stream.readyState === EventSource.CLOSED) setTimeout(reload, 3000, "");
+      if (stream.readyState === EventSource.CLOSED) setTimeout(reload, 3000, () => "");
     };
   }
 }
 
 addEventListener("pagehide", () => streams.forEach((stream) => stream.close()));
-addEventListener("pageshow", (event) => event.persisted && reload(""));
+addEventListener("pageshow", (event) => event.persisted && reload(() => ""));
 watch();

@@ -1,7 +1,7 @@
 // Updates the page of a relation while its form changes. The server reads the same fields as without JavaScript.
 
 import { debounce, refresh } from "./live.js";
-import { moveRow, numberRows, pickColumn, pickComparison, dropRow } from "./rows.js";
+import { moveRow, numberRows, pickColumn, pickComparison, removeRow } from "./rows.js";
 
 const form = document.getElementById("shape");
 const PARTS = ["result", "preview"];
@@ -79,7 +79,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   const { name, value } = event.submitter ?? {};
   if (name === "move") moveRow(event.submitter, value.endsWith("up"));
-  if (name === "drop") dropRow(event.submitter);
+  if (name === "remove") removeRow(event.submitter);
   update();
 });
 form.addEventListener("click", (event) => {

@@ -1,0 +1,28 @@
+"""Clients that stall, and what PostgreSQL does meanwhile."""
+
+from __future__ import annotations
+
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.postgres import Postgres
+from tests.support.raw_http import Client
+
+
+def at_work(postgres: Postgres) -> list[tuple[str, str]]:
+    """Return state and text of the statements that Sluice runs in PostgreSQL."""
+    return [(state, query) for state, query in postgres.statements() if state != "idle"]
+
+
+def assert_stops(postgres: Postgres) -> None:
+    """Check that no statement of Sluice runs 2 seconds after the client has left."""
+    wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
+
+
+def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str = "stalled", count: int = 1) -> Client:
+    """Return a client that has sent the request and reads nothing, as soon as the stream waits for it.
+
+    count: how many clients of this server stall, this one included.
+    """
+    client = Client(server.connect(receive_buffer=4096))
+    client.send(path, headers={"X-Request-Id": request_id})
+    wait_until("the stream waits for its reader", lambda: postgres.streams_at_rest(count))
+    return client
