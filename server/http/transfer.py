@@ -65,8 +65,8 @@ class Transfer:
         return asyncio.timeout(self._stall_timeout or None)
 
     @contextlib.asynccontextmanager
-    async def sending(self, response: web.StreamResponse) -> AsyncIterator[None]:
-        """Send the headers, then what the block writes.
+    async def sending(self) -> AsyncIterator[None]:
+        """Send a response within the block: `start`, then what it holds.
 
         No status can be sent any more, so an error of the block is not raised: it becomes the outcome, and the
         connection is reset. Only cancellation is raised. The response can be returned afterwards in every case: either
@@ -74,7 +74,6 @@ class Transfer:
         """
         ending: Ending | None = "failed"
         try:
-            await self._start(response)
             yield
         except asyncio.CancelledError:
             ending = None  # `Downloads.transfer` decides on it
@@ -126,7 +125,8 @@ class Transfer:
             self.ending = "complete"
             self._reset_on_close(False)
 
-    async def _start(self, response: web.StreamResponse) -> None:
+    async def start(self, response: web.StreamResponse) -> None:
+        """Send the headers. Raise ConnectionError if the client has left."""
         self._response = response
         if self.request.version < HttpVersion11 and response.content_length is None:
             response.force_close()  # without chunks and length only the end of the connection can end the file

@@ -27,7 +27,7 @@ from server.pages.site import origin, render
 from server.pages.snippets import snippets
 from server.query.catalogue import Relation
 from server.query.parameters import LONGEST_NAME
-from server.query.plan import PREVIEW_ROWS, file_stem
+from server.query.plan import PREVIEW_ROWS, file_stem, make_plan
 from server.query.request import export_path, parse_relation_request, relation_path, schema_in_path
 
 TABLE = "/table/"
@@ -83,6 +83,7 @@ async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Res
     context: dict[str, Any] = {}
     try:
         wanted = parse_form(form)
+        make_plan(wanted, form.relation)  # what is wrong with the form is shown even if no export slot is free
         filename = file_name(file_stem(wanted), wanted.full_format)
         context = {"snippets": snippets(origin(request) + paths.export, filename, wanted), "filename": filename}
         seconds = None if partial else FIRST_PREVIEW_SECONDS

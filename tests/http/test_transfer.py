@@ -33,7 +33,8 @@ class Site:
         response = web.StreamResponse()
         response.content_length = self.length
         with self.downloads.transfer(request, 0) as self.transfer:
-            async with self.transfer.sending(response):
+            async with self.transfer.sending():
+                await self.transfer.start(response)
                 await self.sender(self.transfer)
         return response
 
@@ -85,6 +86,25 @@ async def test_a_response_of_known_length_is_complete_with_its_last_byte(site: S
     assert (received, reset) == (b"abc", False)
     assert endings == [None] * 3 + ["complete"]
     assert (transfer.outcome, transfer.bytes) == ("complete", 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(ConnectionResetError(), "client_left"), (TimeoutError(), "stalled"), (ValueError("a defect"), "failed")],
+    ids=["reset", "timeout", "defect"],
+)
+async def test_an_error_while_the_headers_are_sent_is_the_outcome_too(
+    site: Site, error: Exception, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may leave at this very moment."""
+
+    async def fails(response: web.StreamResponse, request: web.BaseRequest) -> None:
+        raise error
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", fails)
+    transfer, received, reset = await site.answer()
+    assert (received, reset) == (b"", True)
+    assert (transfer.outcome, transfer.bytes) == (outcome, 0)
 
 
 @pytest.mark.parametrize("http", ["1.0", "1.1"])

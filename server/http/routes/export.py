@@ -34,7 +34,8 @@ async def export(request: web.Request) -> web.StreamResponse:
             chunks = await opened.enter_async_context(contextlib.aclosing(export.chunks(compressed=compressed)))
             first = await anext(chunks)
             response = make_response(export.plan, compressed=compressed)
-            async with transfer.sending(response):
+            async with transfer.sending():
+                await transfer.start(response)
                 await transfer.write(first)
                 async for chunk in chunks:
                     await transfer.write(chunk)

@@ -75,7 +75,8 @@ async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.St
 async def _send(request: web.Request, response: web.StreamResponse, id: str, part: FilePart) -> None:
     try:
         with request.app[DOWNLOADS].transfer(request, request.app[SETTINGS].stall_timeout) as transfer:
-            async with transfer.sending(response):
+            async with transfer.sending():
+                await transfer.start(response)
                 try:
                     await send_file(transfer, part)
                     await response.write_eof()
