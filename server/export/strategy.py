@@ -45,7 +45,7 @@ _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 # Facts about each table that the whole query would scan, in the order of the scans. They are as of now, so later than
 # the snapshot: no row in the snapshot lies beyond `blocks`. If the requested relation is the parent of these tables,
 # its policies and the expressions of its virtual columns apply, and not theirs.
-TABLES = """
+FACTS = """
 SELECT
     wanted.schema,
     wanted.name,
@@ -106,7 +106,8 @@ class Strategy:
     """How a plan is read. ranges: in the order of the file; empty if one reader runs the whole query.
 
     readers: the most that are useful. chunk_rows: rows that libpq may hold at a time. estimated_rows: the planner's
-    estimate. reason: why the plan is not read by ranges, "" if it is.
+    estimate. reason: why the plan is not read by ranges; the empty string if it is. streams: whether the rows are
+    encoded as they arrive, and not fetched from a cursor.
     """
 
     ranges: BlockRanges
@@ -114,6 +115,7 @@ class Strategy:
     chunk_rows: int
     estimated_rows: int
     reason: str
+    streams: bool
 
     @property
     def name(self) -> str:
@@ -123,7 +125,10 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Tables, by schema and name, that may be read by ranges of blocks. reason: why there are none, else ""."""
+    """Tables, by schema and name, that may be read by ranges of blocks.
+
+    reason: why there are none; the empty string if there are some.
+    """
 
     tables: tuple[tuple[str, str], ...] = ()
     reason: str = ""
@@ -131,10 +136,15 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a strategy. readers: the most for one export. statement_length: bytes of the whole query."""
+    """The limits of a strategy.
+
+    readers: the most for one export. statement_length: bytes of the whole query. streams: whether the encoder can read
+    rows as they arrive.
+    """
 
     readers: int
     statement_length: int
+    streams: bool = True
 
 
 def reads_in_order(plan: ExportPlan) -> bool:
@@ -180,13 +190,13 @@ def make_strategy(
     facts: Sequence[Mapping[str, Any]],
     limits: Limits,
 ) -> Strategy:
-    """Return the strategy for this plan. facts: the rows of TABLES for the candidates, none without candidates."""
+    """Return the strategy for this plan. facts: the rows of FACTS for the candidates, none without candidates."""
     reason = candidates.reason or _reason_in_facts(facts, limits)
     ranges = BlockRanges()
     if not reason:
         ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in facts])
     readers = min(limits.readers, plan.parallel or limits.readers, len(ranges)) if ranges else 1
-    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason)
+    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason, limits.streams)
 
 
 def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:

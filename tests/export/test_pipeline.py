@@ -82,6 +82,7 @@ async def test_the_query_is_explained_once_and_the_snapshot_is_checked_after_its
         strategy = await export.strategy()
         assert await export.strategy() is strategy
         assert strategy.estimated_rows == explained.rows
+        assert strategy.streams is engine.encoders.streams
         async with contextlib.aclosing(export.chunks()) as chunks:
             body = b"".join([chunk.data async for chunk in chunks])
     assert body == postgres.copy("SELECT * FROM users")
