@@ -491,7 +491,11 @@ class Case:
 
 
 class Simulation:
-    """Runs a case. fatal: the errors that must end the file, by the number of their range."""
+    """Runs a case and keeps its own record of it, from which the expected file follows.
+
+    put: the chunks of each range that its present reader has added. free: the ranges that were given back and not taken
+    since. errors: the error that ends each range that can no longer be read. first_failure: the first reader's error.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -499,7 +503,10 @@ class Simulation:
         self.ranges = Ranges(len(case.counts), case.ahead)
         self.pauses = iter(case.pauses)
         self.received: list[Chunk] = []
-        self.fatal: dict[int, list[BaseException]] = {}
+        self.put: dict[int, list[bytes]] = {}
+        self.free: set[int] = set()
+        self.errors: dict[int, BaseException] = {}
+        self.first_failure: BaseException | None = None
 
     async def pause(self) -> None:
         for _ in range(next(self.pauses, 0)):
@@ -513,17 +520,35 @@ class Simulation:
         reader = self.ranges.reader(stays=stays)
         steps = iter(range(lifetime)) if lifetime is not None else iter(int, 1)
         try:
-            more = await reader.take()
-            while more:
-                more = await self.read_range(reader, steps)
-        except ConnectionLost as error:
-            # Decided here and now, from what the consumer has seen.
-            if stays or self.handed_over(reader.number) or self.ranges._failure is not None:
-                self.fatal.setdefault(reader.number, []).append(error)
-            reader.fail(error, give_back=True)
-        except QueryFailed as error:
-            self.fatal.setdefault(reader.number, []).append(error)
-            reader.fail(error)
+            while await reader.take():
+                self.taken(reader.number)
+                while not await self.read_range(reader, steps):
+                    pass
+        except (ConnectionLost, QueryFailed) as error:
+            give_back = isinstance(error, ConnectionLost)
+            self.failed(reader.number, error, stays=stays, give_back=give_back)
+            reader.fail(error, give_back=give_back)
+
+    def taken(self, number: int) -> None:
+        assert number not in self.errors
+        assert (number in self.free) == (number in self.put)  # nobody has it, or had it before
+        self.free.discard(number)
+        self.put[number] = []
+
+    def given_back(self, number: int) -> None:
+        self.free.add(number)
+        self.put[number] = []
+
+    def failed(self, number: int, error: BaseException, *, stays: bool, give_back: bool) -> None:
+        """Record the failure of a reader in this range, from what the consumer has received until now."""
+        if stays:
+            self.first_failure = error
+            self.errors.update(dict.fromkeys(self.free, error))
+            self.free.clear()
+        if give_back and self.first_failure is None and not self.handed_over(number):
+            self.given_back(number)
+        else:
+            self.errors[number] = error
 
     async def step(self, steps: Iterator[int]) -> None:
         await self.pause()
@@ -531,21 +556,25 @@ class Simulation:
             raise ConnectionLost("the reader's connection is gone")
 
     async def read_range(self, reader: RangeReader, steps: Iterator[int]) -> bool:
+        """Read the reader's range. Return whether to its end: False if it has another range now."""
         number = reader.number
         for place, chunk in enumerate(self.contents[number]):
             await self.step(steps)
             if self.case.broken.get(number) == place:
                 raise QueryFailed(str(number))
             if not await reader.put(chunk):
+                self.given_back(number)
+                self.taken(reader.number)
                 # The rest of the old range is read and dropped.
                 for _ in self.contents[number][place + 1 :]:
                     await self.step(steps)
-                return True
+                return False
+            self.put[number].append(chunk.data)
         await self.step(steps)
         if number in self.case.broken:
             raise QueryFailed(str(number))
         reader.end(Chunk(b"", 0))
-        return await reader.take()
+        return True
 
     async def consume(self) -> None:
         async with contextlib.aclosing(self.ranges.chunks()) as chunks:
@@ -557,16 +586,10 @@ class Simulation:
         assert plain(self.received) == joined(self.contents)
 
     def expect_end_at(self, error: BaseException) -> None:
-        """The file has every range before the one that failed, and the beginning of that one."""
-        own = [number for number, errors in self.fatal.items() if error in errors]
-        # A range that was given back before the first reader failed ends with that reader's error too.
-        received, right = plain(self.received), joined(self.contents)
-        assert received == right[: len(received)]
-        if own:
-            before = joined(self.contents[: min(own)])
-            assert len(received) <= len(before) + len(self.contents[min(own)])
-            if self.ranges._failure is None:
-                assert len(received) >= len(before)
+        """The file has every range before the first one that has failed, and exactly what was read of that one."""
+        number = min(self.errors)
+        assert error is self.errors[number]
+        assert plain(self.received) == joined(self.contents[:number]) + self.put[number]
 
 
 @st.composite
@@ -600,9 +623,8 @@ async def test_in_any_order_of_events_the_file_is_whole_or_ends_with_the_error(c
             try:
                 await simulation.consume()
             except (ConnectionLost, QueryFailed) as error:
-                assert simulation.fatal
                 simulation.expect_end_at(error)
             else:
-                assert not simulation.fatal
+                assert not simulation.errors
                 simulation.expect_whole()
                 await asyncio.gather(*tasks)  # nobody waits for a range that will not come
