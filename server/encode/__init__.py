@@ -3,5 +3,7 @@
 Holds the native encoder (`_encode.pyx`) and the pure-Python encoder (`encoders.py`), which write the same bytes. Must
 not import the driver: it receives the addresses of libpq's functions.
 
+The order inside the package: `_encode` → encoders, which chooses between the two and is all that other packages use.
+
 May import: query.
 """

@@ -4,5 +4,7 @@ Downloads, previews and saved exports all start with `open_export` in `pipeline.
 `strategy.py` decides how the rows are read, `scan.py` and `ranges.py` read them, `compress.py` compresses them, and
 `diagnose.py` finds the cause of an error. Must not know HTTP or the disk.
 
+The order inside the package: strategy and ranges → scan → compress → pipeline → preview.
+
 May import: query, postgres, encode.
 """

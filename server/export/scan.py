@@ -92,7 +92,7 @@ async def _streamed(
         ranges = Ranges(max(1, len(strategy.ranges)), ahead=1 + spare + RANGES_AHEAD)
         scan = _Streamed(plan, strategy, encoder, ranges)
         # The first task takes the first range before any other reader has connected.
-        tasks = [asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))]
+        tasks = [asyncio.create_task(scan.read(session, encoder, ranges.reader(permanent=True)))]
         tasks += [asyncio.create_task(scan.read_on_another_connection(database, *shared)) for _ in range(spare)]
         try:
             async with contextlib.aclosing(ranges.chunks()) as chunks:

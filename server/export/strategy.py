@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from server.postgres.explained import Explained
+from server.postgres.statements import POSTGRES_14
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
@@ -26,8 +27,6 @@ FEWEST_BLOCKS = 1024
 MOST_TABLES = 256
 # Bytes of the statement, which is sent and planned again for each range.
 LONGEST_STATEMENT = 8 << 10
-# The first server version with TID range scans, as libpq numbers it.
-TID_RANGES_SINCE = 140000
 
 # Rows that libpq holds at a time. A row without TOAST fits a block, but values that compress well are 150 kB and more
 # when they are decompressed: 16 such rows are 3 MB, and 200 rows would save at most 2 % of CPU.
@@ -178,7 +177,7 @@ def _reason_in_plan(plan: ExportPlan, server_version: int) -> str:
         return "limit or offset"
     if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
         return "a value that may depend on the time"
-    if server_version < TID_RANGES_SINCE:
+    if server_version < POSTGRES_14:
         return "the server is older than PostgreSQL 14"
     return ""
 

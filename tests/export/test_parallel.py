@@ -663,7 +663,7 @@ async def test_a_first_reader_that_has_lost_its_connection_raises_it(settings: S
                 await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
         scan = _Streamed(export.plan, strategy, encoder, ranges)
-        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))
+        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(permanent=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())

@@ -1,7 +1,7 @@
 """The ranges of one file: their order, the look-ahead limits, and readers that fail.
 
-Needs only asyncio. A reader here is a task that takes ranges and puts chunks; a list of pauses says how often it lets
-the other tasks run first. `settle` runs the event loop until nothing changes any more.
+Needs only asyncio. A reader here is a task that takes ranges and puts chunks; a list of pauses says how many times it
+lets the other tasks run first. `settle` runs the event loop until nothing changes any more.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def joined(parts: Sequence[Sequence[Chunk]]) -> list[bytes]:
     return [chunk.data for part in parts for chunk in part]
 
 
-async def take(ranges: Ranges, *, stays: bool = False) -> RangeReader:
+async def take(ranges: Ranges, *, permanent: bool = False) -> RangeReader:
     """A new reader that has taken a range, which must be there at once."""
-    reader = ranges.reader(stays=stays)
+    reader = ranges.reader(permanent=permanent)
     taking = asyncio.ensure_future(reader.take())
     await asyncio.sleep(0)
     assert taking.done()
@@ -85,9 +85,9 @@ async def take(ranges: Ranges, *, stays: bool = False) -> RangeReader:
     return reader
 
 
-async def read(ranges: Ranges, parts: Sequence[Sequence[Chunk]], *, stays: bool = False) -> None:
+async def read(ranges: Ranges, parts: Sequence[Sequence[Chunk]], *, permanent: bool = False) -> None:
     """A reader that takes ranges until none is left for it."""
-    reader = ranges.reader(stays=stays)
+    reader = ranges.reader(permanent=permanent)
     more = await reader.take()
     while more:
         for chunk in parts[reader.number]:
@@ -108,7 +108,7 @@ async def collect(ranges: Ranges) -> list[Chunk]:
 
 async def test_one_range_is_handed_over_as_it_is() -> None:
     ranges = Ranges(1, ahead=2)
-    async with running(read(ranges, contents(1, 3), stays=True)):
+    async with running(read(ranges, contents(1, 3), permanent=True)):
         collected = await collect(ranges)
     assert plain(collected) == joined(contents(1, 3))
     assert {chunk.done for chunk in collected} == {None}  # one range does not show how much has been read
@@ -116,13 +116,13 @@ async def test_one_range_is_handed_over_as_it_is() -> None:
 
 async def test_ranges_without_rows_make_an_empty_file() -> None:
     ranges = Ranges(3, ahead=2)
-    async with running(read(ranges, [[], [], []], stays=True)):
+    async with running(read(ranges, [[], [], []], permanent=True)):
         assert plain(await collect(ranges)) == []
 
 
 async def test_the_first_range_is_handed_over_while_it_is_read() -> None:
     ranges = Ranges(2, ahead=2)
-    first = await take(ranges, stays=True)
+    first = await take(ranges, permanent=True)
     await first.put(Chunk(b"a", 1))
     async with contextlib.aclosing(ranges.chunks()) as chunks:
         assert (await anext(chunks)).data == b"a"
@@ -135,7 +135,7 @@ async def test_the_first_range_is_handed_over_while_it_is_read() -> None:
 
 async def test_a_range_that_is_read_early_waits_for_those_before_it() -> None:
     ranges = Ranges(2, ahead=2)
-    first, second = await take(ranges, stays=True), await take(ranges)
+    first, second = await take(ranges, permanent=True), await take(ranges)
     second.end(Chunk(b"second", 1))
     collected = asyncio.ensure_future(collect(ranges))
     await settle()
@@ -146,7 +146,7 @@ async def test_a_range_that_is_read_early_waits_for_those_before_it() -> None:
 
 async def test_each_chunk_says_what_share_of_the_ranges_was_handed_over_before_it() -> None:
     ranges = Ranges(4, ahead=8)
-    async with running(read(ranges, contents(4, 1), stays=True)):
+    async with running(read(ranges, contents(4, 1), permanent=True)):
         shares = [chunk.done for chunk in await collect(ranges)]
     # Chunks without bytes too: a filter may select nothing for a long time.
     assert shares == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
@@ -157,7 +157,7 @@ async def test_each_chunk_says_what_share_of_the_ranges_was_handed_over_before_i
 
 async def test_no_more_ranges_are_taken_than_the_look_ahead_allows() -> None:
     ranges = Ranges(10, ahead=3)
-    readers = [await take(ranges, stays=not number) for number in range(3)]
+    readers = [await take(ranges, permanent=not number) for number in range(3)]
     assert [reader.number for reader in readers] == [0, 1, 2]
     fourth = ranges.reader()
     taking = asyncio.ensure_future(fourth.take())
@@ -182,7 +182,7 @@ async def test_every_range_is_taken_once_and_then_no_one_waits_for_more() -> Non
 
 async def test_readers_that_wait_for_a_range_learn_that_none_is_left(small_buffer: int) -> None:
     ranges = Ranges(3, ahead=1)
-    readers = (read(ranges, contents(3, 2), stays=not number) for number in range(4))
+    readers = (read(ranges, contents(3, 2), permanent=not number) for number in range(4))
     async with running(*readers) as tasks, asyncio.timeout(HANGS):
         assert plain(await collect(ranges)) == joined(contents(3, 2))
         await asyncio.gather(*tasks)
@@ -193,15 +193,15 @@ async def test_a_reader_waits_while_too_much_of_its_range_waits_for_the_file(sma
     parts = contents(2, 100, 100)
     put: list[Chunk] = []
 
-    async def reader(*, stays: bool) -> None:
-        reader = ranges.reader(stays=stays)
+    async def reader(*, permanent: bool) -> None:
+        reader = ranges.reader(permanent=permanent)
         await reader.take()
         for chunk in parts[reader.number]:
             assert await reader.put(chunk)
             put.append(chunk)
         reader.end(Chunk(b"", 0))
 
-    async with running(reader(stays=True), reader(stays=False)):
+    async with running(reader(permanent=True), reader(permanent=False)):
         await settle()
         # Each has filled its buffer, and holds one chunk more.
         assert sum(len(chunk.data) for chunk in put) < 2 * (small_buffer + 110)
@@ -218,7 +218,7 @@ async def test_a_reader_waits_while_too_much_of_its_range_waits_for_the_file(sma
 
 async def test_the_last_chunk_of_a_range_never_waits(small_buffer: int) -> None:
     ranges = Ranges(2, ahead=2)
-    reader = await take(ranges, stays=True)
+    reader = await take(ranges, permanent=True)
     await reader.put(Chunk(b"x" * small_buffer, 1))
     reader.end(Chunk(b"end", 1))
     assert await reader.take()
@@ -227,7 +227,7 @@ async def test_the_last_chunk_of_a_range_never_waits(small_buffer: int) -> None:
 
 async def test_a_chunk_larger_than_the_buffer_is_handed_over(small_buffer: int) -> None:
     ranges = Ranges(1, ahead=1)
-    async with running(read(ranges, contents(1, 5, 50_000), stays=True)):
+    async with running(read(ranges, contents(1, 5, 50_000), permanent=True)):
         assert plain(await collect(ranges)) == joined(contents(1, 5, 50_000))
 
 
@@ -236,7 +236,7 @@ async def test_a_chunk_larger_than_the_buffer_is_handed_over(small_buffer: int) 
 
 async def test_what_was_read_of_a_range_comes_before_its_error() -> None:
     ranges = Ranges(3, ahead=3)
-    first, second = await take(ranges, stays=True), await take(ranges)
+    first, second = await take(ranges, permanent=True), await take(ranges)
     first.end(Chunk(b"first", 1))
     await second.put(Chunk(b"second", 1))
     second.fail(QueryFailed("it broke"))
@@ -248,7 +248,7 @@ async def test_what_was_read_of_a_range_comes_before_its_error() -> None:
 
 async def test_an_error_of_a_later_range_waits_for_its_turn() -> None:
     ranges = Ranges(2, ahead=2)
-    first, second = await take(ranges, stays=True), await take(ranges)
+    first, second = await take(ranges, permanent=True), await take(ranges)
     second.fail(QueryFailed("too early"))
     async with contextlib.aclosing(ranges.chunks()) as chunks:
         waiting = asyncio.ensure_future(anext(chunks))
@@ -263,7 +263,7 @@ async def test_an_error_of_a_later_range_waits_for_its_turn() -> None:
 @pytest.mark.parametrize("give_back", [False, True])
 async def test_a_range_of_which_bytes_were_handed_over_ends_the_file(give_back: bool) -> None:
     ranges = Ranges(2, ahead=2)
-    first, second = await take(ranges, stays=True), await take(ranges)
+    first, second = await take(ranges, permanent=True), await take(ranges)
     first.end(Chunk(b"first", 1))
     await second.put(Chunk(b"some", 1))
     await second.put(Chunk(b"more", 1))
@@ -276,9 +276,9 @@ async def test_a_range_of_which_bytes_were_handed_over_ends_the_file(give_back: 
 
 
 @pytest.mark.parametrize("give_back", [False, True])
-async def test_the_failure_of_the_reader_that_stays_ends_the_file_at_its_range(give_back: bool) -> None:
+async def test_the_failure_of_the_permanent_reader_ends_the_file_at_its_range(give_back: bool) -> None:
     ranges = Ranges(4, ahead=4)
-    helper, first = await take(ranges), await take(ranges, stays=True)
+    helper, first = await take(ranges), await take(ranges, permanent=True)
     await first.put(Chunk(b"some", 1))
     first.fail(LOST, give_back=give_back)
     helper.end(Chunk(b"helper", 1))
@@ -288,11 +288,11 @@ async def test_the_failure_of_the_reader_that_stays_ends_the_file_at_its_range(g
         await anext(chunks)
 
 
-async def test_the_failure_of_a_reader_that_stays_without_a_range_ends_a_file_that_no_one_reads() -> None:
+async def test_the_failure_of_a_permanent_reader_without_a_range_ends_a_file_that_no_one_reads() -> None:
     ranges = Ranges(2, ahead=2)
     collecting = asyncio.ensure_future(collect(ranges))
     await settle()
-    ranges.reader(stays=True).fail(LOST, give_back=True)
+    ranges.reader(permanent=True).fail(LOST, give_back=True)
     with pytest.raises(ConnectionLost):
         await collecting
 
@@ -300,7 +300,7 @@ async def test_the_failure_of_a_reader_that_stays_without_a_range_ends_a_file_th
 @pytest.mark.parametrize("first_fails_last", [True, False])
 async def test_a_range_that_no_one_can_take_any_more_ends_the_file(first_fails_last: bool) -> None:
     ranges = Ranges(3, ahead=3)
-    helper, first = await take(ranges), await take(ranges, stays=True)
+    helper, first = await take(ranges), await take(ranges, permanent=True)
     failing = [(helper, ConnectionLost("helper")), (first, ConnectionLost("first"))]
     for reader, error in failing if first_fails_last else reversed(failing):
         reader.fail(error, give_back=True)
@@ -314,7 +314,7 @@ async def test_a_reader_that_is_cancelled_in_its_range_ends_the_file_there() -> 
     ready = asyncio.Event()
 
     async def cancelled() -> None:
-        reader = await take(ranges, stays=True)
+        reader = await take(ranges, permanent=True)
         await reader.put(Chunk(b"some", 1))
         ready.set()
         try:
@@ -332,7 +332,7 @@ async def test_a_reader_that_is_cancelled_in_its_range_ends_the_file_there() -> 
 
 async def test_a_file_that_is_closed_early_holds_its_readers_until_they_are_cancelled() -> None:
     ranges = Ranges(50, ahead=4)
-    readers = (read(ranges, contents(50, 1), stays=not number) for number in range(3))
+    readers = (read(ranges, contents(50, 1), permanent=not number) for number in range(3))
     async with running(*readers) as tasks:
         chunks = ranges.chunks()
         await anext(chunks)
@@ -351,14 +351,14 @@ async def test_one_reader_is_enough_if_the_others_never_connect() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
-    async with running(read(ranges, contents(20, 3), stays=True), never(), never()), asyncio.timeout(HANGS):
+    async with running(read(ranges, contents(20, 3), permanent=True), never(), never()), asyncio.timeout(HANGS):
         assert plain(await collect(ranges)) == joined(contents(20, 3))
 
 
 @pytest.mark.parametrize("buffered", [0, 1, 3])
 async def test_a_range_given_back_is_read_anew_in_its_place(buffered: int) -> None:
     ranges = Ranges(3, ahead=3)
-    first, second, third = await take(ranges, stays=True), await take(ranges), await take(ranges)
+    first, second, third = await take(ranges, permanent=True), await take(ranges), await take(ranges)
     for number in range(buffered):
         await second.put(Chunk(b"%d" % number, 1))
     second.fail(LOST, give_back=True)
@@ -373,7 +373,7 @@ async def test_a_range_given_back_is_read_anew_in_its_place(buffered: int) -> No
 
 async def test_ranges_given_back_are_taken_first_and_in_order_and_beyond_the_look_ahead() -> None:
     ranges = Ranges(9, ahead=4)
-    first = await take(ranges, stays=True)
+    first = await take(ranges, permanent=True)
     others = [await take(ranges) for _ in range(3)]
     waiting = ranges.reader()
     taking = asyncio.ensure_future(waiting.take())
@@ -395,14 +395,14 @@ async def test_a_range_of_which_only_empty_chunks_were_handed_over_can_be_given_
     chunks = ranges.chunks()
     assert (await anext(chunks)).data == b""
     helper.fail(LOST, give_back=True)
-    first = await take(ranges, stays=True)
+    first = await take(ranges, permanent=True)
     first.end(Chunk(b"all", 1))
     assert plain([chunk async for chunk in chunks]) == [b"all"]
 
 
-async def test_the_reader_that_stays_waits_until_every_range_has_ended() -> None:
+async def test_the_permanent_reader_waits_until_every_range_has_ended() -> None:
     ranges = Ranges(2, ahead=2)
-    first, helper = await take(ranges, stays=True), await take(ranges)
+    first, helper = await take(ranges, permanent=True), await take(ranges)
     first.end(Chunk(b"first", 1))
     staying, leaving = asyncio.ensure_future(first.take()), asyncio.ensure_future(ranges.reader().take())
     await settle()
@@ -420,7 +420,7 @@ async def test_the_reader_that_stays_waits_until_every_range_has_ended() -> None
 
 async def test_a_reader_that_waits_for_the_file_takes_the_range_that_the_file_waits_for(small_buffer: int) -> None:
     ranges = Ranges(2, ahead=2)
-    helper, first = await take(ranges), await take(ranges, stays=True)
+    helper, first = await take(ranges), await take(ranges, permanent=True)
     await first.put(Chunk(b"x" * small_buffer, 1))
     putting = asyncio.ensure_future(first.put(Chunk(b"dropped", 1)))
     await settle()
@@ -438,7 +438,7 @@ async def test_a_reader_that_waits_for_the_file_takes_the_range_that_the_file_wa
 
 async def test_only_one_of_the_readers_that_wait_exchanges_its_range(small_buffer: int) -> None:
     ranges = Ranges(4, ahead=4)
-    helper, *others = await take(ranges), await take(ranges, stays=True), await take(ranges), await take(ranges)
+    helper, *others = await take(ranges), await take(ranges, permanent=True), await take(ranges), await take(ranges)
     for other in others:
         await other.put(Chunk(b"x" * small_buffer, 1))
     putting = [asyncio.ensure_future(other.put(Chunk(b"more", 1))) for other in others]
@@ -453,7 +453,7 @@ async def test_only_one_of_the_readers_that_wait_exchanges_its_range(small_buffe
 
 async def test_a_reader_that_waits_keeps_its_range_while_the_file_has_another_to_read(small_buffer: int) -> None:
     ranges = Ranges(3, ahead=3)
-    first, helper, blocked = await take(ranges, stays=True), await take(ranges), await take(ranges)
+    first, helper, blocked = await take(ranges, permanent=True), await take(ranges), await take(ranges)
     await blocked.put(Chunk(b"x" * small_buffer, 1))
     putting = asyncio.ensure_future(blocked.put(Chunk(b"more", 1)))
     helper.fail(LOST, give_back=True)
@@ -515,9 +515,9 @@ class Simulation:
     def handed_over(self, number: int) -> bool:
         return any(chunk.data.startswith(b"%d." % number) for chunk in self.received)
 
-    async def read(self, lifetime: int | None, *, stays: bool) -> None:
+    async def read(self, lifetime: int | None, *, permanent: bool) -> None:
         """A reader that does what `scan.py` does, on a connection that dies after `lifetime` steps."""
-        reader = self.ranges.reader(stays=stays)
+        reader = self.ranges.reader(permanent=permanent)
         steps = iter(range(lifetime)) if lifetime is not None else iter(int, 1)
         try:
             while await reader.take():
@@ -526,7 +526,7 @@ class Simulation:
                     pass
         except (ConnectionLost, QueryFailed) as error:
             give_back = isinstance(error, ConnectionLost)
-            self.failed(reader.number, error, stays=stays, give_back=give_back)
+            self.failed(reader.number, error, permanent=permanent, give_back=give_back)
             reader.fail(error, give_back=give_back)
 
     def taken(self, number: int) -> None:
@@ -539,9 +539,9 @@ class Simulation:
         self.free.add(number)
         self.put[number] = []
 
-    def failed(self, number: int, error: BaseException, *, stays: bool, give_back: bool) -> None:
+    def failed(self, number: int, error: BaseException, *, permanent: bool, give_back: bool) -> None:
         """Record the failure of a reader in this range, from what the consumer has received until now."""
-        if stays:
+        if permanent:
             self.first_failure = error
             self.errors.update(dict.fromkeys(self.free, error))
             self.free.clear()
@@ -618,8 +618,8 @@ def cases(draw: st.DrawFn) -> Case:
 @example(case=Case([0, 4, 4], pauses=[2, 6, 10], lifetimes=[0], first_lives=1))
 async def test_in_any_order_of_events_the_file_is_whole_or_ends_with_the_error(case: Case) -> None:
     simulation = Simulation(case)
-    readers = [simulation.read(case.first_lives, stays=True)]
-    readers += [simulation.read(lifetime, stays=False) for lifetime in case.lifetimes]
+    readers = [simulation.read(case.first_lives, permanent=True)]
+    readers += [simulation.read(lifetime, permanent=False) for lifetime in case.lifetimes]
     with mock.patch.object(module, "RANGE_BUFFER_BYTES", 1000):
         async with running(*readers) as tasks, asyncio.timeout(HANGS):
             try:

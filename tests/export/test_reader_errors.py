@@ -178,7 +178,7 @@ class Scan:
     def start(self) -> list[asyncio.Task[None]]:
         first, further = self._sessions
         database = cast("Database", FakeDatabase(further))
-        reader = self.ranges.reader(stays=True)
+        reader = self.ranges.reader(permanent=True)
         return [
             asyncio.create_task(self._scan.read(cast("Session", first), self._encoder, reader)),
             asyncio.create_task(self._scan.read_on_another_connection(database, "snapshot", {})),
@@ -291,7 +291,7 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
     assert_reported(failures, error)
     assert [give_back for _, give_back in calls] == [True, True]  # once for each reader
     first = asyncio.create_task(
-        scan._scan.read(cast("Session", scan._sessions[0]), scan._encoder, scan.ranges.reader(stays=True))
+        scan._scan.read(cast("Session", scan._sessions[0]), scan._encoder, scan.ranges.reader(permanent=True))
     )
     async with asyncio.timeout(10):
         assert b"".join([chunk.data async for chunk in scan.ranges.chunks()]) == WHOLE
