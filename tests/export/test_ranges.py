@@ -21,20 +21,14 @@ from server.chunk import Chunk
 from server.errors import ConnectionLost, QueryFailed
 from server.export import ranges as module
 from server.export.ranges import RangeReader, Ranges
+from tests.support.waiting import settle
 
-# Passes of the event loop after which every task has ended or waits for another one.
-SETTLED = 200
 # Seconds until a test is taken to hang. Nothing here waits for time to pass.
 HANGS = 30
 
 pytestmark = pytest.mark.timeout(HANGS)
 
 LOST = ConnectionLost("the connection is gone")
-
-
-async def settle() -> None:
-    for _ in range(SETTLED):
-        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
