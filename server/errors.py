@@ -12,12 +12,14 @@ class ExportError(Exception):
 
     detail: what is wrong, in the user's terms. hint: what to change. code: replaces the default of the class.
     retry_after: seconds after which the request may work, for the header Retry-After. transient: the request may work
-    at once on another connection, so it is retried as long as nothing has been sent.
+    at once on another connection, so it is retried as long as nothing has been sent. of_query: the statement itself
+    failed or was ended, so another reader of the same export must not repeat it.
     """
 
     status = 500
     code = "internal"
     transient = False
+    of_query = False
     retry_after: int | None = None
 
     def __init__(self, detail: str, *, hint: str | None = None, code: str | None = None) -> None:
@@ -33,6 +35,7 @@ class InvalidRequest(ExportError):
 
     status = 400
     code = "invalid_request"
+    of_query = True
 
 
 class Forbidden(ExportError):
@@ -40,6 +43,7 @@ class Forbidden(ExportError):
 
     status = 403
     code = "forbidden"
+    of_query = True
 
 
 class RelationNotFound(ExportError):
@@ -47,12 +51,14 @@ class RelationNotFound(ExportError):
 
     status = 404
     code = "relation_not_found"
+    of_query = True
 
 
 class RelationGone(RelationNotFound):
     """The relation was dropped after it had been looked up. Another one of its name may exist by now."""
 
     transient = True
+    of_query = False
 
 
 class QueryFailed(ExportError):
@@ -60,6 +66,7 @@ class QueryFailed(ExportError):
 
     status = 500
     code = "query_failed"
+    of_query = True
 
 
 class ServerBusy(ExportError):
@@ -107,6 +114,7 @@ class QueryCancelled(ExportError):
 
     status = 503
     code = "query_cancelled"
+    of_query = True
     retry_after = 5
 
 
@@ -115,6 +123,7 @@ class QueryTimeout(ExportError):
 
     status = 504
     code = "query_timeout"
+    of_query = True
 
 
 class ExportNotFound(ExportError):

@@ -6,6 +6,7 @@ table with them. No other module reads a setting from the environment.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -190,9 +191,9 @@ class Settings:
         """Whether no database is configured, so that the embedded one is used."""
         return self.database_url is None and self.db_host is None
 
-    @property
+    @functools.cached_property
     def most_readers(self) -> int:
-        """Most connections that read one relation in parallel."""
+        """Most connections that read one relation in parallel. The processors are counted once."""
         return self.parallel_readers or min(available_cpus(), 4)
 
     @property

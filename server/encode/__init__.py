@@ -4,5 +4,6 @@ Holds the native encoder (`_encode.pyx`) and the pure-Python encoder (`encoders.
 not import the driver: it receives the addresses of libpq's functions.
 
 Inside: _encode → encoders.
+
 May import: query.
 """

@@ -5,7 +5,8 @@
 it releases the GIL, so it can run in a thread. Both call libpq through the addresses that `bind` receives, which must
 belong to the libpq that psycopg2 has loaded. No field becomes a Python object. The encoder must not keep a result after
 the call (except the one with the server's error, see `failure`), start a statement, or know more of the dialect than
-the bytes that it is given. `server/encode/encoders.py` holds the pure-Python encoder, which writes the same bytes.
+the bytes that it is given. It is one module so that `read` and `encode` compile into one unit: they share the inlined
+code that copies a field, and no call crosses a module for each value. `server/encode/encoders.py` holds the pure-Python encoder, which writes the same bytes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize

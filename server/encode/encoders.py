@@ -139,10 +139,11 @@ class NativeEncoder:
         self.failure = self._encoder.failure
 
     def encode(self, batch: Batch) -> bytes:
+        """Return all rows of the batch as lines. Read the fields in libpq's memory."""
         lines: bytes = self._encoder.encode(batch.pgresult)
         return lines
 
-    def another(self) -> NativeEncoder:
+    def copy(self) -> NativeEncoder:
         """Return an encoder that writes the same, for another thread."""
         return NativeEncoder(self._dialect, self._kind_of)
 
@@ -157,6 +158,7 @@ class PureEncoder:
         self._needs_quotes = re.compile(special).search
 
     def encode(self, batch: Batch) -> bytes:
+        """Return all rows of the batch as lines."""
         return self.lines(batch.rows(), [self._kind_of(oid) for oid in batch.types])
 
     def lines(self, rows: Iterable[Sequence[bytes | None]], kinds: Sequence[int]) -> bytes:

@@ -5,5 +5,6 @@ Downloads, previews and saved exports all start with `open_export` in `pipeline.
 `diagnose.py` finds the cause of an error. Must not know HTTP or the disk.
 
 Inside: compress, diagnose, engine, events, ranges, strategy → scan → pipeline → preview.
+
 May import: query, postgres, encode.
 """

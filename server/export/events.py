@@ -10,7 +10,11 @@ from server.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderFailed(Event):
-    """A reader other than the first one of an export failed. The others read on."""
+    """A reader other than the first one of an export failed.
+
+    Those that are left read the range that it gives back. If it cannot give it back, the file ends there. error: only
+    if it is no ExportError.
+    """
 
     name = "a reader ended early"
     reason: str

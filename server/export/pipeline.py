@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from server.chunk import Chunk
@@ -17,12 +17,12 @@ from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.export.compress import gzipped
 from server.export.diagnose import diagnose
 from server.export.engine import Engine
-from server.export.scan import choose_strategy, scan
+from server.export.scan import choose_strategy, fetch_rows, scan
 from server.export.strategy import Strategy, reads_in_order
 from server.postgres.explained import Explained
 from server.postgres.session import Session
 from server.query.catalogue import Relation, RelationName
-from server.query.plan import ExportPlan, make_plan
+from server.query.plan import ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
 
@@ -96,6 +96,13 @@ class OpenExport:
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    def first_rows(self) -> AsyncGenerator[Sequence[bytes | None], None]:
+        """Yield the first PREVIEW_ROWS rows as text, None for NULL, instead of the file. Call this once.
+
+        Raise ExportError.
+        """
+        return fetch_rows(self.session, preview_of(self.plan))
 
 
 @contextlib.asynccontextmanager

@@ -1,13 +1,13 @@
-"""The ranges of one file: read by several readers at once and handed over in order.
+"""The ranges of one file: read by several readers at once and yielded in order.
 
 Holds the order of the ranges, the look-ahead limits and what happens when a reader fails. Must not know SQL or
 connections. All state belongs to one event loop: only `take`, `put` and `chunks` suspend, and between two suspensions
 the state changes at once.
 
-Why nobody waits for ever. The file waits for one range, the first that is not handed over whole. Either its reader is
-at work, or nobody has taken it yet and the next reader that asks gets it, or its reader has lost its connection. In the
-last case the reader that stays takes it: it asks for a range, or it waits in `put` for the file and exchanges its own
-range for that one. If the reader that stays has failed, the range ends with that error.
+Why there is no deadlock: the file waits for one range, the first that has not been handed over completely. Either its
+reader is reading it, or no reader has taken it yet and the next one that calls `take` gets it, or its reader has failed
+and has given it back. In the last case the permanent reader takes it: it calls `take`, or it waits in `put` for the
+file and exchanges its own range for that one. If the permanent reader has failed, the range ends with that error.
 """
 
 from __future__ import annotations
@@ -64,26 +64,26 @@ class Ranges:
     """The ranges of one file. Readers take them through `reader()`; `chunks` yields the file."""
 
     def __init__(self, count: int, ahead: int) -> None:
-        """count: of ranges. ahead: how many may be taken and not yet handed over whole."""
+        """count: of ranges. ahead: how many may be taken and not yet handed over completely."""
         self._count = count
         self._ahead = ahead
         self._untaken = 0  # the first number that was never taken
-        self._taken: deque[_Range] = deque()  # those that are not handed over whole, in order
-        self._failure: BaseException | None = None  # of the reader that stays
+        self._taken: deque[_Range] = deque()  # those that are not handed over completely, in order
+        self._failure: BaseException | None = None  # of the permanent reader
         self._changed = asyncio.Event()
 
-    def reader(self, *, stays: bool = False) -> RangeReader:
-        """Return the place of one more reader.
+    def reader(self, *, permanent: bool = False) -> RangeReader:
+        """Return a further reader of the ranges.
 
-        stays: this one takes ranges until all have ended, so that it can read those that others give back. A file has
-        exactly one such reader.
+        permanent: this one takes ranges until all have ended, so that it can read those that others give back. A file
+        has exactly one such reader.
         """
-        return RangeReader(self, stays)
+        return RangeReader(self, permanent)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Yield the file in order. At a range whose reader has failed, raise the reader's error.
 
-        With more than one range, `Chunk.done` is the share of the ranges that have been handed over whole.
+        With more than one range, `Chunk.done` is the share of the ranges that have been handed over completely.
         """
         handed_over = 0
         while handed_over < self._count:
@@ -134,7 +134,7 @@ class Ranges:
         return self._all_taken() and all(each.ended for each in self._taken)
 
     def _fail(self, error: BaseException) -> None:
-        """Note that the reader that stays has failed: what nobody reads now will never be read."""
+        """Note that the permanent reader has failed: what nobody reads now will never be read."""
         self._failure = error
         for each in self._taken:
             if each.free:
@@ -154,11 +154,11 @@ class Ranges:
 
 
 class RangeReader:
-    """The place of one reader at the ranges of a file. It has one range at a time, or none."""
+    """One reader of the ranges of a file. It has one range at a time, or none."""
 
-    def __init__(self, ranges: Ranges, stays: bool) -> None:
+    def __init__(self, ranges: Ranges, permanent: bool) -> None:
         self._ranges = ranges
-        self._stays = stays
+        self._permanent = permanent
         self._range: _Range | None = None
 
     @property
@@ -177,15 +177,15 @@ class RangeReader:
             if self._range is not None:
                 ranges._changed.set()
                 return True
-            if ranges._all_ended() if self._stays else ranges._all_taken():
+            if ranges._all_ended() if self._permanent else ranges._all_taken():
                 return False
             await ranges._change()
 
     async def put(self, chunk: Chunk) -> bool:
         """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.
 
-        Return False if the reader has another range now: the file waits for one that was given back. The chunk is
-        dropped, and so is all that was read of the old range, which another reader takes later.
+        Return False if the reader now has another range: one that was given back and that the file waits for. The
+        chunk is dropped, and so is all that was read of the old range, which another reader takes later.
         """
         ranges, mine = self._ranges, self._held()
         while mine.buffered >= RANGE_BUFFER_BYTES:
@@ -212,10 +212,10 @@ class RangeReader:
         """Note that the reader has failed; it must not be used afterwards. Its range, if any, ends with the error.
 
         give_back: another reader may read that range. So it goes back, unless a byte of it has been handed over or the
-        reader that stays has failed. The failure of the reader that stays always ends its range.
+        permanent reader has failed. The failure of the permanent reader always ends its own range.
         """
         failed, self._range = self._range, None
-        if self._stays:
+        if self._permanent:
             self._ranges._fail(error)
         if failed is not None and give_back:
             self._ranges._give_back(failed, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from server.events import emit
 from server.export.engine import Engine
 from server.export.events import ReaderFailed
 from server.export.ranges import RangeReader, Ranges
-from server.export.strategy import TABLES, Candidates, Limits, Strategy, candidate_tables, make_strategy
+from server.export.strategy import FACTS, Candidates, Limits, Strategy, candidate_tables, make_strategy
 from server.postgres.database import Database
 from server.postgres.explained import Explained
 from server.postgres.rows import Rows
@@ -46,17 +46,18 @@ BATCH_BYTES = 512 << 10
 
 async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, explained: Explained) -> Strategy:
     """Return how to read the plan. explained: PostgreSQL's plan of its whole query; the relations are locked."""
-    if engine.encoders.streams:
+    streams = engine.encoders.streams
+    if streams:
         candidates = candidate_tables(plan, explained, session.server_version)
     else:
         candidates = Candidates(reason="fetched from a cursor")
     facts: list[dict[str, Any]] = []
     if candidates.tables:
         schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
-        facts = await session.query(TABLES, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
+        facts = await session.query(FACTS, {"schemas": schemas, "names": names, "relation": plan.relation.oid})
     statement = select_statement(plan)
     length = len(session.bound(statement.text, statement.values))
-    return make_strategy(plan, explained, candidates, facts, Limits(engine.database.most_readers, length))
+    return make_strategy(plan, explained, candidates, facts, Limits(engine.database.most_readers, length, streams))
 
 
 async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
@@ -65,7 +66,7 @@ async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Str
     An ExportError before the first chunk means that nothing has been sent; later ones cut the file.
     """
     start = file_start([column.name for column in plan.columns], plan.dialect, plan.format)
-    if engine.encoders.streams:
+    if strategy.streams:
         encoder = engine.encoders.for_streams(plan.dialect, plan.format)
         chunks = _streamed(engine.database, session, plan, strategy, encoder)
     else:
@@ -91,7 +92,7 @@ async def _streamed(
         ranges = Ranges(max(1, len(strategy.ranges)), ahead=1 + spare + RANGES_AHEAD)
         scan = _Streamed(plan, strategy, encoder, ranges)
         # The first task takes the first range before any other reader has connected.
-        tasks = [asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))]
+        tasks = [asyncio.create_task(scan.read(session, encoder, ranges.reader(permanent=True)))]
         tasks += [asyncio.create_task(scan.read_on_another_connection(database, *shared)) for _ in range(spare)]
         try:
             async with contextlib.aclosing(ranges.chunks()) as chunks:
@@ -114,29 +115,38 @@ class _Streamed:
     ranges: Ranges
 
     async def read_on_another_connection(self, database: Database, snapshot: str, settings: dict[str, str]) -> None:
-        """Read ranges under the snapshot of the first reader. Raise no ExportError: the others read the file.
+        """Read ranges under the snapshot of the first reader. Raise nothing: emit the error as an event.
 
-        settings: those that `Session.export_snapshot` returned with the snapshot.
+        The file meets the error only at a range that cannot be given back (`RangeReader.fail`). settings: those that
+        `Session.export_snapshot` returned with the snapshot.
         """
         try:
             async with database.reader_session(snapshot) as session:
                 await session.lock(lock_statement(self.strategy.ranges.tables), settings)
                 await session.check_snapshot(streaming=True, by_blocks=True)
-                await self.read(session, self.encoder.another(), self.ranges.reader())
+                await self.read(session, self.encoder.copy(), self.ranges.reader())
         except ExportError as error:
             emit(ReaderFailed(reason=error.detail))
+        except Exception as error:
+            emit(ReaderFailed(reason=f"an unexpected {type(error).__name__}", error=error))
 
     async def read(self, session: Session, encoder: NativeEncoder, reader: RangeReader) -> None:
         """Take ranges and read them until nothing is left for this reader. Raise what made it fail."""
+        untouched = True  # nothing of the range that the reader has now was read
         try:
             more = await reader.take()
             with session.rows(encoder) as rows:
                 while more:
                     self._start(session, rows, reader.number)
-                    more = await _read_range(rows, reader)
+                    untouched = False
+                    if await _read_range(rows, reader):
+                        more = await reader.take()
+                    else:
+                        untouched = True
+                        await _discard(rows)
         except BaseException as error:
-            # Another reader may read what this connection could not. An error of the query would come again.
-            reader.fail(error, give_back=isinstance(error, ExportError) and error.transient)
+            # Another reader may read what this one could not. An error of the query would come again.
+            reader.fail(error, give_back=untouched or not _of_query(error))
             raise
 
     def _start(self, session: Session, rows: Rows, number: int) -> None:
@@ -145,34 +155,34 @@ class _Streamed:
         rows.start(session.bound(statement.text, statement.values), self.strategy.chunk_rows)
 
 
+def _of_query(error: BaseException) -> bool:
+    return isinstance(error, ExportError) and error.of_query
+
+
 async def _read_range(rows: Rows, reader: RangeReader) -> bool:
-    """Read the range of the reader, whose statement runs. Return whether it has another range then."""
+    """Read the range of the reader, whose statement runs, to its end.
+
+    Return False if the reader has exchanged it for another range. The statement of the old range then still runs.
+    """
     # The first row of the file is handed over at once.
     chunk = await rows.read(FILE_CHUNK_BYTES if reader.number else 1)
     while rows.running:
         if not await reader.put(chunk):
-            await _discard(rows, reader)
-            return True
+            return False
         chunk = await rows.read(FILE_CHUNK_BYTES)
     reader.end(chunk)
-    return await reader.take()
+    return True
 
 
-async def _discard(rows: Rows, reader: RangeReader) -> None:
-    """Read the rest of the range that went back, and drop it: only then can the connection take another statement."""
-    try:
-        while rows.running:
-            await rows.read(FILE_CHUNK_BYTES)
-    except ExportError as error:
-        # Not the fault of the range that the reader has now.
-        reader.fail(error, give_back=True)
-        raise
+async def _discard(rows: Rows) -> None:
+    """Read the rest of the running statement and drop it: only then can the connection take another one."""
+    while rows.running:
+        await rows.read(FILE_CHUNK_BYTES)
 
 
 async def _fetched(session: Session, plan: ExportPlan, encoder: Encoder) -> AsyncGenerator[Chunk, None]:
     """Yield one chunk for each FETCH. PostgreSQL runs the next FETCH while a batch is encoded and sent."""
-    statement = select_statement(plan)
-    await session.declare(statement.text, statement.values, timezone=plan.timezone)
+    await _declare(session, plan)
     asked = FIRST_ROWS
     fetching = asyncio.create_task(session.fetch(asked))
     try:
@@ -188,6 +198,21 @@ async def _fetched(session: Session, plan: ExportPlan, encoder: Encoder) -> Asyn
                 return
     finally:
         await cancel_and_wait(fetching)
+
+
+async def fetch_rows(session: Session, plan: ExportPlan) -> AsyncGenerator[Sequence[bytes | None], None]:
+    """Yield the rows of the plan as PostgreSQL's text output, None for NULL, without encoding them.
+
+    Fetch one row at a time, since each may be large. Raise ExportError.
+    """
+    await _declare(session, plan)
+    while (batch := await session.fetch(1)).count:
+        yield batch.rows()[0]
+
+
+async def _declare(session: Session, plan: ExportPlan) -> None:
+    statement = select_statement(plan)
+    await session.declare(statement.text, statement.values, timezone=plan.timezone)
 
 
 def next_rows(batch: Batch, most: int) -> int:

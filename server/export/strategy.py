@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from server.postgres.explained import Explained
+from server.postgres.statements import POSTGRES_14
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
@@ -26,8 +27,6 @@ FEWEST_BLOCKS = 1024
 MOST_TABLES = 256
 # Bytes of the statement, which is sent and planned again for each range.
 LONGEST_STATEMENT = 8 << 10
-# The first server version with TID range scans, as libpq numbers it.
-TID_RANGES_SINCE = 140000
 
 # Rows that libpq holds at a time. A row without TOAST fits a block, but values that compress well are 150 kB and more
 # when they are decompressed: 16 such rows are 3 MB, and 200 rows would save at most 2 % of CPU.
@@ -45,7 +44,7 @@ _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 # Facts about each table that the whole query would scan, in the order of the scans. They are as of now, so later than
 # the snapshot: no row in the snapshot lies beyond `blocks`. If the requested relation is the parent of these tables,
 # its policies and the expressions of its virtual columns apply, and not theirs.
-TABLES = """
+FACTS = """
 SELECT
     wanted.schema,
     wanted.name,
@@ -106,7 +105,8 @@ class Strategy:
     """How a plan is read. ranges: in the order of the file; empty if one reader runs the whole query.
 
     readers: the most that are useful. chunk_rows: rows that libpq may hold at a time. estimated_rows: the planner's
-    estimate. reason: why the plan is not read by ranges, "" if it is.
+    estimate. reason: why the plan is not read by ranges; the empty string if it is. streams: whether the rows are
+    encoded as they arrive, and not fetched from a cursor.
     """
 
     ranges: BlockRanges
@@ -114,6 +114,7 @@ class Strategy:
     chunk_rows: int
     estimated_rows: int
     reason: str
+    streams: bool
 
     @property
     def name(self) -> str:
@@ -123,7 +124,10 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Tables, by schema and name, that may be read by ranges of blocks. reason: why there are none, else ""."""
+    """Tables, by schema and name, that may be read by ranges of blocks.
+
+    reason: why there are none; the empty string if there are some.
+    """
 
     tables: tuple[tuple[str, str], ...] = ()
     reason: str = ""
@@ -131,10 +135,15 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a strategy. readers: the most for one export. statement_length: bytes of the whole query."""
+    """The limits of a strategy.
+
+    readers: the most for one export. statement_length: bytes of the whole query. streams: whether the encoder can read
+    rows as they arrive.
+    """
 
     readers: int
     statement_length: int
+    streams: bool = True
 
 
 def reads_in_order(plan: ExportPlan) -> bool:
@@ -168,7 +177,7 @@ def _reason_in_plan(plan: ExportPlan, server_version: int) -> str:
         return "limit or offset"
     if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
         return "a value that may depend on the time"
-    if server_version < TID_RANGES_SINCE:
+    if server_version < POSTGRES_14:
         return "the server is older than PostgreSQL 14"
     return ""
 
@@ -180,13 +189,13 @@ def make_strategy(
     facts: Sequence[Mapping[str, Any]],
     limits: Limits,
 ) -> Strategy:
-    """Return the strategy for this plan. facts: the rows of TABLES for the candidates, none without candidates."""
+    """Return the strategy for this plan. facts: the rows of FACTS for the candidates, none without candidates."""
     reason = candidates.reason or _reason_in_facts(facts, limits)
     ranges = BlockRanges()
     if not reason:
         ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in facts])
     readers = min(limits.readers, plan.parallel or limits.readers, len(ranges)) if ranges else 1
-    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason)
+    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason, limits.streams)
 
 
 def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:

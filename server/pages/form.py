@@ -17,9 +17,9 @@ from server.query.grammar import write_name, write_quoted
 from server.query.parameters import DIALECT_PARAMETERS
 from server.query.request import (
     FORMATS,
-    GZIP_SUFFIX,
     PARAMETERS,
     ExportRequest,
+    full_format,
     parse_export_request,
     parse_relation_request,
     relation_path,
@@ -29,7 +29,7 @@ from server.query.request import (
 OPTIONS = ("limit", "offset", *DIALECT_PARAMETERS, "timezone", "filename")
 # The page's own parameter. Its values are no operators, so a column named format can still be filtered.
 FORMAT_PARAMETER = "format"
-SUFFIXES = tuple(name + gzip for name in FORMATS for gzip in ("", f".{GZIP_SUFFIX}"))
+SUFFIXES = tuple(full_format(name, gzip) for name in FORMATS for gzip in (False, True))
 # Characters that a query string may contain as they are (RFC 3986, section 3.4), except & + = and the apostrophe.
 _PLAIN = "!$*(),;:@/?-._~"
 
@@ -89,7 +89,7 @@ class Form:
     @property
     def full_format(self) -> str:
         """The end of the file's name without its dot: csv, csv.gz, …"""
-        return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
+        return full_format(self.format, self.gzip)
 
     @property
     def query(self) -> str:

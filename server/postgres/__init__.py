@@ -2,7 +2,9 @@
 
 The only package that imports the driver (aiopg, psycopg2 and the libpq they use). It holds the connection pool,
 sessions and their limits, cancellation, and the translation of the server's errors. It must not know plans, dialects
-or HTTP. Start with `database.py`.
+or HTTP.
+
+Start with `database.py`.
 
 Inside: events, explained, server_errors, statements → connections, libpq → rows → session → database.
 May import: query.

@@ -24,6 +24,7 @@ import psycopg2.extensions
 from server import errors
 from server.events import emit
 from server.postgres.events import DatabaseUnreachable
+from server.postgres.server_errors import SHUTTING_DOWN
 from server.settings import SettingsError
 
 # Seconds until a connection must be open: long for a network, short for a person who waits.
@@ -58,7 +59,7 @@ class Connection(aiopg.Connection):
         """Take the connection out of the event loop, so that aiopg does not read what a thread is to read.
 
         When a detached connection is closed, aiopg leaves the event loop alone. It must: libpq may have closed the
-        socket before, and another connection may have its number by then.
+        socket before, and another connection may have its number meanwhile.
         """
         descriptor = self.raw.fileno()
         asyncio.get_running_loop().remove_reader(descriptor)
@@ -257,7 +258,7 @@ def _is_address(name: str) -> bool:
 
 
 def _shutting_down() -> errors.DatabaseUnavailable:
-    return errors.DatabaseUnavailable("The server is shutting down.")
+    return errors.DatabaseUnavailable(SHUTTING_DOWN)
 
 
 def cancelled_from_here() -> bool:

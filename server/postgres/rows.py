@@ -18,7 +18,7 @@ from server import errors
 from server.chunk import Chunk
 from server.postgres import libpq
 from server.postgres.connections import Connection
-from server.postgres.server_errors import connection_lost, statement_timed_out
+from server.postgres.server_errors import SHUTTING_DOWN, connection_lost, statement_timed_out
 from server.threads import in_thread
 
 # How a read ended: the enum MORE, END, … of server/encode/_encode.pyx has the same numbers.
@@ -142,4 +142,4 @@ class Rows:
 
 
 def _stopped() -> errors.QueryCancelled:
-    return errors.QueryCancelled("The server is shutting down.")
+    return errors.QueryCancelled(SHUTTING_DOWN)

@@ -12,6 +12,8 @@ from server import errors
 
 # Characters of a primary message that are kept. It may quote a value of any length.
 LONGEST_MESSAGE = 300
+# The detail of the errors that end sessions when the worker stops.
+SHUTTING_DOWN = "The server is shutting down."
 
 
 def translate(error: psycopg2.Error) -> errors.ExportError:
@@ -29,7 +31,7 @@ def error_for(state: str | None, primary: str) -> errors.ExportError:
     if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03"):
         return connection_lost()
     if state == "57014":
-        return errors.QueryCancelled("The query was cancelled in the database.")
+        return query_cancelled()
     if state.startswith("22"):
         return errors.InvalidRequest(f"PostgreSQL rejected a value: {primary}.", code="invalid_value")
     if state in ("42883", "42804", "42809", "42P22", "42725"):
@@ -47,6 +49,11 @@ def error_for(state: str | None, primary: str) -> errors.ExportError:
     if state.startswith("53"):
         return errors.DatabaseUnavailable("The database lacks the resources for another query.")
     return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")
+
+
+def query_cancelled() -> errors.QueryCancelled:
+    """Return the error for a statement that someone cancelled in the database."""
+    return errors.QueryCancelled("The query was cancelled in the database.")
 
 
 def connection_lost() -> errors.ConnectionLost:

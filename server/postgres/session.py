@@ -23,7 +23,7 @@ from server.postgres.connections import Connection, cancelled_from_here
 from server.postgres.explained import Explained
 from server.postgres.libpq import result_memory
 from server.postgres.rows import RowReader, Rows
-from server.postgres.server_errors import connection_lost, statement_timed_out, translate
+from server.postgres.server_errors import connection_lost, query_cancelled, statement_timed_out, translate
 from server.query import catalogue
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
@@ -125,14 +125,10 @@ class Session:
         transaction. Raise what the SELECT itself would for a value that its column cannot take, and the errors of
         `query`.
         """
-        bound = dict(values or {})
-        parts = [f"EXPLAIN (VERBOSE, FORMAT JSON) {select}"]
+        text = f"EXPLAIN (VERBOSE, FORMAT JSON) {select}"
         if in_order:
-            parts.insert(0, statements.NO_PARALLEL_PLAN)
-        if timezone is not None:
-            bound["timezone"] = timezone
-            parts.insert(0, statements.SET_TIMEZONE)
-        row = (await self.query("; ".join(parts), bound))[0]
+            text = f"{statements.NO_PARALLEL_PLAN}; {text}"
+        row = (await self.query(*statements.in_timezone(text, values, timezone)))[0]
         return Explained(row["QUERY PLAN"][0]["Plan"])
 
     async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
@@ -206,15 +202,11 @@ class Session:
         values: those of the SELECT's placeholders. timezone: the time zone of the transaction from now on. Raise
         RelationChanged, and the errors of `query`.
         """
-        bound = dict(values or {})
-        parts = [f"DECLARE sluice NO SCROLL CURSOR FOR {select}", "FETCH FORWARD 0 FROM sluice"]
-        if timezone is not None:
-            bound["timezone"] = timezone
-            parts.insert(0, statements.SET_TIMEZONE)
+        text = f"DECLARE sluice NO SCROLL CURSOR FOR {select}; FETCH FORWARD 0 FROM sluice"
         # Two of the driver's cursors in turn, so that a result stays valid while the next FETCH runs.
         self._cursors = [await self._cursor(None) for _ in range(2)]
         cursor = self._cursors[0]
-        await self._execute(cursor, "; ".join(parts), bound)
+        await self._execute(cursor, *statements.in_timezone(text, values, timezone))
         await self.check_snapshot(streaming=False)
         # Every type as the bytes that the server sent: the driver would parse numbers and dates.
         types = [column.type_code for column in cursor.raw.description]
@@ -280,7 +272,7 @@ class Session:
             waited = asyncio.get_running_loop().time() - started
             if self._statement_timeout and waited >= self._statement_timeout * TIMEOUT_SHARE:
                 raise statement_timed_out(self._statement_timeout) from None
-            raise errors.QueryCancelled("The query was cancelled in the database.") from None
+            raise query_cancelled() from None
         except TimeoutError:
             raise errors.QueryTimeout("The database did not answer in time.") from None
         except psycopg2.Error as error:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 # begins; readers that share its snapshot take them over.
 PINNED = ("TimeZone", "lc_monetary", "search_path")
 
-# Placeholder: timezone.
-SET_TIMEZONE = "SELECT set_config('TimeZone', %(timezone)s, true)"
+# The version as libpq numbers it: the first one with client_connection_check_interval and TID range scans.
+POSTGRES_14 = 140000
 
 # A parallel plan returns the rows in no particular order.
 NO_PARALLEL_PLAN = "SET LOCAL max_parallel_workers_per_gather = 0"
@@ -23,7 +23,7 @@ EXPORT_SNAPSHOT = "SELECT pg_export_snapshot() AS name, " + ", ".join(
 )
 
 # Placeholders: pid, start. The start of the transaction tells it from another one that a pooler runs on the same
-# backend by then.
+# backend meanwhile.
 CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)s AND xact_start = %(start)s"
 
 # Whether a relation that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of the
@@ -102,10 +102,23 @@ def begin(settings: Mapping[str, str], snapshot: str | None, server_version: int
         statements.append(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
     statements += [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
     row = ["pg_backend_pid() AS pid", "now() AS started"]
-    if server_version >= 140000:
+    if server_version >= POSTGRES_14:
         row.append(_CHECK_CLIENT)
     row += [f"set_config('{name}', current_setting('{name}'), true)" for name in PINNED]
     return "; ".join([*statements, f"SELECT {', '.join(row)}"])
+
+
+def in_timezone(
+    statement: str, values: Mapping[str, str] | None, timezone: str | None
+) -> tuple[str, Mapping[str, str]]:
+    """Return the statement and its values, preceded by one that sets the time zone of the transaction.
+
+    timezone: None to leave the time zone unchanged.
+    """
+    if timezone is None:
+        return statement, values or {}
+    set_timezone = "SELECT set_config('TimeZone', %(timezone)s, true)"
+    return f"{set_timezone}; {statement}", {**(values or {}), "timezone": timezone}
 
 
 def pin(names: Iterable[str]) -> str:

@@ -2,7 +2,9 @@
 
 Holds the grammar of paths and query strings, the relations and columns of the catalogue as values, the plan of an
 export, and the SQL text of a plan with its bound values. Everything here is pure: it opens no connection, reads no file
-(except the time zone database, once) and knows nothing of HTTP. Start with `request.py`, then `plan.py` and `sql.py`.
+(except the time zone database, once) and knows nothing of HTTP.
+
+Start with `request.py`.
 
 Inside: catalogue, dialect, grammar → filters, parameters → request → plan → sql.
 May import: nothing.

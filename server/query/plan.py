@@ -14,7 +14,7 @@ from server.query.dialect import Dialect
 from server.query.filters import Filter, conditions_of
 from server.query.grammar import LONGEST_IN_MESSAGE, write_name
 from server.query.parameters import SortKey
-from server.query.request import GZIP_SUFFIX, ExportRequest
+from server.query.request import GZIP_SUFFIX, ExportRequest, full_format
 
 # Bytes stored out of line. A relation with more may have values of megabytes in any row, and the rows of one FETCH are
 # all in memory: its batches stay short however narrow the rows before were.
@@ -60,7 +60,7 @@ class ExportPlan:
     @property
     def full_format(self) -> str:
         """The end of the file's name without its dot: csv, csv.gz, …"""
-        return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
+        return full_format(self.format, self.gzip)
 
 
 def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
@@ -95,7 +95,7 @@ def file_stem(request: ExportRequest) -> str:
     if request.filename is None:
         return filename
     if request.gzip:
-        filename = filename.removesuffix(".gz")
+        filename = filename.removesuffix(f".{GZIP_SUFFIX}")
     return filename.removesuffix(f".{request.format}")
 
 

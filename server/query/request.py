@@ -61,7 +61,12 @@ class ExportRequest:
     @property
     def full_format(self) -> str:
         """The format with the suffix for gzip, as it stands in the path: csv, csv.gz."""
-        return f"{self.format}.{GZIP_SUFFIX}" if self.gzip else self.format
+        return full_format(self.format, self.gzip)
+
+
+def full_format(format: str, gzip: bool) -> str:
+    """Return the format with the suffix for gzip, for example csv.gz."""
+    return f"{format}.{GZIP_SUFFIX}" if gzip else format
 
 
 def parse_export_request(target: str, query: str) -> ExportRequest:

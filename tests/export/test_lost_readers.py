@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -35,6 +36,11 @@ LOCK = 4712
 # In 1,200 blocks, so five ranges; 16 rows in a block and 4,000 bytes in a row, so 17 MB of the file in a range. That is
 # more than the readers and the sockets hold.
 ROWS = 20_000
+# Downloads until another reader than the first one has taken the marked range.
+ATTEMPTS = 30
+# Three readers take the ranges 0, 1 and 2. The first one ends its range first, since the file waits for it, and takes
+# this one, unless the others connect late. So no number of attempts finds another reader there.
+RANGE_OF_THE_FIRST = 3
 
 SETUP = [
     "CREATE TYPE mark AS ENUM ('go', 'wait')",
@@ -192,6 +198,21 @@ async def downloading(database: Database) -> AsyncIterator[Download]:
             await download.stop()
 
 
+def first_reader(postgres: Postgres) -> int:
+    """The backend of the first reader, whose transaction is the oldest."""
+    ((pid,),) = postgres.run(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND xact_start IS NOT NULL "
+        "ORDER BY xact_start LIMIT 1"
+    )
+    return int(pid)
+
+
+def moved_on(postgres: Postgres, pid: int) -> bool:
+    """Whether a backend waits for the lock, but this one does not."""
+    waiting = readers_at_marks(postgres)
+    return bool(waiting) and pid not in waiting
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 async def test_a_reader_that_waits_for_the_file_reads_the_range_that_the_file_waits_for(
     parallel: Database,
@@ -203,34 +224,36 @@ async def test_a_reader_that_waits_for_the_file_reads_the_range_that_the_file_wa
     held([number * RANGE_BLOCKS])
     right = postgres.copy("SELECT * FROM marked")
     before = postgres.copy(f"SELECT * FROM marked WHERE ctid < '({number * RANGE_BLOCKS},0)'")
-    async with downloading(parallel) as download:
-        await eventually("a reader waits at the mark", lambda: readers_at_marks(postgres))
-        await eventually("the file has come to the mark", lambda: len(download.received) == len(before))
-        # While ranges are left, the others are ahead of the file and wait for it.
-        expected = {1: 2, 2: 2, 3: 1, 4: 0}[number]
-        await eventually("the others wait", lambda: len(readers_at_rest(postgres)) == expected)
-        ((pid, reads),) = readers_at_marks(postgres).items()
-        assert reads == number
-        ((first,),) = postgres.run(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND xact_start IS NOT NULL "
-            "ORDER BY xact_start LIMIT 1"
-        )
-        terminate(postgres, pid)
-        if pid == first:  # any reader may have taken this range
-            with pytest.raises(errors.ConnectionLost):
-                await download.finish()
+    # While ranges are left, the others are ahead of the file and wait for it.
+    expected = {1: 2, 2: 2, 3: 1, 4: 0}[number]
+    for _ in range(ATTEMPTS):
+        async with downloading(parallel) as download:
+            await eventually("a reader waits at the mark", lambda: readers_at_marks(postgres))
+            await eventually("the file has come to the mark", lambda: len(download.received) == len(before))
+            await eventually("the others wait", lambda: len(readers_at_rest(postgres)) == expected)
+            ((pid, reads),) = readers_at_marks(postgres).items()
+            assert reads == number
+            first = first_reader(postgres)
+            terminate(postgres, pid)
+            if pid == first:  # any reader may have taken this range
+                with pytest.raises(errors.ConnectionLost):
+                    await download.finish()
+                assert download.received == before
+                if number == RANGE_OF_THE_FIRST:
+                    return
+                continue
+            # One of the others has dropped what it had read of its own range and waits at the mark instead.
+            await eventually(
+                "another reader waits at the mark",
+                functools.partial(moved_on, postgres, pid),
+            )
+            assert [*readers_at_marks(postgres).values()] == [number]
             assert download.received == before
-            return
-        # One of the others has dropped what it had read of its own range and waits at the mark instead.
-        await eventually(
-            "another reader waits at the mark",
-            lambda: (waiting := readers_at_marks(postgres)) and pid not in waiting,
-        )
-        assert [*readers_at_marks(postgres).values()] == [number]
-        assert download.received == before
-        postgres.run(f"SELECT pg_advisory_unlock({LOCK})")
-        assert await download.finish() == right
-    assert len(failures) == 1
+            postgres.run(f"SELECT pg_advisory_unlock({LOCK})")
+            assert await download.finish() == right
+        assert len(failures) == 1
+        return
+    pytest.fail(f"the first reader has taken range {number} in each of {ATTEMPTS} attempts")
 
 
 async def test_a_reader_that_dies_after_rows_of_its_range_were_handed_over_ends_the_file(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil
 import pytest
 
 from server import errors
@@ -37,6 +36,7 @@ from tests.support.engines import encoders, make_engine, open_database
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
+from tests.support.waiting import at_work, come_to_rest, waiting_readers
 
 pytestmark = pytest.mark.skipif(not HAS_CHUNKS, reason="the driver's libpq is older than 17: one reader reads")
 
@@ -173,44 +173,8 @@ def assert_single(server: LiveServer, postgres: Postgres, relation: str, query: 
     assert answer.body == postgres.copy(select)
 
 
-def at_work(postgres: Postgres) -> list[tuple[str, str]]:
-    return [(state, query) for state, query in postgres.statements() if state != "idle"]
-
-
 def leave_nothing(postgres: Postgres) -> None:
     wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
-
-
-def waiting_readers(postgres: Postgres) -> list[int]:
-    """The backends that wait until their rows are taken, the first reader's first."""
-    rows = postgres.run(
-        "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND query LIKE '%ctid%' "
-        "AND wait_event = 'ClientWrite' ORDER BY xact_start"
-    )
-    return [pid for (pid,) in rows]
-
-
-def sleeping(process: psutil.Process) -> bool:
-    """Whether no thread of this process has anything to do."""
-    stats = [(task / "stat").read_text() for task in Path(f"/proc/{process.pid}/task").iterdir()]
-    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
-
-
-def come_to_rest(server: LiveServer, postgres: Postgres, count: int) -> list[int]:
-    """Return the backends of `count` readers when all of them wait for the worker and it waits for the client."""
-    (worker,) = server.workers()
-    pids: list[int] = []
-    # One look may fall between two rows, so several looks in a row must agree.
-    looks = 0
-
-    def at_rest() -> bool:
-        nonlocal pids, looks
-        before, pids = pids, waiting_readers(postgres)
-        looks = looks + 1 if len(pids) == count and pids == before and sleeping(worker) else 0
-        return looks >= 20
-
-    wait_until(f"{count} readers wait for the client", at_rest, seconds=30)
-    return pids
 
 
 @contextlib.contextmanager
@@ -663,7 +627,7 @@ async def test_a_first_reader_that_has_lost_its_connection_raises_it(settings: S
                 await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
         scan = _Streamed(export.plan, strategy, encoder, ranges)
-        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(stays=True)))
+        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(permanent=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())

@@ -25,6 +25,7 @@ from server.settings import Settings
 from tests.support.engines import make_engine, open_database
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
+from tests.support.waiting import at_work
 
 GZIP = 31
 
@@ -44,10 +45,6 @@ def request(target: str, query: str = "") -> ExportRequest:
 def engine(request: pytest.FixtureRequest, database: Database) -> Engine:
     """An engine with each of the encoders."""
     return make_engine(database, native=request.param)
-
-
-def at_work(postgres: Postgres) -> list[str]:
-    return [query for state, query in postgres.statements() if state != "idle"]
 
 
 # --- stages ------------------------------------------------------------------------------------------------------
@@ -82,6 +79,7 @@ async def test_the_query_is_explained_once_and_the_snapshot_is_checked_after_its
         strategy = await export.strategy()
         assert await export.strategy() is strategy
         assert strategy.estimated_rows == explained.rows
+        assert strategy.streams is engine.encoders.streams
         async with contextlib.aclosing(export.chunks()) as chunks:
             body = b"".join([chunk.data async for chunk in chunks])
     assert body == postgres.copy("SELECT * FROM users")

@@ -15,10 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from server.process.embedded import EmbeddedPostgres
-from tests.export.test_parallel import come_to_rest
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
+from tests.support.waiting import come_to_rest
 
 FOR_REPLICATION = {"wal_level": "replica", "max_wal_senders": "4", "fsync": "off", "autovacuum": "off"}
 # Recovery does not wait: it cancels a conflicting query at once.

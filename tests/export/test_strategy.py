@@ -171,7 +171,7 @@ def test_what_comes_as_it_lies_in_the_table(wanted: ExportPlan, in_order: bool) 
 
 
 def table(blocks: int, name: str = "users", **changes: Any) -> Document:
-    """A row of the answer to TABLES: by default one that may be read by ranges."""
+    """A row of the answer to FACTS: by default one that may be read by ranges."""
     row: Document = {
         "schema": "public",
         "name": name,

@@ -30,18 +30,9 @@ from tests.support.engines import open_database
 from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
+from tests.support.waiting import sleeping_backends
 
 SLEEP = "SELECT pg_sleep(60)"
-
-
-def sleeping(postgres: Postgres) -> list[int]:
-    """The process IDs of the backends in which Sluice runs pg_sleep."""
-    return [
-        pid
-        for (pid,) in postgres.run(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event = 'PgSleep'"
-        )
-    ]
 
 
 async def run(database: Database, sql: str) -> list[dict[str, Any]]:
@@ -67,8 +58,8 @@ async def test_a_statement_timeout_is_a_query_timeout(settings: Settings) -> Non
 
 async def test_a_statement_cancelled_in_the_server_is_query_cancelled(database: Database, postgres: Postgres) -> None:
     task = asyncio.create_task(run(database, SLEEP))
-    await eventually("it sleeps", lambda: sleeping(postgres))
-    postgres.run("SELECT pg_cancel_backend(%s)", sleeping(postgres))
+    await eventually("it sleeps", lambda: sleeping_backends(postgres))
+    postgres.run("SELECT pg_cancel_backend(%s)", sleeping_backends(postgres))
     with pytest.raises(errors.QueryCancelled):
         await task
 
@@ -77,12 +68,12 @@ async def test_a_cancelled_task_stays_cancelled_and_its_statement_is_cancelled_t
     database: Database, postgres: Postgres
 ) -> None:
     task = asyncio.create_task(run(database, SLEEP))
-    await eventually("it sleeps", lambda: sleeping(postgres))
+    await eventually("it sleeps", lambda: sleeping_backends(postgres))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
-    await eventually("the statement is cancelled", lambda: not sleeping(postgres), seconds=2)
+    await eventually("the statement is cancelled", lambda: not sleeping_backends(postgres), seconds=2)
 
 
 async def test_a_cancellation_that_arrives_together_with_the_result_is_not_lost(database: Database) -> None:
@@ -123,7 +114,7 @@ async def test_a_task_can_be_cancelled_at_any_moment(database: Database, postgre
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await eventually("nothing is left behind", lambda: not sleeping(postgres), seconds=2)
+    await eventually("nothing is left behind", lambda: not sleeping_backends(postgres), seconds=2)
 
 
 async def test_discarding_a_connection_does_not_affect_the_next_one(database: Database, postgres: Postgres) -> None:
@@ -143,7 +134,7 @@ async def test_discarding_a_connection_does_not_affect_the_next_one(database: Da
                 raise
 
     task = asyncio.create_task(cancelled())
-    await eventually("it sleeps", lambda: sleeping(postgres))
+    await eventually("it sleeps", lambda: sleeping_backends(postgres))
     task.cancel()
     await closed.wait()
     async with database.session() as session:
@@ -221,7 +212,7 @@ async def test_a_query_that_ends_before_the_first_byte_gives_a_status(
 
     def end_them() -> bool:
         # An export whose connection was lost is retried, and must be ended again.
-        for pid in sleeping(postgres):
+        for pid in sleeping_backends(postgres):
             postgres.run(f"SELECT {function}(%s)", (pid,))
         return ended
 

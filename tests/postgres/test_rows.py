@@ -31,6 +31,7 @@ from server.settings import Settings
 from tests.support.engines import open_database
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
+from tests.support.waiting import sleeping_backends
 
 MOST = 256 << 10
 # More than the sockets and a chunk hold.
@@ -69,11 +70,6 @@ def backend(postgres: Postgres, session: Session) -> tuple[str, str]:
         "SELECT state, coalesce(wait_event, '') FROM pg_stat_activity WHERE pid = %s", (session.backend_pid,)
     )
     return found[0] if found else ("gone", "")
-
-
-def sleeping(postgres: Postgres) -> list[tuple[int]]:
-    """Return the process IDs of the backends in which Sluice runs pg_sleep."""
-    return postgres.run("SELECT pid FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event = 'PgSleep'")
 
 
 def idle_or_gone(postgres: Postgres, session: Session) -> Callable[[], bool]:
@@ -335,7 +331,7 @@ async def test_many_tasks_cancelled_at_once_leave_no_descriptors_open(settings: 
 
     async def round_of_six(database: Database) -> None:
         tasks = [asyncio.create_task(work(database)) for _ in range(6)]
-        await eventually("six sleep", lambda: len(sleeping(postgres)) == 6)
+        await eventually("six sleep", lambda: len(sleeping_backends(postgres)) == 6)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -445,7 +441,7 @@ async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postg
         for _, rows in every[:4]:
             rows.start(SLEEP, 200)
             waiting.append(asyncio.create_task(rows.read(1)))
-        await eventually("four sleep", lambda: len(sleeping(postgres)) == 4)
+        await eventually("four sleep", lambda: len(sleeping_backends(postgres)) == 4)
         async with asyncio.timeout(30):
             assert await read_all(every[4][1], b"SELECT generate_series(1, 100)") == numbers(100)
         for task in waiting:

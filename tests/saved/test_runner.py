@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.postgres.test_unavailable import OwnPostgres
 from tests.support.live_server import LiveServer
+from tests.support.own_postgres import OwnPostgres
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import (

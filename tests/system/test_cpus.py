@@ -118,6 +118,14 @@ def test_the_smaller_one_of_affinity_and_quota_counts(
     assert Settings(parallel_readers=7).most_readers == 7
 
 
+def test_settings_count_the_processors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([2, 3])
+    monkeypatch.setattr("server.settings.available_cpus", lambda: next(counts))
+    settings = Settings()
+    assert [settings.most_readers, settings.most_readers] == [2, 2]
+    assert Settings().most_readers == 3
+
+
 @pytest.mark.parametrize(("count", "expected"), [(6, 6), (None, 1)])
 def test_without_affinity_the_number_of_processors_counts(
     count: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

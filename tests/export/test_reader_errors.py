@@ -1,0 +1,298 @@
+"""What the error of one reader does to the file, by kind of error and place, without PostgreSQL.
+
+A `FakeSession` has the rows of every range and raises an error at a chosen step. The ranges, their readers and
+everything that decides about an error are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import re
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, cast
+
+import pytest
+
+from server import errors, events
+from server.chunk import Chunk
+from server.encode.encoders import NativeEncoder
+from server.export import ranges as ranges_module
+from server.export.events import ReaderFailed
+from server.export.ranges import RangeReader, Ranges
+from server.export.scan import _Streamed
+from server.export.strategy import RANGE_BLOCKS, BlockRanges, Strategy
+from server.postgres.database import Database
+from server.postgres.server_errors import error_for
+from server.postgres.session import Session
+from server.query.catalogue import Column, Relation
+from server.query.plan import make_plan
+from server.query.request import parse_export_request
+
+pytestmark = pytest.mark.timeout(30)
+
+RANGES = 4
+CHUNKS = 3
+CHUNK = 1000  # bytes
+RELATION = Relation(1, "public", "t", "table", False, (Column("n", "integer", False, True, False),), 10, 10, 0)
+
+# Errors of a connection, of the server's state or of this process: another reader may well read the range.
+PASSING: list[Exception] = [
+    OSError(errno.EMFILE, "too many open files"),
+    MemoryError(),
+    error_for("53200", "out of memory"),
+    error_for("57P01", "terminated"),
+    error_for("40001", "conflict"),
+    errors.RelationChanged("changed"),
+    errors.ServerBusy("busy"),
+    RuntimeError("a bug"),
+]
+# Errors that the same statement would meet again, or after which it must not be repeated.
+FINAL: list[Exception] = [
+    error_for("22012", "division by zero"),
+    error_for("42501", "denied"),
+    error_for("XX000", "internal error"),
+    error_for("57014", "cancelled"),
+    errors.QueryTimeout("too slow"),
+    errors.RelationNotFound("not found"),
+]
+
+
+def name_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {getattr(error, 'detail', error)}"[:40]
+
+
+def chunk_of(number: int, place: int) -> bytes:
+    return b"%d.%d;" % (number, place) + b"x" * CHUNK
+
+
+WHOLE = b"".join(chunk_of(number, place) for number in range(RANGES) for place in range(CHUNKS))
+
+
+class FakeRows:
+    """`Rows` of a FakeSession."""
+
+    def __init__(self, session: FakeSession) -> None:
+        self._session = session
+        self.running = False
+
+    def __enter__(self) -> FakeRows:
+        self._session.step("enter")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def start(self, sql: bytes, chunk_rows: int) -> None:
+        assert not self.running
+        first = re.search(rb"ctid >= '\((\d+),", sql)
+        assert first is not None
+        self.number, self.place = int(first[1]) // RANGE_BLOCKS, 0
+        self._session.step("start")
+        self.running = True
+
+    async def read(self, most: int) -> Chunk:
+        await asyncio.sleep(0)
+        await self._session.wait_before(self.number, self.place)
+        self._session.step(f"read {self.number}.{self.place}")
+        data = chunk_of(self.number, self.place)
+        self.place += 1
+        self.running = self.place < CHUNKS
+        return Chunk(data, 1)
+
+
+class FakeSession:
+    """A session that raises `error` at the step `at`: 'enter', 'start', or 'read RANGE.CHUNK'.
+
+    gates: events to wait for before a chunk of a range is read.
+    """
+
+    def __init__(
+        self,
+        at: str = "",
+        error: BaseException | None = None,
+        gates: Mapping[tuple[int, int], asyncio.Event] | None = None,
+    ) -> None:
+        self._at = at
+        self._error = error
+        self._gates = gates or {}
+        self.steps: list[str] = []
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == self._at:
+            assert self._error is not None
+            raise self._error
+
+    async def wait_before(self, number: int, place: int) -> None:
+        if (number, place) in self._gates:
+            await self._gates[number, place].wait()
+
+    def rows(self, encoder: Any) -> FakeRows:
+        return FakeRows(self)
+
+    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
+        return sql.encode()
+
+    async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
+        self.step("lock")
+
+    async def check_snapshot(self, *, streaming: bool, by_blocks: bool) -> None:
+        self.step("check_snapshot")
+
+
+class FakeDatabase:
+    """A database whose only reader session is this one."""
+
+    def __init__(self, session: FakeSession) -> None:
+        self._session = session
+
+    @contextlib.asynccontextmanager
+    async def reader_session(self, snapshot: str) -> AsyncIterator[FakeSession]:
+        self._session.step("connect")
+        yield self._session
+
+
+class FakeEncoder:
+    """Encodes nothing: the fake rows are lines already."""
+
+    def copy(self) -> FakeEncoder:
+        return self
+
+
+class Scan:
+    """A scan with a first reader and one further reader, which are tasks once `start` has been called."""
+
+    def __init__(self, first: FakeSession, further: FakeSession) -> None:
+        plan = make_plan(parse_export_request("t.csv", ""), RELATION)
+        strategy = Strategy(BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, 10, "", streams=True)
+        self.ranges = Ranges(RANGES, ahead=3)
+        self._encoder = cast("NativeEncoder", FakeEncoder())
+        self._scan = _Streamed(plan, strategy, self._encoder, self.ranges)
+        self._sessions = first, further
+
+    def start(self) -> list[asyncio.Task[None]]:
+        first, further = self._sessions
+        database = cast("Database", FakeDatabase(further))
+        reader = self.ranges.reader(permanent=True)
+        return [
+            asyncio.create_task(self._scan.read(cast("Session", first), self._encoder, reader)),
+            asyncio.create_task(self._scan.read_on_another_connection(database, "snapshot", {})),
+        ]
+
+    async def file(self) -> tuple[bytes, BaseException | None]:
+        """What the file has when it ends, and the error that ends it. Wait for all readers."""
+        received, failure = b"", None
+        tasks = self.start()
+        async with asyncio.timeout(10):
+            try:
+                async for chunk in self.ranges.chunks():
+                    received += chunk.data
+            except (errors.ExportError, OSError, MemoryError, RuntimeError) as error:
+                failure = error
+            else:
+                await asyncio.gather(*tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return received, failure
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[events.Event]:
+    """The events so far."""
+    seen: list[events.Event] = []
+    monkeypatch.setattr(events, "_observers", [seen.append])
+    return seen
+
+
+def assert_reported(failures: list[events.Event], error: BaseException) -> None:
+    """Assert that one event reports this error: an unexpected one with the exception itself."""
+    (event,) = failures
+    assert isinstance(event, ReaderFailed)
+    if isinstance(error, errors.ExportError):
+        assert (event.reason, event.error) == (error.detail, None)
+    else:
+        assert type(error).__name__ in event.reason
+        assert event.error is error
+
+
+@pytest.mark.parametrize("error", PASSING, ids=name_of)
+@pytest.mark.parametrize("at", ["connect", "lock", "check_snapshot", "enter", "start", "read 1.0", "read 1.2"])
+async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
+    failures: list[events.Event], error: BaseException, at: str
+) -> None:
+    # The first reader waits in its range until the other one has failed, so that no byte of range 1 is handed over.
+    failed = asyncio.Event()
+    first, further = FakeSession(gates={(0, 1): failed}), FakeSession(at, error)
+    emit = failures.append
+
+    def observe(event: events.Event) -> None:
+        emit(event)
+        failed.set()
+
+    events._observers[:] = [observe]
+    assert await Scan(first, further).file() == (WHOLE, None)
+    assert_reported(failures, error)
+    assert further.steps[-1] == at
+
+
+@pytest.mark.parametrize("error", FINAL, ids=name_of)
+@pytest.mark.parametrize("place", range(CHUNKS))
+async def test_an_error_of_the_query_ends_the_file_at_its_range(
+    failures: list[events.Event], error: BaseException, place: int
+) -> None:
+    received, failure = await Scan(FakeSession(), FakeSession(f"read 1.{place}", error)).file()
+    assert failure is error
+    # A chunk before the failed one was handed over or not, but nothing else may be missing.
+    assert received == WHOLE[: len(chunk_of(0, 0)) * (CHUNKS + place)]
+    assert_reported(failures, error)
+
+
+@pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
+@pytest.mark.parametrize(("at", "chunks"), [("enter", 0), ("start", 0), ("read 0.0", 0), ("read 0.1", 1)])
+async def test_any_error_of_the_first_reader_ends_the_file(error: BaseException, at: str, chunks: int) -> None:
+    received, failure = await Scan(FakeSession(at, error), FakeSession()).file()
+    assert failure is error
+    assert received == WHOLE[: len(chunk_of(0, 0)) * chunks]
+
+
+@pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
+async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_new_one(
+    failures: list[events.Event], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(ranges_module, "RANGE_BUFFER_BYTES", 1)
+    calls: list[tuple[RangeReader, bool]] = []
+    fail = RangeReader.fail
+
+    def observed(self: RangeReader, error: BaseException, *, give_back: bool = False) -> None:
+        calls.append((self, give_back))
+        fail(self, error, give_back=give_back)
+
+    monkeypatch.setattr(RangeReader, "fail", observed)
+    # The other reader has range 1 and waits for the file. A third one has range 0 and loses its connection: the other
+    # exchanges its range for that one, and then meets the error in the rest of the old range.
+    scan = Scan(FakeSession(), FakeSession("read 1.2", error))
+    third = scan.ranges.reader()
+    assert await third.take()
+    further = asyncio.create_task(
+        scan._scan.read_on_another_connection(cast("Database", FakeDatabase(scan._sessions[1])), "snapshot", {})
+    )
+    for _ in range(50):
+        await asyncio.sleep(0)
+    third.fail(errors.ConnectionLost("lost"), give_back=True)
+    async with asyncio.timeout(10):
+        await further
+    assert scan._sessions[1].steps[-1] == "read 1.2"
+    assert_reported(failures, error)
+    assert [give_back for _, give_back in calls] == [True, True]  # once for each reader
+    first = asyncio.create_task(
+        scan._scan.read(cast("Session", scan._sessions[0]), scan._encoder, scan.ranges.reader(permanent=True))
+    )
+    async with asyncio.timeout(10):
+        assert b"".join([chunk.data async for chunk in scan.ranges.chunks()]) == WHOLE
+        await first
