@@ -78,7 +78,7 @@ def create_app_runner(settings: Settings, shutdown: Shutdown | None = None) -> w
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=75,
-        # The application has waited for downloads by then.
+        # The application has waited for downloads before.
         shutdown_timeout=HTTP_SECONDS,
         max_line_size=MAX_REQUEST_LINE,
     )

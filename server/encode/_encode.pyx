@@ -238,7 +238,7 @@ cdef class Encoder:
         """Return the next rows of the statement that runs on this PGconn: (lines, number of rows, how the call ended).
 
         most: bytes; the call returns when it has at least that many, and with fewer at the end of the statement or
-        when no row arrives for LINGER milliseconds. patience: milliseconds to wait for the first row, -1 for ever.
+        when no row arrives for LINGER milliseconds. patience: milliseconds to wait for the first row, -1 for no limit.
         wake: a file descriptor that ends the call when it becomes readable. Blocks: call it in a thread that has the
         connection for itself. Raise ValueError if the address is 0, and MemoryError.
         """

@@ -39,7 +39,7 @@ async def export(request: web.Request) -> web.StreamResponse:
                 await transfer.write(first)
                 async for chunk in chunks:
                     await transfer.write(chunk)
-                # A client that has the end may ask for the next file at once: the session has to be free by then.
+                # A client that has the end may ask for the next file at once: the session has to be free before that.
                 await opened.aclose()
                 await transfer.finish()
             return response
