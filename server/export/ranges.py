@@ -70,6 +70,9 @@ class Ranges:
         self._untaken = 0  # the first number that was never taken
         self._taken: deque[_Range] = deque()  # those that are not handed over completely, in order
         self._failure: BaseException | None = None  # of the permanent reader
+        # Set for the file when a chunk or an end arrives, and for the readers when one of them may continue. Most
+        # chunks concern the file only, so they wake no reader.
+        self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
 
     def reader(self, *, permanent: bool = False) -> RangeReader:
@@ -90,15 +93,16 @@ class Ranges:
             if not self._taken:
                 if self._failure is not None:
                     raise self._failure
-                await self._change()
+                await _wait(self._arrived)
                 continue
             head = self._taken[0]
             if head.chunks:
+                if head.buffered >= RANGE_BUFFER_BYTES:  # its reader may wait in `put`
+                    self._changed.set()
                 chunk = head.pop()
-                self._changed.set()
                 yield chunk._replace(done=handed_over / self._count) if self._count > 1 else chunk
             elif not head.ended:
-                await self._change()
+                await _wait(self._arrived)
             elif head.error is not None:
                 raise head.error
             else:
@@ -147,10 +151,16 @@ class Ranges:
         else:
             taken.give_back()
 
-    async def _change(self) -> None:
-        """Wait until anything changes. Every change wakes everybody who waits, and each looks again."""
-        self._changed.clear()
-        await self._changed.wait()
+    def _notify(self) -> None:
+        """Wake the file and all readers. Each looks again."""
+        self._arrived.set()
+        self._changed.set()
+
+
+async def _wait(event: asyncio.Event) -> None:
+    """Wait until the event is set from now on."""
+    event.clear()
+    await event.wait()
 
 
 class RangeReader:
@@ -175,11 +185,11 @@ class RangeReader:
         while True:
             self._range = ranges._take(self)
             if self._range is not None:
-                ranges._changed.set()
+                ranges._notify()
                 return True
             if ranges._all_ended() if self._permanent else ranges._all_taken():
                 return False
-            await ranges._change()
+            await _wait(ranges._changed)
 
     async def put(self, chunk: Chunk) -> bool:
         """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.
@@ -193,11 +203,11 @@ class RangeReader:
             if head is not None:
                 mine.give_back()
                 self._range = head
-                ranges._changed.set()
+                ranges._notify()
                 return False
-            await ranges._change()
+            await _wait(ranges._changed)
         mine.append(chunk)
-        ranges._changed.set()
+        ranges._arrived.set()
         return True
 
     def end(self, chunk: Chunk) -> None:
@@ -206,7 +216,7 @@ class RangeReader:
         ended.append(chunk)
         ended.end()
         self._range = None
-        self._ranges._changed.set()
+        self._ranges._notify()
 
     def fail(self, error: BaseException, *, give_back: bool = False) -> None:
         """Note that the reader has failed; it must not be used afterwards. Its range, if any, ends with the error.
@@ -221,7 +231,7 @@ class RangeReader:
             self._ranges._give_back(failed, error)
         elif failed is not None:
             failed.end(error)
-        self._ranges._changed.set()
+        self._ranges._notify()
 
     def _held(self) -> _Range:
         assert self._range is not None, "the reader has taken no range"
