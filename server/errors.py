@@ -6,6 +6,9 @@ must not hold SQL text, a path of the server, a host or a password.
 
 from __future__ import annotations
 
+# The hint of an error that passes by itself.
+TRY_AGAIN = "Try again in a few seconds."
+
 
 class ExportError(Exception):
     """A request that cannot be answered. Each subclass sets the HTTP `status` and a default `code`.

@@ -29,8 +29,6 @@ from server.threads import Threads
 CONTROL_CONNECTIONS = 2
 # How many exports at once can have all the readers that one may have. More exports share these readers.
 EXPORTS_WITH_READERS = 2
-# The hint of an error that passes by itself.
-TRY_AGAIN = "Try again in a few seconds."
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
 # Seconds that a session may be idle in its transaction, beyond STALL_TIMEOUT, which limits how long a client may pause.
@@ -106,7 +104,7 @@ class Database:
         statement cancelled in the server, without waiting for that.
         """
         if self._export_slots.locked():
-            raise errors.ServerBusy("All export slots of this server are in use.", hint=TRY_AGAIN)
+            raise errors.ServerBusy("All export slots of this server are in use.", hint=errors.TRY_AGAIN)
         async with self._export_slots, self._transaction(self._statement_timeout) as session:
             yield session
 
@@ -120,7 +118,7 @@ class Database:
             async with asyncio.timeout(CONTROL_WAIT):
                 await self._control_slots.acquire()
         except TimeoutError:
-            raise errors.ServerBusy("The catalogue is busy.", hint=TRY_AGAIN) from None
+            raise errors.ServerBusy("The catalogue is busy.", hint=errors.TRY_AGAIN) from None
         try:
             async with self._transaction(CONTROL_TIMEOUT) as session:
                 yield session

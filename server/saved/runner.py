@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from server.errors import (
+    TRY_AGAIN,
     DatabaseUnavailable,
     ExportError,
     NoSpaceLeft,
@@ -143,7 +144,7 @@ class Runner:
                 return
         while not await self._in_thread(self.queue.remove, id):
             if asyncio.get_running_loop().time() > deadline:
-                raise ServerBusy("The export is in use.", hint="Try again in a few seconds.")
+                raise ServerBusy("The export is in use.", hint=TRY_AGAIN)
             await asyncio.sleep(0.05)
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
