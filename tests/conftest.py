@@ -42,6 +42,7 @@ SLOW_FILES = [
     "export/test_lost_readers.py",
     "export/test_replica.py",
     "export/test_memory.py",
+    "postgres/test_tls.py",
     "export/test_changes.py",
     "saved/test_hanging_disk.py",
     "postgres/test_unavailable.py",
