@@ -24,7 +24,7 @@ from tests.support.saved_exports import download, saved
 from tests.support.stalled import assert_stops
 from tests.support.tls_postgres import PASSWORD, TlsPostgres, running_tls_postgres
 from tests.support.tls_relay import Cut, Relay
-from tests.support.waiting import threads_sleep
+from tests.support.waiting import when_at_rest
 
 ROWS = 50_000
 # Of one large export: under gunicorn, and in this process.
@@ -139,24 +139,15 @@ def paused(server: LiveServer, postgres: Postgres, path: str, readers: int) -> I
 
     readers: how many backends there are at least.
     """
-    (worker,) = server.workers()
-    pids: list[int] = []
-    # One look may fall between two statements or two rows, so several in a row must agree.
-    looks = 0
 
-    def at_rest() -> bool:
-        nonlocal looks, pids
-        before, found = pids, in_transactions(postgres)
-        pids = [pid for pid, _ in found]
-        same = pids == before and len(pids) >= readers and all(waits for _, waits in found)
-        looks = looks + 1 if same and threads_sleep(worker) else 0
-        return looks >= 20
+    def find() -> list[int]:
+        found = in_transactions(postgres)
+        return [pid for pid, _ in found] if len(found) >= readers and all(waits for _, waits in found) else []
 
     with Client(server.connect(receive_buffer=4096)) as client:
         client.send(path, headers={"X-Request-Id": "paused"})
         wait_until("the first bytes are there", client.receive)
-        wait_until("everything waits for the client", at_rest, seconds=30)
-        yield client, pids
+        yield client, when_at_rest(server, find, "everything waits for the client")
 
 
 def readers_of(encoder: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -48,16 +49,26 @@ def threads_sleep(process: psutil.Process) -> bool:
 
 def come_to_rest(server: LiveServer, postgres: Postgres, count: int) -> list[int]:
     """Return the backends of `count` readers when all of them wait for the worker and it waits for the client."""
+
+    def find() -> list[int]:
+        pids = waiting_readers(postgres)
+        return pids if len(pids) == count else []
+
+    return when_at_rest(server, find, f"{count} readers wait for the client")
+
+
+def when_at_rest(server: LiveServer, find: Callable[[], list[int]], what: str) -> list[int]:
+    """Return the backends when they and the worker have come to rest. find: the backends, none if one is at work."""
     (worker,) = server.workers()
     pids: list[int] = []
-    # One look may fall between two rows, so several looks in a row must agree.
+    # One look may fall between two statements or two rows, so several looks in a row must agree.
     looks = 0
 
     def at_rest() -> bool:
         nonlocal pids, looks
-        before, pids = pids, waiting_readers(postgres)
-        looks = looks + 1 if len(pids) == count and pids == before and threads_sleep(worker) else 0
+        before, pids = pids, find()
+        looks = looks + 1 if pids and pids == before and threads_sleep(worker) else 0
         return looks >= 20
 
-    wait_until(f"{count} readers wait for the client", at_rest, seconds=30)
+    wait_until(what, at_rest, seconds=30)
     return pids
