@@ -24,7 +24,8 @@ from server.settings import Settings
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
-from tests.support.stalled import assert_stops, at_work, stalled
+from tests.support.stalled import assert_stops, stalled
+from tests.support.waiting import at_work
 
 # About 12 MB and about 250 MB. PostgreSQL makes a row when it is fetched, so rows that are not read cost nothing.
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"

@@ -5,11 +5,7 @@ from __future__ import annotations
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client
-
-
-def at_work(postgres: Postgres) -> list[tuple[str, str]]:
-    """Return state and text of the statements that Sluice runs in PostgreSQL."""
-    return [(state, query) for state, query in postgres.statements() if state != "idle"]
+from tests.support.waiting import at_work
 
 
 def assert_stops(postgres: Postgres) -> None:
