@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from aiohttp import web
 
@@ -26,7 +25,8 @@ from server.http.transfer import Downloads
 from server.pages import listing, saved, site, static_files, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
-from server.postgres.libpq import HAS_CHUNKS, LIBPQ
+from server.postgres.portal import PortalReader
+from server.postgres.tls import addresses
 from server.query.parameters import timezones
 from server.saved.queue import Queue
 from server.saved.runner import Runner
@@ -49,7 +49,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     threads = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
     app[ENGINE] = Engine(
         Database(settings, threads),
-        choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=settings.pure_python),
+        choose_encoders(addresses(), PortalReader, pure_python=settings.pure_python),
         threads,
     )
     app[DOWNLOADS] = Downloads()
@@ -90,7 +90,6 @@ async def _threads(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _database(app: web.Application) -> AsyncIterator[None]:
-    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     async with app[ENGINE].database as database:
         if not app[ENGINE].encoders.native:
             emit(PureEncoderInUse())
@@ -104,10 +103,3 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
 async def _exports(app: web.Application) -> AsyncIterator[None]:
     async with app[RUNNER]:
         yield
-
-
-def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Drop what aiopg reports about a cancelled statement in addition to raising; the export logs it."""
-    if "future" in context and getattr(context.get("exception"), "pgcode", None) == "57014":
-        return
-    loop.default_exception_handler(context)

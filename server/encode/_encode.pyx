@@ -1,19 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""The native encoder: reads libpq's results and writes CSV bytes in one pass.
+"""The native encoder: reads DataRow messages from the socket and writes CSV bytes in one pass.
 
-`encode` takes one PGresult. `read` takes a connection on which a statement runs, and encodes its rows as they arrive;
-it releases the GIL, so it can run in a thread. Both call libpq through the addresses that `bind` receives, which must
-belong to the libpq that psycopg2 has loaded. No field becomes a Python object. The encoder must not keep a result after
-the call (except the one with the server's error, see `failure`), start a statement, or know more of the dialect than
-the bytes that it is given. It is one module so that `read` and `encode` compile into one unit: they share the inlined
-code that copies a field, and no call crosses a module for each value. `server/encode/encoders.py` holds the pure-Python encoder, which writes the same bytes.
+`read` works without the GIL, so that it can run in a thread. It takes messages from a receive buffer of its own, and
+sends what the portal needs to go on. No field becomes a Python object. It is one module so that all of it compiles into
+one unit: parser and encoder share inlined code, and no call crosses a module for each value. It must not know more of
+the protocol than the answers to a portal, nor more of the dialect than the bytes that it is given.
+`server/postgres/reader.py` has the contract, `server/postgres/portal.py` and `server/encode/encoders.py` do the same in
+Python. Sources: PostgreSQL manual, "Message Formats"; COPY, "CSV Format".
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize
 from cpython.object cimport PyObject
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memmove
 
 cdef extern from "poll.h" nogil:
     struct pollfd:
@@ -24,51 +25,58 @@ cdef extern from "poll.h" nogil:
     enum: POLLIN
     enum: POLLOUT
 
-ctypedef int (*connection_function)(void *) noexcept nogil
-ctypedef void *(*result_function)(void *) noexcept nogil
-ctypedef void (*clear_function)(void *) noexcept nogil
-ctypedef int (*shape_function)(const void *) noexcept nogil
-ctypedef unsigned int (*type_function)(const void *, int) noexcept nogil
-ctypedef char *(*value_function)(const void *, int, int) noexcept nogil
-ctypedef int (*field_function)(const void *, int, int) noexcept nogil
+cdef extern from "sys/socket.h" nogil:
+    Py_ssize_t recv(int fd, void *buffer, size_t length, int flags)
+    Py_ssize_t send(int fd, const void *buffer, size_t length, int flags)
 
-cdef shape_function PQntuples = NULL
-cdef shape_function PQnfields = NULL
-cdef type_function PQftype = NULL
-cdef value_function PQgetvalue = NULL
-cdef field_function PQgetlength = NULL
-cdef field_function PQgetisnull = NULL
-cdef shape_function PQresultStatus = NULL
-cdef connection_function PQsocket = NULL
-cdef connection_function PQisBusy = NULL
-cdef connection_function PQconsumeInput = NULL
-cdef connection_function PQflush = NULL
-cdef connection_function PQsslInUse = NULL
-cdef result_function PQgetResult = NULL
-cdef clear_function PQclear = NULL
+cdef extern from *:
+    """
+    #include <sys/socket.h>
+    #ifndef MSG_NOSIGNAL  /* macOS: Python ignores SIGPIPE anyway */
+    #define MSG_NOSIGNAL 0
+    #endif
+    """
+    enum: MSG_NOSIGNAL
 
-# libpq-fe.h, ExecStatusType.
+# OpenSSL's, by the addresses that `bind` receives: they must belong to the OpenSSL that libpq uses.
+ctypedef int (*read_function)(void *, void *, int) noexcept nogil
+ctypedef int (*write_function)(void *, const void *, int) noexcept nogil
+ctypedef int (*error_function)(const void *, int) noexcept nogil
+ctypedef void (*clear_function)() noexcept nogil
+
+cdef read_function SSL_read = NULL
+cdef write_function SSL_write = NULL
+cdef error_function SSL_get_error = NULL
+cdef clear_function ERR_clear_error = NULL
+
 cdef enum:
-    COMMAND_OK = 1
-    TUPLES_OK = 2
-    SINGLE_TUPLE = 9
-    TUPLES_CHUNK = 12
+    SSL_ERROR_WANT_READ = 2
+    SSL_ERROR_WANT_WRITE = 3
 
-# How `read` ended; the same numbers in server/postgres/rows.py.
+# How `read` ended; the same numbers in server/postgres/reader.py, which says what each means.
 cdef enum:
-    MORE = 0       # there are more rows, or there may be
-    END = 1        # the statement has no more rows
-    FAILED = 2     # the server stopped the statement; `failure` returns the PGresult with the error
-    LOST = 3       # the connection is closed
-    TIMED_OUT = 4     # nothing arrived for `patience` milliseconds
-    WOKEN = 5      # the file descriptor `wake` became readable
+    MORE = 0
+    END = 1
+    FAILED = 2
+    LOST = 3
+    TIMED_OUT = 4
+    WOKEN = 5
+    # Not the end of a read: the next message, or the next part of a large one, has not arrived.
+    INCOMPLETE = 6
 
-# Milliseconds to wait for more rows when there are some already, but less than `most` bytes of them.
+# The same numbers and reasons in server/postgres/reader.py.
 cdef enum:
     LINGER = 10
-# Milliseconds between two reads of an encrypted connection: OpenSSL may have buffered bytes that poll does not see.
+    UNITS_AHEAD = 3
+
+# Bytes of the receive buffer. A row that does not fit is encoded field by field as it arrives. Measured in
+# docs/performance.md.
 cdef enum:
-    TLS_LOOK = 10
+    RECEIVE_BYTES = 64 << 10
+# Bytes of an ErrorResponse or a RowDescription that are kept. 1,664 columns, the most that a SELECT can have, take less
+# than 140 kB; the SQLSTATE and the message of an error come first.
+cdef enum:
+    KEPT_BYTES = 256 << 10
 
 # How the values of a column are written; bits of `kind`. The same numbers in server/encode/encoders.py.
 cdef enum:
@@ -82,24 +90,14 @@ cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
 
-def bind(dict addresses):
-    """Set the addresses of libpq's functions, by name. Call this once before the first encoder is used."""
-    global PQntuples, PQnfields, PQftype, PQgetvalue, PQgetlength, PQgetisnull
-    global PQresultStatus, PQsocket, PQisBusy, PQconsumeInput, PQflush, PQsslInUse, PQgetResult, PQclear
-    PQntuples = <shape_function><size_t>addresses["PQntuples"]
-    PQnfields = <shape_function><size_t>addresses["PQnfields"]
-    PQftype = <type_function><size_t>addresses["PQftype"]
-    PQgetvalue = <value_function><size_t>addresses["PQgetvalue"]
-    PQgetlength = <field_function><size_t>addresses["PQgetlength"]
-    PQgetisnull = <field_function><size_t>addresses["PQgetisnull"]
-    PQresultStatus = <shape_function><size_t>addresses["PQresultStatus"]
-    PQsocket = <connection_function><size_t>addresses["PQsocket"]
-    PQisBusy = <connection_function><size_t>addresses["PQisBusy"]
-    PQconsumeInput = <connection_function><size_t>addresses["PQconsumeInput"]
-    PQflush = <connection_function><size_t>addresses["PQflush"]
-    PQsslInUse = <connection_function><size_t>addresses["PQsslInUse"]
-    PQgetResult = <result_function><size_t>addresses["PQgetResult"]
-    PQclear = <clear_function><size_t>addresses["PQclear"]
+def bind(addresses):
+    """Set the addresses of OpenSSL's functions, by name; without them no connection may use TLS. Call this once."""
+    global SSL_read, SSL_write, SSL_get_error, ERR_clear_error
+    if addresses:
+        SSL_read = <read_function><size_t>addresses["SSL_read"]
+        SSL_write = <write_function><size_t>addresses["SSL_write"]
+        SSL_get_error = <error_function><size_t>addresses["SSL_get_error"]
+        ERR_clear_error = <clear_function><size_t>addresses["ERR_clear_error"]
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
@@ -107,11 +105,21 @@ cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
     return (word - ONES) & ~word & HIGHS
 
 
-cdef class Encoder:
-    """Encode PGresults in COPY's CSV format (PostgreSQL manual, COPY, "CSV Format").
+cdef inline int32_t int_at(const uint8_t *at) noexcept nogil:
+    """Return the 32-bit number in network byte order."""
+    return <int32_t>(<uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3])
 
-    delimiter, quote: one ASCII byte each. null: the bytes for NULL. eol: the end of a line. kind_of: maps a type OID
-    to a kind; called once for each column, since all results of an encoder have the same columns.
+
+cdef inline int count_at(const uint8_t *at) noexcept nogil:
+    """Return the 16-bit number in network byte order."""
+    return at[0] << 8 | at[1]
+
+
+cdef class Encoder:
+    """Read the rows of portals and encode them in COPY's CSV format: a `postgres.reader.RowReader`.
+
+    delimiter, quote: one ASCII byte each. null: the bytes for NULL. eol: the end of a line. kinds_of: maps a
+    RowDescription to the kinds of its columns, one byte each; all statements of an encoder have the same columns.
     """
 
     cdef uint8_t delimiter
@@ -125,21 +133,48 @@ cdef class Encoder:
     cdef bytes eol
     cdef const char *eol_at
     cdef Py_ssize_t eol_length
-    cdef object kind_of
+    cdef object kinds_of
     cdef bytes kinds
     # The first byte of `kinds`: one byte for each column.
     cdef const uint8_t *kinds_at
+    # -1 as long as no RowDescription has come.
     cdef int columns
     cdef Py_ssize_t last_size
     # While a call runs: the bytes object that it fills (an owned reference), its first byte, the next byte to write
     # and the byte after its last.
     cdef PyObject *buffer
-    cdef char *start
+    cdef char *first
     cdef char *out
     cdef char *end
-    cdef size_t failed_result
+    # The receive buffer, and the bytes in it that were not taken: from `low` up to `high`.
+    cdef uint8_t *inbox
+    cdef Py_ssize_t low
+    cdef Py_ssize_t high
+    # Of a row that does not fit the receive buffer: whether one was begun, its next field, and how many bytes of its
+    # message are still to come.
+    cdef bint in_row
+    cdef int column
+    cdef Py_ssize_t row_left
+    # Of its current field: bytes still to come, -1 without one; and where its value begins in the output.
+    cdef Py_ssize_t value_left
+    cdef Py_ssize_t value_at
+    # Of a message that is no row: its type, and how many bytes of it are still to come, -1 without one.
+    cdef uint8_t control
+    cdef Py_ssize_t control_left
+    # What is kept of it.
+    cdef object kept
+    # Not yet sent, and the unit that is sent when a portal is suspended.
+    cdef bytes unsent
+    cdef bint sends
+    cdef bytes more
+    cdef bint batches
+    cdef int unanswered
+    cdef bint suspended
+    cdef bint failed
+    cdef bint broken
+    cdef object error
 
-    def __cinit__(self, bytes delimiter, bytes quote, bytes null, bytes eol, object kind_of):
+    def __cinit__(self, bytes delimiter, bytes quote, bytes null, bytes eol, object kinds_of):
         if len(delimiter) != 1 or len(quote) != 1:
             raise ValueError("delimiter and quote are one byte each")
         cdef int i
@@ -149,25 +184,457 @@ cdef class Encoder:
         self.quotes = ONES * self.quote
         self.null = null
         self.eol = eol
-        self.kind_of = kind_of
+        self.kinds_of = kinds_of
         self.kinds = None
         self.kinds_at = NULL
-        self.columns = 0
+        self.columns = -1
         self.null_at = PyBytes_AS_STRING(null)
         self.null_length = len(null)
         self.eol_at = PyBytes_AS_STRING(eol)
         self.eol_length = len(eol)
         self.last_size = 0
         self.buffer = NULL
-        self.failed_result = 0
+        self.value_left = -1
+        self.control_left = -1
+        self.unsent = b""
+        self.more = b""
         for i in range(256):
             self.special[i] = 0
         for i in (self.delimiter, self.quote, 10, 13):
             self.special[i] = 1
+        self.inbox = <uint8_t *>malloc(RECEIVE_BYTES)
+        if self.inbox == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
-        if self.failed_result:
-            PQclear(<void *>self.failed_result)
+        free(self.inbox)
+
+    def start(self, bytes messages, int units, bytes more):
+        """Send these messages in the next `read`: see `RowReader.start`."""
+        self.unsent += messages
+        self.sends = True
+        self.unanswered += units
+        self.more = more
+        self.batches = bool(more)
+
+    def read(self, wire, int wake, Py_ssize_t most, int patience):
+        """Return (lines, number of rows, how the call ended): see `RowReader.read`. Raise MemoryError."""
+        cdef int descriptor = wire.descriptor
+        cdef size_t ssl = wire.ssl
+        cdef Py_ssize_t rows = 0
+        cdef int ended
+        if ssl and SSL_read == NULL:
+            raise ValueError("the functions of OpenSSL are not bound")
+        self.begin()
+        try:
+            with nogil:
+                ended = self.read_on(descriptor, <void *>ssl, wake, most, patience, &rows)
+        except BaseException:
+            self.broken = True
+            self.drop()
+            raise
+        if ended == LOST:
+            self.broken = True
+        return self.taken(), rows, ended
+
+    def failure(self):
+        """Return the body of the first ErrorResponse, or its beginning; None if there was none."""
+        return self.error
+
+    @property
+    def clean(self):
+        """Whether every unit was answered and no byte is left over, in either direction."""
+        return (
+            not (self.broken or self.unanswered or self.in_row or self.unsent)
+            and self.control_left < 0
+            and self.low == self.high
+        )
+
+    cdef int read_on(
+        self, int descriptor, void *ssl, int wake, Py_ssize_t most, int patience, Py_ssize_t *rows
+    ) except -1 nogil:
+        cdef int ended
+        while True:
+            ended = self.take(most, rows)
+            if ended == INCOMPLETE:
+                ended = self.receive(descriptor, ssl, wake, patience)
+            if ended != INCOMPLETE:
+                return ended
+
+    # --- The socket. ---
+
+    cdef int receive(self, int descriptor, void *ssl, int wake, int patience) except -1 nogil:
+        """Send and receive what is possible, and wait until something was received. Return INCOMPLETE then.
+
+        Otherwise return how the read ends.
+        """
+        cdef pollfd watched[2]
+        cdef Py_ssize_t count
+        cdef int ready, wait
+        cdef short wanted
+        # A value that was begun must stay in the buffer.
+        cdef bint lingers = self.out > self.first and self.value_left < 0
+        if self.low:
+            memmove(self.inbox, self.inbox + self.low, self.high - self.low)
+            self.high -= self.low
+            self.low = 0
+        watched[0].fd = descriptor
+        watched[1].fd = wake
+        watched[1].events = POLLIN
+        while True:
+            wanted = POLLIN
+            if self.sends and not self.flush(descriptor, ssl, &wanted):
+                return LOST
+            if ssl == NULL:
+                count = recv(descriptor, self.inbox + self.high, RECEIVE_BYTES - self.high, 0)
+                if count < 0 and errno != EAGAIN and errno != EINTR:
+                    return LOST
+            else:
+                # It is right to poll after this: a call that finds nothing has emptied OpenSSL's own buffer.
+                ERR_clear_error()
+                count = SSL_read(ssl, self.inbox + self.high, <int>(RECEIVE_BYTES - self.high))
+                if count <= 0:
+                    ready = SSL_get_error(ssl, <int>count)
+                    if ready == SSL_ERROR_WANT_WRITE:
+                        wanted |= POLLOUT
+                    elif ready != SSL_ERROR_WANT_READ:
+                        return LOST
+                    count = -1
+            if count == 0:
+                return LOST
+            if count > 0:
+                self.high += count
+                if not self.in_row:
+                    return INCOMPLETE
+                wait = 0  # so much may follow that somebody should be able to stop it
+            else:
+                wait = LINGER if lingers else patience
+            watched[0].events = wanted
+            watched[0].revents = watched[1].revents = 0
+            ready = poll(watched, 2, wait)
+            if ready < 0 and errno != EINTR:
+                return LOST
+            if ready > 0 and watched[1].revents:
+                return WOKEN
+            if count > 0:
+                return INCOMPLETE
+            if ready == 0:
+                return MORE if lingers else TIMED_OUT
+
+    cdef bint flush(self, int descriptor, void *ssl, short *wanted) except -1 nogil:
+        """Send what is unsent as far as possible. Return whether the connection is still there."""
+        with gil:
+            while self.unsent:
+                if ssl == NULL:
+                    count = send(descriptor, PyBytes_AS_STRING(self.unsent), len(self.unsent), MSG_NOSIGNAL)
+                    if count < 0:
+                        if errno == EINTR:
+                            continue
+                        if errno != EAGAIN:
+                            return False
+                        wanted[0] |= POLLOUT
+                        return True
+                else:
+                    ERR_clear_error()
+                    count = SSL_write(ssl, PyBytes_AS_STRING(self.unsent), <int>len(self.unsent))
+                    if count <= 0:
+                        error = SSL_get_error(ssl, <int>count)
+                        if error == SSL_ERROR_WANT_WRITE:
+                            wanted[0] |= POLLOUT
+                        return error in (SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE)
+                self.unsent = self.unsent[count:]
+            self.sends = False
+        return True
+
+    # --- Messages. ---
+
+    cdef int take(self, Py_ssize_t most, Py_ssize_t *rows) except -1 nogil:
+        """Take the messages that have arrived. Return how the read ends, or INCOMPLETE."""
+        cdef Py_ssize_t length
+        cdef const uint8_t *at
+        cdef int ended
+        while True:
+            if self.in_row:
+                ended = self.take_fields(most, rows)
+                if ended != END:
+                    return ended
+                if self.out - self.first >= most:
+                    return MORE
+                continue
+            if self.control_left >= 0:
+                ended = self.take_control()
+                if ended != MORE:
+                    return ended
+                continue
+            if self.high - self.low < 5:
+                return INCOMPLETE
+            at = self.inbox + self.low
+            length = int_at(at + 1)
+            if length < 4:
+                return LOST
+            if at[0] != 68:  # D
+                self.control = at[0]
+                self.control_left = length - 4
+                self.low += 5
+                if not expected(self.control, self.control_left):
+                    return LOST
+                continue
+            if length < 6 or self.columns < 0:
+                return LOST
+            if self.high - self.low > length:
+                if self.put_row(at + 5, length - 4) < 0:
+                    return LOST
+                self.low += length + 1
+                rows[0] += 1
+                if self.out - self.first >= most:
+                    return MORE
+            elif length < RECEIVE_BYTES:
+                return INCOMPLETE
+            elif self.high - self.low < 7:
+                return INCOMPLETE
+            else:
+                if count_at(at + 5) != self.columns:
+                    return LOST
+                self.in_row = True
+                self.column = 0
+                self.row_left = length - 6
+                self.low += 7
+
+    cdef int take_control(self) except -1 nogil:
+        """Take what has arrived of a message that is no row. Return MORE if it is complete; else as `take` does."""
+        cdef Py_ssize_t count = min(self.high - self.low, self.control_left)
+        cdef bint keeps = self.control == 84 or self.control == 69  # T, E
+        if keeps:
+            with gil:
+                if self.kept is None:
+                    self.kept = bytearray()
+                self.kept += (<char *>self.inbox + self.low)[: min(count, KEPT_BYTES - <Py_ssize_t>len(self.kept))]
+        self.low += count
+        self.control_left -= count
+        if self.control_left:
+            return INCOMPLETE
+        self.control_left = -1
+        if keeps:
+            with gil:
+                self.keep()
+        elif self.control == 115:  # s: PortalSuspended
+            return self.on_suspended()
+        elif self.control == 90:  # Z: ReadyForQuery
+            return self.on_ready()
+        return MORE
+
+    cdef int keep(self) except -1:
+        """Take an ErrorResponse or a RowDescription."""
+        kept, self.kept = bytes(self.kept), None
+        if self.control == 69:
+            self.failed = True
+            if self.error is None:
+                self.error = kept
+            return 0
+        kinds = self.kinds_of(kept)
+        if self.kinds is not None and self.kinds != kinds:
+            raise ValueError("all statements of an encoder have the same columns")
+        self.kinds = kinds
+        self.kinds_at = <const uint8_t *>PyBytes_AS_STRING(self.kinds)
+        self.columns = <int>len(kinds)
+        return 0
+
+    cdef int on_suspended(self) except -1 nogil:
+        if self.failed:
+            return MORE
+        if not self.batches:
+            return LOST
+        self.suspended = True
+        with gil:
+            while self.unanswered < UNITS_AHEAD:
+                self.unsent += self.more
+                self.sends = True
+                self.unanswered += 1
+        return MORE
+
+    cdef int on_ready(self) except -1 nogil:
+        cdef bint suspended = self.suspended
+        if self.unanswered == 0:
+            return LOST
+        self.unanswered -= 1
+        self.suspended = False
+        if self.failed:
+            return MORE if self.unanswered else FAILED
+        # After the last row the units ahead find a portal without rows.
+        return MORE if suspended or (self.batches and self.unanswered) else END
+
+    # --- Rows. ---
+
+    cdef int put_row(self, const uint8_t *at, Py_ssize_t length) except? -2 nogil:
+        """Write the row of a DataRow that has arrived whole. Return -1 if it is malformed.
+
+        at, length: the body of the message.
+        """
+        cdef const uint8_t *end = at + length
+        cdef const uint8_t *kinds = self.kinds_at
+        cdef int column
+        cdef Py_ssize_t size
+        # The most bytes that the line can need: each value twice, and beside it a delimiter, two quotes and an
+        # apostrophe, or the bytes for NULL.
+        cdef Py_ssize_t room = 2 * length + self.columns * (4 + self.null_length) + self.eol_length
+        if count_at(at) != self.columns:
+            return -1
+        if self.end - self.out < room:
+            self.grow(room)
+        cdef char *out = self.out
+        at += 2
+        for column in range(self.columns):
+            if end - at < 4:
+                return -1
+            size = int_at(at)
+            at += 4
+            if column:
+                out[0] = <char>self.delimiter
+                out += 1
+            if size < 0:
+                if size != -1:
+                    return -1
+                memcpy(out, self.null_at, self.null_length)
+                out += self.null_length
+                continue
+            if size > end - at:
+                return -1
+            if kinds[column] == PLAIN and size != self.null_length:
+                memcpy(out, at, size)
+                out += size
+            else:
+                out = self.put_value(out, at, size, kinds[column])
+            at += size
+        if at != end:
+            return -1
+        memcpy(out, self.eol_at, self.eol_length)
+        self.out = out + self.eol_length
+        return 0
+
+    cdef inline char *put_value(self, char *out, const uint8_t *value, Py_ssize_t length, uint8_t kind) noexcept nogil:
+        """Write a value that is not NULL. Return the end of what was written."""
+        cdef bint guarded = (kind & GUARD) and length and is_formula(value[0])
+        if self.is_quoted(value, length, kind, guarded):
+            return self.put_quoted(out, value, length, guarded)
+        if kind & JSON:
+            return self.put_json(out, value, length)
+        if guarded:
+            out[0] = 39
+            out += 1
+        memcpy(out, value, length)
+        return out + length
+
+    cdef inline bint is_quoted(self, const uint8_t *value, Py_ssize_t length, uint8_t kind, bint guarded) noexcept nogil:
+        """Return whether the value is written in quotes. guarded: whether an apostrophe goes before it."""
+        # A value that equals the bytes for NULL is quoted.
+        if length + guarded == self.null_length:
+            if not guarded:
+                if memcmp(value, self.null_at, length) == 0:
+                    return True
+            elif self.null_at[0] == 39 and memcmp(value, self.null_at + 1, length) == 0:
+                return True
+        if kind & JSON or kind == PLAIN:
+            return False
+        return (
+            kind & ALWAYS
+            or self.needs_quotes(value, length)
+            # COPY quotes a lone \. so that older servers do not read it as the end of the data.
+            or (self.columns == 1 and length == 2 and value[0] == 92 and value[1] == 46)
+        )
+
+    cdef int take_fields(self, Py_ssize_t most, Py_ssize_t *rows) except -1 nogil:
+        """Write the fields of a large row as they arrive. Return END with its last byte; else as `take` does.
+
+        The read may end between two fields, and goes on there.
+        """
+        cdef Py_ssize_t size
+        while True:
+            if self.value_left >= 0:
+                size = min(self.high - self.low, self.value_left)
+                self.append(<const char *>self.inbox + self.low, size)
+                self.low += size
+                self.row_left -= size
+                self.value_left -= size
+                if self.value_left:
+                    return INCOMPLETE
+                self.value_left = -1
+                self.finish_value()
+                self.column += 1
+            if self.column == self.columns:
+                if self.row_left:
+                    return LOST
+                self.append(self.eol_at, self.eol_length)
+                self.in_row = False
+                rows[0] += 1
+                return END
+            if self.out - self.first >= most:
+                return MORE
+            if self.row_left < 4:
+                return LOST
+            if self.high - self.low < 4:
+                return INCOMPLETE
+            size = int_at(self.inbox + self.low)
+            self.low += 4
+            self.row_left -= 4
+            if size < -1 or size > self.row_left:
+                return LOST
+            if self.column:
+                self.append(<const char *>&self.delimiter, 1)
+            if size == -1:
+                self.append(self.null_at, self.null_length)
+                self.column += 1
+            else:
+                self.value_left = size
+                self.value_at = self.out - self.first
+
+    cdef int append(self, const char *data, Py_ssize_t length) except -1 nogil:
+        if self.end - self.out < length:
+            self.grow(length)
+        memcpy(self.out, data, length)
+        self.out += length
+        return 0
+
+    cdef int finish_value(self) except -1 nogil:
+        """Make the field out of the value that was copied to the end of the output as it arrived."""
+        cdef Py_ssize_t length = self.out - self.first - self.value_at
+        cdef uint8_t kind = self.kinds_at[self.column]
+        cdef uint8_t *value = <uint8_t *>self.first + self.value_at
+        cdef bint guarded = (kind & GUARD) and length and is_formula(value[0])
+        cdef bint quoted = self.is_quoted(value, length, kind, guarded)
+        cdef Py_ssize_t extra = guarded + 2 * quoted
+        cdef Py_ssize_t i
+        if kind & JSON and not quoted:
+            self.put_json(<char *>value, value, length)
+        if quoted:
+            for i in range(length):
+                extra += value[i] == self.quote
+        if extra == 0:
+            return 0
+        if self.end - self.out < extra:
+            self.grow(extra)
+            value = <uint8_t *>self.first + self.value_at
+        self.out += extra
+        # From the end to the beginning, so that no byte is overwritten before it was moved.
+        cdef uint8_t *out = <uint8_t *>self.out
+        if quoted:
+            out -= 1
+            out[0] = self.quote
+            for i in range(length - 1, -1, -1):
+                out -= 1
+                out[0] = value[i]
+                if out[0] == self.quote:
+                    out -= 1
+                    out[0] = self.quote
+        else:
+            out -= length
+            memmove(out, value, length)
+        if guarded:
+            out -= 1
+            out[0] = 39
+        if quoted:
+            out -= 1
+            out[0] = self.quote
+        return 0
 
     cdef inline bint needs_quotes(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         """Return whether the value holds the delimiter, the quote, LF or CR. Look at eight bytes at a time."""
@@ -213,117 +680,20 @@ cdef class Encoder:
 
     cdef inline char *put_json(self, char *out, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         cdef Py_ssize_t i
-        memcpy(out, value, length)
+        memmove(out, value, length)
         for i in range(length):
             if out[i] == 10 or out[i] == 13:
                 out[i] = 32
         return out + length
 
-    def encode(self, size_t pgresult):
-        """Return the rows of the PGresult at this address as lines, without a header.
-
-        The caller keeps the result alive during the call. Raise ValueError if the address is 0, and MemoryError.
-        """
-        if pgresult == 0 or PQntuples == NULL:
-            raise ValueError("no result to encode")
-        self.begin()
-        try:
-            self.put_result(<const void *>pgresult)
-        except BaseException:
-            self.drop()
-            raise
-        return self.taken()
-
-    def read(self, size_t connection, int wake, Py_ssize_t most, int patience):
-        """Return the next rows of the statement that runs on this PGconn: (lines, number of rows, how the call ended).
-
-        most: bytes; the call returns when it has at least that many, and with fewer at the end of the statement or
-        when no row arrives for LINGER milliseconds. patience: milliseconds to wait for the first row, -1 for no limit.
-        wake: a file descriptor that ends the call when it becomes readable. Blocks: call it in a thread that has the
-        connection for itself. Raise ValueError if the address is 0, and MemoryError.
-        """
-        if connection == 0 or PQntuples == NULL:
-            raise ValueError("no connection to read from")
-        cdef Py_ssize_t rows = 0
-        cdef int ended
-        self.begin()
-        try:
-            with nogil:
-                ended = self.read_on(<void *>connection, wake, most, patience, &rows)
-        except BaseException:
-            self.drop()
-            raise
-        return self.taken(), rows, ended
-
-    def failure(self):
-        """Return the address of the PGresult with the server's error, or 0. The caller reads and clears the result."""
-        cdef size_t result = self.failed_result
-        self.failed_result = 0
-        return result
-
-    cdef int read_on(
-        self, void *connection, int wake, Py_ssize_t most, int patience, Py_ssize_t *rows
-    ) except -1 nogil:
-        cdef pollfd watched[2]
-        cdef void *result
-        cdef int status, ready, unsent, wait
-        cdef int waited = 0
-        cdef bint encrypted = PQsslInUse(connection) != 0
-        cdef Py_ssize_t used = 0
-        watched[1].fd = wake
-        watched[1].events = POLLIN
-        while True:
-            while not PQisBusy(connection):
-                result = PQgetResult(connection)
-                if result == NULL:
-                    return FAILED if self.failed_result else END
-                status = PQresultStatus(result)
-                if status == TUPLES_CHUNK or status == SINGLE_TUPLE or status == TUPLES_OK:
-                    try:
-                        used = self.put_result(result)
-                        rows[0] += PQntuples(result)
-                    finally:
-                        PQclear(result)
-                    if used >= most:
-                        return MORE
-                elif status == COMMAND_OK or self.failed_result:
-                    PQclear(result)
-                else:
-                    self.failed_result = <size_t>result
-            unsent = PQflush(connection)
-            if unsent < 0:
-                return LOST
-            watched[0].fd = PQsocket(connection)
-            if watched[0].fd < 0:
-                return LOST
-            watched[0].events = POLLIN | POLLOUT if unsent else POLLIN
-            wait = LINGER if used else patience
-            if encrypted and (wait < 0 or wait > TLS_LOOK):
-                wait = TLS_LOOK
-            ready = poll(watched, 2, wait)
-            if ready < 0 and errno != EINTR:
-                return LOST
-            if ready > 0 and watched[1].revents:
-                return WOKEN
-            if ready == 0:
-                if used:
-                    return MORE
-                waited += wait
-                if patience >= 0 and waited >= patience:
-                    return TIMED_OUT
-                if not encrypted:
-                    continue
-            elif ready > 0:
-                waited = 0
-            if not PQconsumeInput(connection):
-                return LOST
+    # --- The output. ---
 
     cdef int begin(self) except -1:
         cdef Py_ssize_t capacity = self.last_size + self.last_size // 8 + 4096
         self.buffer = <PyObject *>PyBytes_FromStringAndSize_owned(capacity)
-        self.start = PyBytes_AS_STRING(<object>self.buffer)
-        self.out = self.start
-        self.end = self.start + capacity
+        self.first = PyBytes_AS_STRING(<object>self.buffer)
+        self.out = self.first
+        self.end = self.first + capacity
         return 0
 
     cdef void drop(self):
@@ -332,7 +702,7 @@ cdef class Encoder:
             self.buffer = NULL
 
     cdef object taken(self):
-        cdef Py_ssize_t used = self.out - self.start
+        cdef Py_ssize_t used = self.out - self.first
         cdef PyObject *buffer = self.buffer
         self.buffer = NULL
         self.last_size = used
@@ -341,100 +711,27 @@ cdef class Encoder:
 
     cdef int grow(self, Py_ssize_t room) except -1 nogil:
         """Make the buffer large enough for `room` more bytes."""
-        cdef Py_ssize_t used = self.out - self.start
+        cdef Py_ssize_t used = self.out - self.first
         cdef Py_ssize_t capacity = (used + room) + (used + room) // 2
         with gil:
             _PyBytes_Resize(&self.buffer, capacity)  # raises MemoryError and clears the pointer
-            self.start = PyBytes_AS_STRING(<object>self.buffer)
-        self.out = self.start + used
-        self.end = self.start + capacity
+            self.first = PyBytes_AS_STRING(<object>self.buffer)
+        self.out = self.first + used
+        self.end = self.first + capacity
         return 0
 
-    cdef int learn_kinds(self, const void *result) except -1 nogil:
-        cdef int columns = PQnfields(result)
-        with gil:
-            if self.kinds is not None:
-                raise ValueError("the results of one encoder have the same columns")
-            self.kinds = bytes([self.kind_of(PQftype(result, column)) for column in range(columns)])
-            self.kinds_at = <const uint8_t *>PyBytes_AS_STRING(self.kinds)
-            self.columns = columns
-        return 0
 
-    cdef Py_ssize_t put_result(self, const void *result) except -1 nogil:
-        """Write the rows of this result. Return how many bytes the buffer holds then."""
-        cdef int rows = PQntuples(result)
-        cdef int columns = PQnfields(result)
-        if self.kinds_at == NULL or columns != self.columns:
-            self.learn_kinds(result)
-        cdef const uint8_t *kinds = self.kinds_at
-        cdef const char *null = self.null_at
-        cdef Py_ssize_t null_length = self.null_length
-        cdef const char *eol = self.eol_at
-        cdef Py_ssize_t eol_length = self.eol_length
-        cdef bint alone = columns == 1
-        cdef int row, column
-        cdef Py_ssize_t length, room
-        cdef const uint8_t *value
-        cdef uint8_t kind
-        cdef bint guarded, looks_null
-        # The bytes that a field can need besides twice its own length: a delimiter, two quotes, an apostrophe and the
-        # end of the line, or the bytes for NULL.
-        cdef Py_ssize_t overhead = 4 + eol_length + null_length
-        cdef char *out = self.out
-
-        for row in range(rows):
-            for column in range(max(columns, 1)):
-                length = PQgetlength(result, row, column) if columns else 0
-                room = 2 * length + overhead
-                if self.end - out < room:
-                    self.out = out
-                    self.grow(room)
-                    out = self.out
-                if columns == 0:
-                    break
-                if column:
-                    out[0] = <char>self.delimiter
-                    out += 1
-                if length == 0 and PQgetisnull(result, row, column):
-                    memcpy(out, null, null_length)
-                    out += null_length
-                    continue
-                kind = kinds[column]
-                value = <const uint8_t *>PQgetvalue(result, row, column)
-                guarded = (kind & GUARD) and length and is_formula(value[0])
-                if not guarded:
-                    looks_null = length == null_length and memcmp(value, null, length) == 0
-                else:
-                    looks_null = (
-                        length + 1 == null_length and null[0] == 39 and memcmp(value, null + 1, length) == 0
-                    )
-                if looks_null:  # a value that equals the bytes for NULL is quoted
-                    out = self.put_quoted(out, value, length, guarded)
-                    continue
-                if kind == PLAIN:
-                    memcpy(out, value, length)
-                    out += length
-                    continue
-                if kind & JSON:
-                    out = self.put_json(out, value, length)
-                    continue
-                if (
-                    kind & ALWAYS
-                    or self.needs_quotes(value, length)
-                    # COPY quotes a lone \. so that older servers do not read it as the end of the data.
-                    or (alone and length == 2 and value[0] == 92 and value[1] == 46)
-                ):
-                    out = self.put_quoted(out, value, length, guarded)
-                    continue
-                if guarded:
-                    out[0] = 39
-                    out += 1
-                memcpy(out, value, length)
-                out += length
-            memcpy(out, eol, eol_length)
-            out += eol_length
-        self.out = out
-        return out - self.start
+cdef inline bint expected(uint8_t kind, Py_ssize_t length) noexcept nogil:
+    """Return whether a message may have this type, and a body of this length. Rows are not concerned."""
+    if kind == 90:  # Z: ReadyForQuery
+        return length == 1
+    # 1, 2, 3: ParseComplete, BindComplete, CloseComplete; I: EmptyQueryResponse; n: NoData; s: PortalSuspended
+    if kind == 49 or kind == 50 or kind == 51 or kind == 73 or kind == 110 or kind == 115:
+        return length == 0
+    # A: notification; C: CommandComplete; E: error; N: notice; S: ParameterStatus; T: RowDescription; t: parameters
+    return (
+        kind == 65 or kind == 67 or kind == 69 or kind == 78 or kind == 83 or kind == 84 or kind == 116
+    )
 
 
 cdef inline bint is_formula(uint8_t first) noexcept nogil:

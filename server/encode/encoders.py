@@ -1,18 +1,18 @@
 """Rows → the bytes of their lines, as `COPY … (FORMAT csv)` writes them, in the dialect of the request.
 
-Two encoders write the same bytes: the native one reads results of libpq in place (`_encode.pyx`), the pure-Python one
-takes the fields as bytes. Values are PostgreSQL's own text output and are never interpreted. Does no I/O, but for
-`NativeEncoder.read`. Must not import the driver: it is given the driver's libpq.
+Two encoders write the same bytes from PostgreSQL's DataRow messages: the native one, which also reads them from the
+socket (`_encode.pyx`), and the pure-Python one, which gets them one by one. Values are PostgreSQL's own text output and
+are never interpreted. Does no I/O, but for the native encoder's `read`. Must not import the driver.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from server.postgres.messages import columns, fields
+from server.postgres.reader import RowReader
 from server.query.dialect import FORMULA_STARTS, Dialect
 
 try:
@@ -32,32 +32,6 @@ _PLAIN_TEXT = frozenset((17,))
 # money: a number whose output may hold commas
 _OTHER_VALUES = frozenset((790,))
 
-LIBPQ_FUNCTIONS = (
-    *("PQntuples", "PQnfields", "PQftype", "PQgetvalue", "PQgetlength", "PQgetisnull", "PQresultStatus"),
-    *("PQsocket", "PQisBusy", "PQconsumeInput", "PQflush", "PQsslInUse", "PQgetResult", "PQclear"),
-)
-
-
-class Batch(Protocol):
-    """The rows of one FETCH. pgresult: the address of the PGresult, valid until the FETCH after the next one.
-
-    types: the type OID of each column. rows: the fields of each row as PostgreSQL's text output, None for NULL.
-    """
-
-    @property
-    def pgresult(self) -> int: ...
-
-    @property
-    def types(self) -> Sequence[int]: ...
-
-    def rows(self) -> Sequence[Sequence[bytes | None]]: ...
-
-
-class Encoder(Protocol):
-    """Encodes whole batches. encode: return all rows of the batch as lines."""
-
-    def encode(self, batch: Batch) -> bytes: ...
-
 
 def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
     """Return a function from a type OID to the kind of a column of that type: how its values are written."""
@@ -76,76 +50,41 @@ def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
     return kind_of
 
 
-def bind_libpq(library: ctypes.CDLL) -> bool:
-    """Give the native encoder the functions of the libpq that makes the results.
-
-    Return whether the native encoder can be used. It cannot if it is not built or if the library hides its symbols.
-    """
-    if _encode is None:
-        return False
-    try:
-        addresses = {name: ctypes.cast(library[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
-    except AttributeError:
-        return False
-    _encode.bind(addresses)
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """The encoder of this process, which also determines how rows are read. Made once, by `choose_encoders`.
-
-    native: whether it is the native encoder. streams: whether it reads rows as they arrive; otherwise it encodes the
-    batches of a cursor.
-    """
+    """The encoder of this process. Made once, by `choose_encoders`. native: whether it is the native encoder."""
 
     native: bool
-    streams: bool
+    _python_reader: Callable[[PureEncoder], RowReader]
 
-    def for_batches(self, dialect: Dialect, format: str) -> Encoder:
-        """Return an encoder of a cursor's batches, for one export."""
-        return make_encoder(dialect, format, native=self.native)
+    def reader(self, dialect: Dialect, format: str) -> RowReader:
+        """Return what reads and encodes the rows of one connection, for one export."""
+        kind_of = kinds_for(dialect, format)
+        if self.native:
+            return native_encoder(dialect, kind_of)
+        return self._python_reader(PureEncoder(dialect, kind_of))
 
-    def for_streams(self, dialect: Dialect, format: str) -> NativeEncoder:
-        """Return an encoder that reads rows itself, for one export. Only if `streams` is true."""
-        return NativeEncoder(dialect, kinds_for(dialect, format))
 
-
-def choose_encoders(library: ctypes.CDLL, *, chunked: bool, pure_python: bool) -> Encoders:
+def choose_encoders(
+    openssl: Mapping[str, int], python_reader: Callable[[PureEncoder], RowReader], *, pure_python: bool
+) -> Encoders:
     """Choose the encoder of this process.
 
-    library: the driver's libpq. chunked: whether it returns rows in chunks (libpq 17). pure_python: whether the
-    settings forbid the native encoder.
+    openssl: the addresses of the functions with which the native encoder reads TLS. python_reader: makes a reader that
+    passes its rows to the pure-Python encoder. pure_python: whether the settings forbid the native encoder.
     """
-    native = bind_libpq(library) and not pure_python
-    return Encoders(native, native and chunked)
+    if _encode is not None:
+        _encode.bind(openssl)
+    return Encoders(_encode is not None and not pure_python, python_reader)
 
 
-def make_encoder(dialect: Dialect, format: str, *, native: bool) -> Encoder:
-    """Return an encoder for one export. native: only if `bind_libpq` has returned true."""
-    kind_of = kinds_for(dialect, format)
-    return NativeEncoder(dialect, kind_of) if native else PureEncoder(dialect, kind_of)
+def native_encoder(dialect: Dialect, kind_of: Callable[[int], int]) -> RowReader:
+    """Return a native encoder. Only if it is built."""
 
+    def kinds_of(description: bytes) -> bytes:
+        return bytes([kind_of(oid) for _, oid in columns(description)])
 
-class NativeEncoder:
-    """The Cython encoder, for batches or for rows as they arrive. Only one thread may use it at a time."""
-
-    def __init__(self, dialect: Dialect, kind_of: Callable[[int], int]) -> None:
-        self._dialect = dialect
-        self._kind_of = kind_of
-        self._encoder = _encode.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kind_of)
-        # Both are called by the thread that reads a running statement: postgres.rows.RowReader.
-        self.read = self._encoder.read
-        self.failure = self._encoder.failure
-
-    def encode(self, batch: Batch) -> bytes:
-        """Return all rows of the batch as lines. Read the fields in libpq's memory."""
-        lines: bytes = self._encoder.encode(batch.pgresult)
-        return lines
-
-    def copy(self) -> NativeEncoder:
-        """Return an encoder that writes the same, for another thread."""
-        return NativeEncoder(self._dialect, self._kind_of)
+    return _encode.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kinds_of)
 
 
 class PureEncoder:
@@ -156,10 +95,15 @@ class PureEncoder:
         self._kind_of = kind_of
         special = b"[" + re.escape(dialect.delimiter + dialect.quote) + b"\r\n]"
         self._needs_quotes = re.compile(special).search
+        self._kinds: list[int] = []
 
-    def encode(self, batch: Batch) -> bytes:
-        """Return all rows of the batch as lines."""
-        return self.lines(batch.rows(), [self._kind_of(oid) for oid in batch.types])
+    def describe(self, types: Sequence[int]) -> None:
+        """Take the type OID of each column of the rows that follow."""
+        self._kinds = [self._kind_of(oid) for oid in types]
+
+    def line(self, row: bytes) -> bytes:
+        """Return the line of a row. row: the body of the DataRow message. Raise ProtocolError if it is malformed."""
+        return self.lines((fields(row, len(self._kinds)),), self._kinds)
 
     def lines(self, rows: Iterable[Sequence[bytes | None]], kinds: Sequence[int]) -> bytes:
         """Return the rows as lines. rows: the fields of each, None for NULL. kinds: one for each column."""

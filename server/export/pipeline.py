@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from server.chunk import Chunk
@@ -17,9 +17,10 @@ from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.export.compress import gzipped
 from server.export.diagnose import diagnose
 from server.export.engine import Engine
-from server.export.scan import choose_strategy, fetch_rows, scan
+from server.export.scan import choose_strategy, read_rows, scan
 from server.export.strategy import Strategy, reads_in_order
 from server.postgres.explained import Explained
+from server.postgres.portal import RowWriter
 from server.postgres.session import Session
 from server.query.catalogue import Relation, RelationName
 from server.query.plan import ExportPlan, make_plan, preview_of
@@ -97,12 +98,10 @@ class OpenExport:
             async for chunk in chunks:
                 yield chunk
 
-    def first_rows(self) -> AsyncGenerator[Sequence[bytes | None], None]:
-        """Yield the first PREVIEW_ROWS rows as text, None for NULL, instead of the file. Call this once.
-
-        Raise ExportError.
-        """
-        return fetch_rows(self.session, preview_of(self.plan))
+    async def first_rows(self, writer: RowWriter) -> None:
+        """Pass the first PREVIEW_ROWS rows to the writer, instead of the file. Call this once. Raise ExportError."""
+        await self.explained()  # locks, and finds out whether the snapshot fits
+        await read_rows(self.session, select_statement(preview_of(self.plan)), writer)
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +116,7 @@ async def open_export(engine: Engine, request: ExportRequest, *, control: bool =
     plan = None
     try:
         async with database.control_session() if control else database.session() as session:
-            plan = make_plan(request, await session.relation(request.relation, exact=not control))
+            plan = make_plan(request, await session.relation(request.relation))
             yield OpenExport(engine, session, plan)
     except (InvalidRequest, QueryFailed) as error:
         if plan is None:
@@ -128,10 +127,10 @@ async def open_export(engine: Engine, request: ExportRequest, *, control: bool =
 async def describe(engine: Engine, name: RelationName) -> Relation:
     """Return the relation of this name, on a control connection and without waiting for a lock on the relation.
 
-    `toast_bytes` is that of the last VACUUM. Raise RelationNotFound and the other ExportErrors of a control session.
+    Raise RelationNotFound and the other ExportErrors of a control session.
     """
     async with engine.database.control_session() as session:
-        return await session.relation(name, exact=False)
+        return await session.relation(name)
 
 
 async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:

@@ -6,12 +6,12 @@ Opens the export as a download does (`pipeline.py`). Knows no HTTP and no page.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 
 from server.errors import QueryTimeout
 from server.export.engine import Engine
 from server.export.pipeline import open_export
+from server.postgres.messages import fields
 from server.query.plan import OutputColumn
 from server.query.request import ExportRequest
 
@@ -43,22 +43,40 @@ async def first_rows(
     estimate: ask PostgreSQL how many rows the export has. seconds: the time limit, PREVIEW_TIMEOUT by default. Raise
     QueryTimeout at the time limit, and ExportError as the export itself would.
     """
-    rows: list[list[str | None]] = []
-    lengths: list[int] = []  # of each row as a line of the file, in bytes
+    shown = _ShownRows()
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
         async with asyncio.timeout(seconds), open_export(engine, wanted) as export:
             estimated = (await export.explained()).rows if estimate else None
-            async with contextlib.aclosing(export.first_rows()) as found:
-                async for row in found:
-                    lengths.append(sum(len(value or b"") for value in row) + max(len(row), 1))
-                    rows.append([None if value is None else _shown(value) for value in row])
+            await export.first_rows(shown)
     except TimeoutError:
         raise QueryTimeout(
             f"There was no preview within {seconds:g} seconds.",
             hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
         ) from None
-    return Preview(export.plan.columns, rows, estimated, sum(lengths) / len(lengths) if lengths else 0.0)
+    lengths = shown.lengths
+    return Preview(export.plan.columns, shown.rows, estimated, sum(lengths) / len(lengths) if lengths else 0.0)
+
+
+class _ShownRows:
+    """A `portal.RowWriter` that keeps the rows for the preview and writes no file.
+
+    lengths: of each row as a line of the file, in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[list[str | None]] = []
+        self.lengths: list[int] = []
+        self._columns = 0
+
+    def describe(self, types: list[int]) -> None:
+        self._columns = len(types)
+
+    def line(self, row: bytes) -> bytes:
+        values = fields(row, self._columns)
+        self.lengths.append(sum(len(value or b"") for value in values) + max(len(values), 1))
+        self.rows.append([None if value is None else _shown(value) for value in values])
+        return b""
 
 
 def _shown(value: bytes) -> str:

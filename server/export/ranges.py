@@ -116,6 +116,10 @@ class Ranges:
             if each.free:
                 each.reader = reader
                 return each
+        return self._take_new(reader)
+
+    def _take_new(self, reader: RangeReader) -> _Range | None:
+        """Give the reader the next range that was never taken, if the look-ahead limit allows it."""
         if self._untaken == self._count or len(self._taken) >= self._ahead:
             return None
         taken = _Range(self._untaken, reader)
@@ -164,12 +168,13 @@ async def _wait(event: asyncio.Event) -> None:
 
 
 class RangeReader:
-    """One reader of the ranges of a file. It has one range at a time, or none."""
+    """One reader of the ranges of a file. It reads one range at a time, and may have reserved the one after that."""
 
     def __init__(self, ranges: Ranges, permanent: bool) -> None:
         self._ranges = ranges
         self._permanent = permanent
         self._range: _Range | None = None
+        self._reserved: _Range | None = None
 
     @property
     def number(self) -> int:
@@ -179,9 +184,12 @@ class RangeReader:
     async def take(self) -> bool:
         """Take a range as soon as there is one. Return False when nothing is left for this reader to do.
 
-        A range that was given back comes first, and is not held up by the look-ahead limit.
+        The reserved range comes first, then one that was given back, which the look-ahead limit does not hold up.
         """
         ranges = self._ranges
+        if self._reserved is not None:
+            self._range, self._reserved = self._reserved, None
+            return True
         while True:
             self._range = ranges._take(self)
             if self._range is not None:
@@ -191,17 +199,32 @@ class RangeReader:
                 return False
             await _wait(ranges._changed)
 
+    def reserve(self) -> int | None:
+        """Take the next range in advance, if that is possible without waiting. Return its number; None if not.
+
+        Only a range that nobody has taken before: it comes after the one that the reader has, so the file never waits
+        for a reserved range while its reader waits for the file.
+        """
+        if self._reserved is None:
+            self._reserved = self._ranges._take_new(self)
+            return None if self._reserved is None else self._reserved.number
+        return None
+
     async def put(self, chunk: Chunk) -> bool:
         """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.
 
         Return False if the reader now has another range: one that was given back and that the file waits for. The
-        chunk is dropped, and so is all that was read of the old range, which another reader takes later.
+        chunk is dropped, and so is all that was read of the old range, which another reader takes later, as it does the
+        reserved one.
         """
         ranges, mine = self._ranges, self._held()
         while mine.buffered >= RANGE_BUFFER_BYTES:
             head = ranges._take_head(self)
             if head is not None:
                 mine.give_back()
+                if self._reserved is not None:
+                    self._reserved.give_back()
+                    self._reserved = None
                 self._range = head
                 ranges._notify()
                 return False
@@ -225,8 +248,11 @@ class RangeReader:
         permanent reader has failed. The failure of the permanent reader always ends its own range.
         """
         failed, self._range = self._range, None
+        reserved, self._reserved = self._reserved, None
         if self._permanent:
             self._ranges._fail(error)
+        if reserved is not None:
+            self._ranges._give_back(reserved, error)
         if failed is not None and give_back:
             self._ranges._give_back(failed, error)
         elif failed is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from server.postgres.explained import Explained
-from server.postgres.statements import POSTGRES_14
+from server.postgres.rows import BATCH_ROWS
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
@@ -25,23 +25,16 @@ RANGE_BLOCKS = 256
 FEWEST_BLOCKS = 1024
 # Tables of one export. Each reader locks all of them, and the server's lock table is limited.
 MOST_TABLES = 256
-# Bytes of the statement, which is sent and planned again for each range.
-LONGEST_STATEMENT = 8 << 10
-
-# Rows that libpq holds at a time. A row without TOAST fits a block, but values that compress well are 150 kB and more
-# when they are decompressed: 16 such rows are 3 MB, and 200 rows would save at most 2 % of CPU.
-CHUNK_ROWS = 16
-# The same where a single value may have megabytes: nothing in the rows before predicts it. See docs/performance.md.
-CHUNK_ROWS_LARGE = 4
-# Bytes that libpq should hold at a time if all rows have the average size.
-LIBPQ_BYTES = 2 << 20
+# Bytes of the values, which are sent and planned again for each range.
+MOST_BYTES_OF_VALUES = 8 << 10
 
 # Date and time values that depend on the transaction's start, which differs between readers (PostgreSQL manual,
 # "Date/Time Types", "Special Values"). They may stand in arrays and ranges too. Text that merely contains such a word
 # costs only time.
 _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 
-# Facts about each table that the whole query would scan, in the order of the scans. They are as of now, so later than
+# Facts about each table that the whole query would scan, in the order of the scans. Parameters: the schemas and the
+# names of the tables, the OID of the requested relation. They are as of now, so later than
 # the snapshot: no row in the snapshot lies beyond `blocks`. If the requested relation is the parent of these tables,
 # its policies and the expressions of its virtual columns apply, and not theirs.
 FACTS = """
@@ -51,13 +44,13 @@ SELECT
     pg_relation_size(c.oid) / current_setting('block_size')::bigint AS blocks,
     c.relkind IN ('r', 'm') AND am.amname = 'heap' AS heap,
     has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
-    row_security_active(c.oid) OR row_security_active(%(relation)s::oid) AS row_security,
-    c.oid <> %(relation)s AND EXISTS (
+    row_security_active(c.oid) OR row_security_active($3::oid) AS row_security,
+    c.oid <> $3::oid AND EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
     ) AS virtual,
     current_user <> session_user AS other_role,
     has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') AS shareable
-FROM unnest(%(schemas)s::text[], %(names)s::text[]) WITH ORDINALITY AS wanted (schema, name, position)
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (schema, name, position)
 LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
 LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
 LEFT JOIN pg_am AS am ON am.oid = c.relam
@@ -104,22 +97,32 @@ class BlockRanges(Sequence[Blocks]):
 class Strategy:
     """How a plan is read. ranges: in the order of the file; empty if one reader runs the whole query.
 
-    readers: the most that are useful. chunk_rows: rows that libpq may hold at a time. estimated_rows: the planner's
-    estimate. reason: why the plan is not read by ranges; the empty string if it is. streams: whether the rows are
-    encoded as they arrive, and not fetched from a cursor.
+    readers: the most that are useful. estimated_rows: the planner's estimate. parallel_plan: whether workers of
+    PostgreSQL take part. reason: why the plan is not read by ranges; the empty string if it is.
     """
 
     ranges: BlockRanges
     readers: int
-    chunk_rows: int
     estimated_rows: int
+    parallel_plan: bool
     reason: str
-    streams: bool
 
     @property
     def name(self) -> str:
         """The name of the strategy in the log and the API."""
-        return "block ranges" if self.ranges else "single"
+        if self.ranges:
+            return "cursor, block ranges"
+        return "cursor, parallel plan" if self.parallel_plan else "cursor"
+
+    @property
+    def batches(self) -> int:
+        """How many batches of the whole query to ask for at once, 0 to execute it as a whole: see `rows.Select`.
+
+        With a row limit PostgreSQL would run a parallel plan without its workers.
+        """
+        if self.parallel_plan:
+            return 0
+        return 1 if self.estimated_rows < BATCH_ROWS else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +140,11 @@ class Candidates:
 class Limits:
     """The limits of a strategy.
 
-    readers: the most for one export. statement_length: bytes of the whole query. streams: whether the encoder can read
-    rows as they arrive.
+    readers: the most for one export. bytes_of_values: of the parameters of the whole query.
     """
 
     readers: int
-    statement_length: int
-    streams: bool = True
+    bytes_of_values: int
 
 
 def reads_in_order(plan: ExportPlan) -> bool:
@@ -151,12 +152,9 @@ def reads_in_order(plan: ExportPlan) -> bool:
     return plan.relation.kind in ("table", "partitioned table", "materialized view") and not plan.order
 
 
-def candidate_tables(plan: ExportPlan, explained: Explained, server_version: int) -> Candidates:
-    """Return the tables whose blocks hold all rows of the plan, or why its rows cannot be read by ranges of blocks.
-
-    server_version: as libpq gives it, 140005 for 14.5.
-    """
-    reason = _reason_in_plan(plan, server_version)
+def candidate_tables(plan: ExportPlan, explained: Explained) -> Candidates:
+    """Return the tables whose blocks hold all rows of the plan, or why its rows cannot be read by ranges of blocks."""
+    reason = _reason_in_plan(plan)
     if reason:
         return Candidates(reason=reason)
     scans = explained.scans()
@@ -165,10 +163,12 @@ def candidate_tables(plan: ExportPlan, explained: Explained, server_version: int
         return Candidates(reason=f"PostgreSQL plans {min(others)}")
     if len(scans) > MOST_TABLES:
         return Candidates(reason=f"more than {MOST_TABLES} tables")
+    if explained.blocks < FEWEST_BLOCKS:
+        return Candidates(reason="small")
     return Candidates(tuple((scan["Schema"], scan["Relation Name"]) for scan in scans))
 
 
-def _reason_in_plan(plan: ExportPlan, server_version: int) -> str:
+def _reason_in_plan(plan: ExportPlan) -> str:
     if plan.parallel == 1:
         return "one reader was asked for"
     if not reads_in_order(plan):
@@ -177,8 +177,6 @@ def _reason_in_plan(plan: ExportPlan, server_version: int) -> str:
         return "limit or offset"
     if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
         return "a value that may depend on the time"
-    if server_version < POSTGRES_14:
-        return "the server is older than PostgreSQL 14"
     return ""
 
 
@@ -195,7 +193,7 @@ def make_strategy(
     if not reason:
         ranges = BlockRanges([(table["schema"], table["name"], table["blocks"]) for table in facts])
     readers = min(limits.readers, plan.parallel or limits.readers, len(ranges)) if ranges else 1
-    return Strategy(ranges, readers, _chunk_rows(plan), explained.rows, reason, limits.streams)
+    return Strategy(ranges, readers, explained.rows, explained.parallel, reason)
 
 
 def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
@@ -215,17 +213,6 @@ def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str
         return "a partition or column that the role may not read by itself"
     if sum(table["blocks"] for table in tables) < FEWEST_BLOCKS:
         return "small"
-    if limits.statement_length > LONGEST_STATEMENT:
+    if limits.bytes_of_values > MOST_BYTES_OF_VALUES:
         return "a long query"
     return ""
-
-
-def _chunk_rows(plan: ExportPlan) -> int:
-    relation = plan.relation
-    if relation.toast_bytes == 0:
-        return CHUNK_ROWS
-    # `bytes` counts TOAST as of the last VACUUM, `toast_bytes` as of now.
-    size = max(relation.bytes or 0, relation.toast_bytes or 0)
-    if size and relation.estimated_rows:
-        return max(1, min(CHUNK_ROWS_LARGE, LIBPQ_BYTES * relation.estimated_rows // size))
-    return CHUNK_ROWS_LARGE

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: opened, detached for a thread, kept while idle, closed.
+"""Connections to PostgreSQL: opened, kept while idle, closed.
 
 Runs no statement. `Connections` replaces aiopg's pool, which uses one address for good, makes every caller wait
 behind a slow connect, wakes no waiter when a closed connection is released, and can hang when it is closed. How many
@@ -11,95 +11,25 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import os
 import socket
-import threading
-from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-import aiopg
 import psycopg2
 import psycopg2.extensions
 
 from server import errors
 from server.events import emit
+from server.postgres.connection import Connection
 from server.postgres.events import DatabaseUnreachable
 from server.postgres.server_errors import SHUTTING_DOWN
 from server.settings import SettingsError
 
 # Seconds until a connection must be open: long for a network, short for a person who waits.
 CONNECT_TIMEOUT = 5.0
-
-
-class Connection(aiopg.Connection):
-    """A connection that can be detached from the event loop, for a thread to read from.
-
-    The only code that uses parts of aiopg.Connection that are not public: `_fileno`, the descriptor that the event loop
-    watches, or None; `_ready`, called with `_weakref` when the descriptor is readable.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Take the arguments of aiopg.Connection."""
-        # Held by the thread that reads, and by `close`.
-        self._reading = threading.Lock()
-        super().__init__(*arguments, **options)
-
-    @property
-    def detached(self) -> bool:
-        """Whether the event loop does not watch the connection."""
-        return self._fileno is None
-
-    @property
-    def pgconn(self) -> int:
-        """The address of libpq's PGconn, 0 once the connection is closed."""
-        address: int | None = self.raw.pgconn_ptr
-        return address or 0
-
-    def detach(self) -> None:
-        """Take the connection out of the event loop, so that aiopg does not read what a thread is to read.
-
-        When a detached connection is closed, aiopg leaves the event loop alone. It must: libpq may have closed the
-        socket before, and another connection may have its number meanwhile.
-        """
-        descriptor = self.raw.fileno()
-        asyncio.get_running_loop().remove_reader(descriptor)
-        self._fileno = None
-
-    def reattach(self) -> None:
-        """Give a detached connection back to the event loop. Nothing may be running on it. Ignore a closed one."""
-        if not self.closed:
-            self._fileno = self.raw.fileno()
-            asyncio.get_running_loop().add_reader(self._fileno, self._ready, self._weakref)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[int]:
-        """Keep the connection open while this thread reads from it. Yield `pgconn`.
-
-        Enter it in the thread that reads.
-        """
-        with self._reading:
-            yield self.pgconn
-
-    def close(self) -> asyncio.Future[None]:
-        """Close the connection, unless a thread is reading from it, which libpq does not survive.
-
-        A connection that is closed already is left alone: aiopg closes that of a cancelled statement by itself. If it
-        closed it again, it would stop the event loop from watching a descriptor that another connection may have now.
-        """
-        if not self.closed and self._reading.acquire(blocking=False):
-            try:
-                return super().close()
-            finally:
-                self._reading.release()
-        done = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-
-    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
-        """Return the statement with its values in place of the placeholders, quoted by the driver."""
-        with contextlib.closing(self.raw.cursor()) as cursor:
-            text: bytes = cursor.mogrify(sql, values)
-        return text
+# The version of the server as libpq numbers it. PostgreSQL 14 is the oldest one that is maintained.
+OLDEST_SERVER = 140000
 
 
 class Connections:
@@ -152,7 +82,9 @@ class Connections:
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed:
-                return connection
+                if connection.still_open():
+                    return connection
+                connection.close()
         return None
 
     async def _open(self) -> Connection:
@@ -204,7 +136,13 @@ class Connections:
 
     async def _connect_to(self, address: dict[str, str]) -> Connection:
         """Return a connection to this address. The caller holds `_connecting`."""
-        options: dict[str, Any] = {"client_encoding": "UTF8", "application_name": "sluice", **address}
+        options: dict[str, Any] = {
+            "client_encoding": "UTF8",
+            "application_name": "sluice",
+            # GSS encryption is part of libpq: nothing else can read what it has encrypted.
+            "gssencmode": "disable",
+            **address,
+        }
         connection = Connection(
             self._dsn,
             CONNECT_TIMEOUT,
@@ -227,6 +165,14 @@ class Connections:
         if cancelled_from_here():
             connection.close()
             raise asyncio.CancelledError
+        try:
+            connection.take_over()
+        except OSError:
+            connection.close()
+            raise
+        if connection.raw.server_version < OLDEST_SERVER:
+            connection.close()
+            raise errors.DatabaseUnavailable("The database is older than PostgreSQL 14, the oldest that Sluice reads.")
         return connection
 
 
@@ -264,15 +210,20 @@ def _shutting_down() -> errors.DatabaseUnavailable:
 def cancelled_from_here() -> bool:
     """Return whether the current task is being cancelled.
 
-    aiopg raises CancelledError also for a statement that the server cancelled (SQLSTATE 57014). This tells them apart.
+    aiopg raises CancelledError for other reasons too. This tells them apart.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def check_dsn(dsn: str) -> None:
-    """Raise SettingsError if libpq cannot parse this URI. The error does not quote it: it may hold a password."""
+    """Raise SettingsError if libpq cannot parse this URI, or if GSS encryption is required, which Sluice cannot use.
+
+    The error does not quote the URI: it may hold a password.
+    """
     try:
-        psycopg2.extensions.parse_dsn(dsn)
+        parts = psycopg2.extensions.parse_dsn(dsn)
     except psycopg2.Error:
         raise SettingsError("DATABASE_URL is not a connection URI that libpq understands") from None
+    if parts.get("gssencmode", os.environ.get("PGGSSENCMODE")) == "require":
+        raise SettingsError("GSS encryption cannot be used: replace gssencmode=require, for example by sslmode=require")

@@ -151,13 +151,13 @@ class Database:
         """
         listing = catalogue.LIST_RELATIONS if columns else catalogue.LIST_WITHOUT_COLUMNS
         async with self.control_session() as session:
-            rows = await session.query(listing, {"schemas": list(self._schemas)})
+            rows = await session.query(listing, (self._schemas,), prepare=True)
         return [catalogue.relation_from_row(row) for row in rows]
 
     async def ping(self) -> None:
         """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors."""
-        async with self.control_session():
-            pass
+        async with self.control_session() as session:
+            await session.open()
 
     @contextlib.asynccontextmanager
     async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
@@ -165,7 +165,7 @@ class Database:
         session = Session(connection, statement_timeout, self._schemas, self._threads)
         self._sessions[session] = asyncio.get_running_loop().create_future()
         try:
-            await session.begin(statements.session_settings(statement_timeout, self._idle_timeout), snapshot)
+            session.begin(statements.session_settings(statement_timeout, self._idle_timeout), snapshot)
             yield session
         finally:
             # In a task of its own: a client that leaves after the last byte cancels this task, which must not cost the
@@ -176,7 +176,7 @@ class Database:
 
     async def _finish(self, session: Session) -> None:
         self._connections.release(session.connection, reusable=await session.end())
-        if session.statement_left_running and session.backend_pid:
+        if session.statement_left_running and session.snapshot_at is not None:
             self._in_background(self._cancel(session.backend_pid, session.snapshot_at))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -185,11 +185,11 @@ class Database:
         task.add_done_callback(self._background.discard)
         return task
 
-    async def _cancel(self, backend_pid: int, snapshot_at: datetime.datetime | None) -> None:
+    async def _cancel(self, backend_pid: int, snapshot_at: datetime.datetime) -> None:
         """Cancel the statement of the transaction that started at `snapshot_at`, over another connection."""
         try:
             # Without a control slot: one that waits for a lock must not keep a statement running.
             async with self._transaction(CONTROL_TIMEOUT) as session:
-                await session.query(statements.CANCEL, {"pid": backend_pid, "start": snapshot_at})
+                await session.query(statements.CANCEL, (backend_pid, snapshot_at.isoformat()))
         except errors.ExportError as error:
             emit(StatementNotCancelled(pid=backend_pid, reason=error.detail))

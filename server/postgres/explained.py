@@ -11,15 +11,22 @@ from typing import Any
 class Explained:
     """PostgreSQL's plan of one query.
 
-    node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON).
+    node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON). blocks: of the tables
+    that the query reads, as they are now.
     """
 
     node: Mapping[str, Any]
+    blocks: int = 0
 
     @property
     def rows(self) -> int:
         """How many rows the planner expects."""
         return round(float(self.node["Plan Rows"]))
+
+    @property
+    def parallel(self) -> bool:
+        """Whether parallel workers take part (PostgreSQL manual, "How Parallel Query Works")."""
+        return _gathers(self.node)
 
     def scans(self) -> Sequence[Mapping[str, Any]]:
         """Return the nodes that produce the rows, in the order of the rows: the parts of an Append, or the only one."""
@@ -28,3 +35,7 @@ class Explained:
             node = node["Plans"][0]
         parts: Sequence[Mapping[str, Any]] = node.get("Plans", []) if node["Node Type"] == "Append" else [node]
         return parts
+
+
+def _gathers(node: Mapping[str, Any]) -> bool:
+    return node["Node Type"] in ("Gather", "Gather Merge") or any(map(_gathers, node.get("Plans", [])))

@@ -1,4 +1,4 @@
-"""The errors of PostgreSQL and of the driver as ExportErrors, whose text a user may see.
+"""The errors of PostgreSQL as ExportErrors, whose text a user may see.
 
 A text made here holds the server's primary message only where the user can act on it, and never its detail, hint or
 statement: they may hold values of rows.
@@ -6,9 +6,8 @@ statement: they may hold values of rows.
 
 from __future__ import annotations
 
-import psycopg2
-
 from server import errors
+from server.postgres.messages import error_fields
 
 # Characters of a primary message that are kept. It may quote a value of any length.
 LONGEST_MESSAGE = 300
@@ -16,19 +15,20 @@ LONGEST_MESSAGE = 300
 SHUTTING_DOWN = "The server is shutting down."
 
 
-def translate(error: psycopg2.Error) -> errors.ExportError:
-    """Return the ExportError for an error that the driver raised."""
-    return error_for(error.pgcode, error.diag.message_primary or "")
+def error_in(body: bytes) -> errors.ExportError:
+    """Return the ExportError for an ErrorResponse. body: of the message, perhaps only its beginning."""
+    fields = error_fields(body)
+    return error_for(fields.get("C"), fields.get("M", ""))
 
 
 def error_for(state: str | None, primary: str) -> errors.ExportError:
     """Return the ExportError for a SQLSTATE (PostgreSQL manual, appendix "PostgreSQL Error Codes").
 
-    state: the five characters of the SQLSTATE; None if the error did not come from the server, as when the connection
-    breaks. primary: the primary message.
+    state: the five characters of the SQLSTATE; None if the server gave none. primary: the primary message.
     """
     primary = primary[:LONGEST_MESSAGE]
-    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03"):
+    # 26000: something in the session has dropped the statements that Sluice had prepared.
+    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03", "26000"):
         return connection_lost()
     if state == "57014":
         return query_cancelled()

@@ -11,20 +11,17 @@ from collections.abc import Iterable, Mapping
 # begins; readers that share its snapshot take them over.
 PINNED = ("TimeZone", "lc_monetary", "search_path")
 
-# The version as libpq numbers it: the first one with client_connection_check_interval and TID range scans.
-POSTGRES_14 = 140000
-
 # A parallel plan returns the rows in no particular order.
-NO_PARALLEL_PLAN = "SET LOCAL max_parallel_workers_per_gather = 0"
+NO_PARALLEL_PLAN = {"max_parallel_workers_per_gather": "0"}
 
 # The name under which other sessions can import this snapshot, and the pinned settings.
 EXPORT_SNAPSHOT = "SELECT pg_export_snapshot() AS name, " + ", ".join(
     f"current_setting('{name}') AS \"{name}\"" for name in PINNED
 )
 
-# Placeholders: pid, start. The start of the transaction tells it from another one that a pooler runs on the same
-# backend meanwhile.
-CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)s AND xact_start = %(start)s"
+# Parameters: the process ID, and the start of the transaction, which tells it from another one that a pooler runs on the
+# same backend meanwhile.
+CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND xact_start = $2"
 
 # Whether a relation that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of the
 # same name) after its snapshot was taken and before it held the lock: the snapshot would then see no rows at all
@@ -50,6 +47,17 @@ EXISTS (
 )
 """
 
+_BLOCKS = """
+(
+    SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint / current_setting('block_size')::bigint
+    FROM pg_locks AS l
+    JOIN pg_class AS c ON c.oid = l.relation
+    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r', 'm')
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND c.relnamespace <> 'pg_catalog'::regnamespace
+)
+"""
+
 # The time between two rows is up to the client.
 _NO_TIMEOUTS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
@@ -61,10 +69,11 @@ _TID_SCANS_ONLY = {
     "enable_indexonlyscan": "off",
     "enable_bitmapscan": "off",
     "max_parallel_workers_per_gather": "0",
+    "plan_cache_mode": "force_custom_plan",
 }
 
-# Lets the server notice a killed worker while it sorts (from PostgreSQL 14). Not every platform's server can do that,
-# and one that cannot rejects the setting.
+# Lets the server notice a killed worker while it sorts. Not every platform's server can do that, and one that cannot
+# rejects the setting.
 _CHECK_CLIENT = (
     "CASE WHEN version() !~* 'windows|mingw|visual c|darwin' "
     "THEN set_config('client_connection_check_interval', '1s', true) END"
@@ -81,60 +90,40 @@ def session_settings(statement_timeout: float, idle_timeout: float) -> dict[str,
         "extra_float_digits": "1",
         "quote_all_identifiers": "off",
         "synchronize_seqscans": "off",
-        # All rows are wanted. By default the planner optimises a cursor for the first tenth of them.
-        "cursor_tuple_fraction": "1.0",
         "jit": "off",
-        # The driver keeps every notice, and nothing reads them.
+        # Nothing reads notices.
         "client_min_messages": "error",
         "statement_timeout": f"{round(statement_timeout * 1000)}ms",
         "idle_in_transaction_session_timeout": f"{round(idle_timeout * 1000)}ms",
     }
 
 
-def begin(settings: Mapping[str, str], snapshot: str | None, server_version: int) -> str:
-    """Return the statements that open a transaction and then give one row: `pid`, and `started`, a timestamp.
+def set_local(settings: Mapping[str, str]) -> str:
+    """Return the expressions that set these settings until the transaction ends."""
+    return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
 
-    snapshot: the name of a snapshot that another session has exported; None for a new one. server_version: as libpq
-    gives it, 140005 for 14.5.
+
+def begin(settings: Mapping[str, str], snapshot: str | None) -> list[str]:
+    """Return the statements that open a transaction. The last gives one row: `pid`, and `started`, a timestamp.
+
+    snapshot: the name of a snapshot that another session has exported; None for a new one.
     """
     statements = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
     if snapshot is not None:
         statements.append(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-    statements += [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
-    row = ["pg_backend_pid() AS pid", "now() AS started"]
-    if server_version >= POSTGRES_14:
-        row.append(_CHECK_CLIENT)
-    row += [f"set_config('{name}', current_setting('{name}'), true)" for name in PINNED]
-    return "; ".join([*statements, f"SELECT {', '.join(row)}"])
-
-
-def in_timezone(
-    statement: str, values: Mapping[str, str] | None, timezone: str | None
-) -> tuple[str, Mapping[str, str]]:
-    """Return the statement and its values, preceded by one that sets the time zone of the transaction.
-
-    timezone: None to leave the time zone unchanged.
-    """
-    if timezone is None:
-        return statement, values or {}
-    set_timezone = "SELECT set_config('TimeZone', %(timezone)s, true)"
-    return f"{set_timezone}; {statement}", {**(values or {}), "timezone": timezone}
+    pinned = ", ".join(f"set_config('{name}', current_setting('{name}'), true)" for name in PINNED)
+    row = f"pg_backend_pid() AS pid, now() AS started, {_CHECK_CLIENT}, {pinned}"
+    return [*statements, f"SELECT {set_local(settings)}, {row}"]
 
 
 def pin(names: Iterable[str]) -> str:
-    """Return the statement that takes over settings from another session; its placeholders have their names."""
-    return "SELECT " + ", ".join(f"set_config('{name}', %({name})s, true)" for name in names)
+    """Return the statement that takes over settings from another session; its parameters are their values in order."""
+    return "SELECT " + ", ".join(f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, start=1))
 
 
-def check_snapshot(*, streaming: bool, by_blocks: bool) -> str:
-    """Return the statement that gives one row, `changed`: whether the snapshot does not fit the locked relations.
+# Gives one row: `changed`, whether the snapshot does not fit the locked relations; `blocks`, how many blocks the tables
+# among them have now, system tables not included. Also switches the timeouts off.
+CHECK_SNAPSHOT = f"SELECT {_CHANGED} AS changed, {_BLOCKS} AS blocks, {set_local(_NO_TIMEOUTS)}"
 
-    streaming: switch the server's timeouts off. by_blocks: allow only plans that read ranges of blocks.
-    """
-    settings = (_NO_TIMEOUTS if streaming else {}) | (_TID_SCANS_ONLY if by_blocks else {})
-    return ", ".join(
-        [
-            f"SELECT {_CHANGED} AS changed",
-            *(f"set_config('{name}', '{value}', true)" for name, value in settings.items()),
-        ]
-    )
+# For readers of block ranges. Every range is planned for its own blocks.
+BY_BLOCKS = f"SELECT {set_local(_TID_SCANS_ONLY)}"

@@ -59,8 +59,8 @@ class Relation:
     """A relation that may be exported.
 
     kind: one of the values of KINDS. columns: in table order. estimated_rows, bytes: rows and size on disk as of the
-    last VACUUM or ANALYZE, partitions included. toast_bytes: the part of `bytes` that is stored out of line (TOAST).
-    All three are None where PostgreSQL does not know them: for views, foreign tables, and tables not yet analyzed.
+    last VACUUM or ANALYZE, partitions included. Both are None where PostgreSQL does not know them: for views, foreign
+    tables, and tables not yet analyzed.
     """
 
     oid: int
@@ -71,7 +71,6 @@ class Relation:
     columns: tuple[Column, ...]
     estimated_rows: int | None
     bytes: int | None
-    toast_bytes: int | None
 
 
 # One row per relation, with its columns as one JSON document. Sizes come from pg_class, summed over the partitions and
@@ -86,7 +85,6 @@ SELECT
     c.relispartition AS is_partition,
     storage.estimated_rows,
     storage.bytes,
-    storage.toast_bytes,
     {columns} AS columns
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -111,16 +109,14 @@ CROSS JOIN LATERAL (
     HAVING c.relhassubclass)
 ) AS storage
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND n.nspname = ANY (%(schemas)s)
+  AND n.nspname = ANY ($1::text[])
   AND has_schema_privilege(n.oid, 'USAGE')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 """
 
 _STORAGE = """
         CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
-        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
-            AS bytes,
-        sum({toast_bytes})::bigint AS toast_bytes
+        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint AS bytes
 """
 _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 a.attname,
@@ -133,31 +129,24 @@ _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                  FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
-_IN_CATALOGUE = _STORAGE.format(
-    toast_bytes="coalesce(toast.relpages, 0)::bigint * current_setting('block_size')::bigint"
-)
 # Without the cast to text, a name of more than 63 bytes would be truncated and match a shorter one.
-_BY_NAME = "AND c.relname = %(name)s::text ORDER BY array_position(%(schemas)s, n.nspname::text) LIMIT 1"
+_BY_NAME = "AND c.relname = $2::text ORDER BY array_position($1::text[], n.nspname::text) LIMIT 1"
 # Partitions come last: there may be hundreds, and most users want the parent.
-_IN_ORDER = "ORDER BY c.relispartition, array_position(%(schemas)s, n.nspname::text), c.relname"
+_IN_ORDER = "ORDER BY c.relispartition, array_position($1::text[], n.nspname::text), c.relname"
 
-LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _IN_ORDER
+# Parameter: $1, the schemas.
+LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE) + _IN_ORDER
 # Columns take four fifths of the query's time (measured with 1,000 relations), and a list of names shows none.
-LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_IN_CATALOGUE) + _IN_ORDER
-DESCRIBE_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_IN_CATALOGUE) + _BY_NAME
-# An export decides its memory by the size of the TOAST table, so this one is measured, not estimated. It may wait for a
-# lock, for which the export itself would have to wait too.
-FIND_RELATION = (
-    _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE.format(toast_bytes="coalesce(pg_relation_size(toast.oid), 0)"))
-    + _BY_NAME
-)
+LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_STORAGE) + _IN_ORDER
+# Parameters: $1, the schemas in search order; $2, the name.
+FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE) + _BY_NAME
 
 # Names to suggest for a misspelt one. The limit bounds the time that comparing them keeps the event loop busy.
 LIST_NAMES = """
 SELECT c.relname::text AS name
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND n.nspname = ANY (%(schemas)s)
+  AND n.nspname = ANY ($1::text[])
   AND has_schema_privilege(n.oid, 'USAGE')
   AND has_table_privilege(c.oid, 'SELECT')
 LIMIT 300
@@ -175,7 +164,7 @@ def schemas_to_search(wanted: RelationName, export_schemas: Sequence[str]) -> li
 
 
 def relation_from_row(row: Mapping[str, Any]) -> Relation:
-    """Return the relation that a row of LIST_RELATIONS, DESCRIBE_RELATION or FIND_RELATION describes."""
+    """Return the relation that a row of LIST_RELATIONS or FIND_RELATION describes."""
     estimated = row["estimated_rows"]
     return Relation(
         oid=row["oid"],
@@ -189,7 +178,6 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         ),
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],
-        toast_bytes=row["toast_bytes"],
     )
 
 

@@ -16,12 +16,6 @@ from server.query.grammar import LONGEST_IN_MESSAGE, write_name
 from server.query.parameters import SortKey
 from server.query.request import GZIP_SUFFIX, ExportRequest, full_format
 
-# Bytes stored out of line. A relation with more may have values of megabytes in any row, and the rows of one FETCH are
-# all in memory: its batches stay short however narrow the rows before were.
-LARGE_TOAST_BYTES = 8 << 20
-LARGE_TOAST_FETCH_ROWS = 32
-# Rows. Limits batches of narrow rows only: wider ones are limited by scan.BATCH_BYTES. Measured in docs/performance.md.
-FETCH_ROWS = 4000
 # Rows of a preview: as many as fit on a screen.
 PREVIEW_ROWS = 20
 # Names that an error message lists: more do not help, and a relation may have 1,600 columns.
@@ -40,7 +34,7 @@ class OutputColumn:
 class ExportPlan:
     """An export with all names resolved. The fields of ExportRequest mean the same here.
 
-    filename: without the suffix. fetch_rows: the largest number of rows of one FETCH.
+    filename: without the suffix.
     """
 
     relation: Relation
@@ -54,7 +48,6 @@ class ExportPlan:
     dialect: Dialect
     timezone: str | None
     filename: str
-    fetch_rows: int
     parallel: int | None
 
     @property
@@ -71,7 +64,6 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
     """
     columns = _output_columns(request, relation)
     _check_readable([output.column for output in columns] + _condition_columns(request, relation), relation)
-    large = relation.toast_bytes is not None and relation.toast_bytes > LARGE_TOAST_BYTES
     return ExportPlan(
         relation=relation,
         columns=columns,
@@ -84,7 +76,6 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
         dialect=request.dialect,
         timezone=request.timezone,
         filename=file_stem(request),
-        fetch_rows=LARGE_TOAST_FETCH_ROWS if large else FETCH_ROWS,
         parallel=request.parallel,
     )
 

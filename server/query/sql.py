@@ -1,8 +1,8 @@
 """ExportPlan → SQL text and bound values. Pure: runs nothing.
 
-No value of a user is in the text: identifiers get there only through `quote_identifier`, values only as placeholders,
-which the driver replaces with quoted literals. PostgreSQL gives an untyped literal the type of the column that it is
-compared with (manual, "Type Conversion", "Operators"), so that the column's indexes can be used.
+No value of a user is in the text: identifiers get there only through `quote_identifier`, values only as parameters of
+the protocol. PostgreSQL gives a parameter the type of the column that it is compared with (manual, "Type Conversion",
+"Operators"), so that the column's indexes can be used.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ EMPTY_TEXT = "text ''"
 
 @dataclass(slots=True)
 class Statement:
-    """SQL text with `%(name)s` placeholders, and their values by name. Any other `%` in the text is doubled."""
+    """SQL text with the parameters $1, $2, …, and their values in text form."""
 
     text: str
-    values: dict[str, str] = field(default_factory=dict)
+    values: list[str] = field(default_factory=list)
 
 
 def quote_identifier(name: str) -> str:
-    """Return the name as a quoted identifier for a Statement (PostgreSQL manual, "Identifiers and Key Words").
+    """Return the name as a quoted identifier (PostgreSQL manual, "Identifiers and Key Words").
 
     Raise ValueError if the name is empty or contains NUL, which no identifier can.
     """
     if not name or "\0" in name:
         raise ValueError("an identifier is not empty and holds no NUL")
-    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Blocks:
 def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statement:
     """Return the SELECT whose rows are the rows of the file, or for ndjson its lines.
 
-    blocks: return only the rows in these blocks. PostgreSQL reads a range of tuple identifiers without scanning the
-    rest of the table from version 14 on (release notes of 14, "TID range scan").
+    blocks: return only the rows in these blocks, by a TID range scan (PostgreSQL, release notes of 14). All ranges of a
+    table have the same text.
     """
     statement = Statement("")
     named = plan.format == "ndjson"
@@ -61,7 +61,8 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
         text = f"SELECT {columns} FROM {_source(plan)}"
     else:
         text = f"SELECT {columns} FROM ONLY {quote_identifier(blocks.schema)}.{quote_identifier(blocks.name)} AS source"
-        conditions.append(f"source.ctid >= '({blocks.first},0)' AND source.ctid < '({blocks.end},0)'")
+        first, end = (_bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
+        conditions.append(f"source.ctid >= {first} AND source.ctid < {end}")
     conditions += [_filter(item, statement.values) for item in plan.filters]
     if conditions:
         text += " WHERE " + " AND ".join(conditions)
@@ -80,7 +81,7 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     return statement
 
 
-def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
+def lock_statements(tables: Iterable[tuple[str, str]]) -> list[str]:
     """Return the statements that take the locks for reading these tables, or fail within a second.
 
     tables: (schema, name) of each. A session that waits for a stronger lock blocks all later readers of the table,
@@ -90,7 +91,7 @@ def lock_statement(tables: Iterable[tuple[str, str]]) -> str:
     selects = [
         f"SELECT FROM ONLY {quote_identifier(schema)}.{quote_identifier(name)} LIMIT 0" for schema, name in tables
     ]
-    return "; ".join(["SET LOCAL lock_timeout = '1s'", *selects])
+    return ["SET LOCAL lock_timeout = '1s'", *selects]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,14 @@ def _column(name: str) -> str:
     return f"source.{quote_identifier(name)}"
 
 
-def _filter(item: Filter, values: dict[str, str]) -> str:
+def _filter(item: Filter, values: list[str]) -> str:
     if isinstance(item, Condition):
         return _comparison(_column(item.column), item, values)
     joined = f" {item.joined_by.upper()} ".join(_filter(member, values) for member in item.members)
     return f"NOT ({joined})" if item.negated else f"({joined})"
 
 
-def _comparison(operand: str, condition: Condition, values: dict[str, str]) -> str:
+def _comparison(operand: str, condition: Condition, values: list[str]) -> str:
     if condition.operator == "is":
         text = f"{operand} IS {condition.values[0].upper()}"
     elif condition.operator == "in":
@@ -161,7 +162,6 @@ def _comparison(operand: str, condition: Condition, values: dict[str, str]) -> s
     return f"NOT ({text})" if condition.negated else text
 
 
-def _bind(value: str, values: dict[str, str]) -> str:
-    name = f"v{len(values)}"
-    values[name] = value
-    return f"%({name})s"
+def _bind(value: str, values: list[str]) -> str:
+    values.append(value)
+    return f"${len(values)}"

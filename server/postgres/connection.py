@@ -1,0 +1,195 @@
+"""One connection: opened by libpq, then taken over, so that Sluice itself speaks the protocol on its socket.
+
+Small queries run here, on the event loop, as a pipeline: all are sent at once and the answers are read up to
+ReadyForQuery. `rows.py` reads the rows of an export in a thread. Either way the connection is clean when every Sync that
+was sent has been answered and no byte is left over; otherwise it has to be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import aiopg
+
+from server.postgres import messages, tls
+from server.postgres.queries import Query, Results, Row, encode_values
+from server.postgres.server_errors import connection_lost, error_in
+from server.postgres.wire import Wire
+
+
+class Connection(aiopg.Connection):
+    """A connection of which libpq only makes and closes the socket.
+
+    The only code that uses parts of aiopg.Connection that are not public: `_fileno`, the descriptor that the event loop
+    watches, or None.
+
+    direct: whether the server's process belongs to this connection alone; behind a pooler it does not. unanswered: how
+    many Syncs were sent whose answer nobody has read.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take the arguments of aiopg.Connection."""
+        # Held by the thread that reads, and by `close`.
+        self._reading = threading.Lock()
+        self._wire: Wire | None = None
+        self._messages = messages.Messages()
+        self.unanswered = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._prepared: dict[str, str] = {}
+        self._names = map("sluice_{}".format, itertools.count())
+        self.direct = False
+        super().__init__(*arguments, **options)
+
+    def take_over(self) -> None:
+        """Take the socket away from libpq and aiopg, once, right after the connection was opened.
+
+        libpq has read up to the ReadyForQuery of its last statement. Messages that came after it, if any, belong to no
+        statement, and libpq may have read them. If it holds the beginning of one, the first answer here is the rest of
+        that message. It cannot pass for an answer: `Messages` finds no possible type and length in it, and the
+        connection is closed.
+
+        Raise OSError if TLS or GSS is in use in a way that only libpq can read.
+        """
+        descriptor = self.raw.fileno()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        # When the connection is closed, aiopg leaves the event loop alone. It must: libpq may have closed the socket
+        # before, and another connection may have its number meanwhile.
+        self._fileno = None
+        ssl = tls.ssl_of(self.raw.pgconn_ptr)
+        if self.raw.info.ssl_in_use and not (ssl and tls.addresses()):
+            raise OSError("the driver does not give access to the TLS session")
+        self._wire = Wire(descriptor, ssl)
+
+    @property
+    def wire(self) -> Wire:
+        """The bytes of the connection. Raise ConnectionLost once it is closed."""
+        if self._wire is None or self.closed:
+            raise connection_lost()
+        return self._wire
+
+    @property
+    def clean(self) -> bool:
+        """Whether the server waits for a statement and everything that it has sent was read."""
+        return not (self.closed or self.unanswered) and self._messages.empty
+
+    def still_open(self) -> bool:
+        """Return whether an unused connection is still open. Drop what the server has sent meanwhile."""
+        try:
+            while data := self.wire.receive():
+                self._messages.feed(data)
+                if any(kind not in messages.ASYNCHRONOUS for kind, _ in self._messages):
+                    return False
+        except (OSError, messages.ProtocolError):
+            return False
+        return data is None and self._messages.empty
+
+    async def run(self, queries: Sequence[Query]) -> list[list[Row]]:
+        """Send the queries together and return the rows of each, as dictionaries by column name.
+
+        If one fails, those after it are not run. Raise what `server_errors.error_for` makes of the server's error, or
+        ConnectionLost. If the caller is cancelled, the queries may still run, and the connection is not `clean`.
+        """
+        parsed: list[tuple[str, str]] = []  # the text and the name of each statement that is parsed, "" for unnamed
+        data = b"".join([part for query in queries for part in self._messages_for(query, parsed)])
+        results = Results(queries)
+        self.unanswered += 1
+        try:
+            await self._send(data + messages.SYNC)
+            await self._receive(results)
+        except (OSError, messages.ProtocolError):
+            self._lose()
+            raise connection_lost() from None
+        finally:
+            self._prepared.update(pair for pair in parsed[: results.parsed] if pair[1])
+        if results.error is not None:
+            raise error_in(results.error)
+        return results.finished
+
+    def _messages_for(self, query: Query, parsed: list[tuple[str, str]]) -> Iterator[bytes]:
+        name = self._prepared.get(query.sql)
+        if name is None:
+            # A pooler may give the next transaction to another server, which knows no names of this one.
+            name = next(self._names) if query.prepare and self.direct else ""
+            parsed.append((query.sql, name))
+            yield messages.parse(query.sql, name)
+        yield messages.bind(encode_values(query.values), statement=name)
+        yield messages.describe()
+        yield messages.execute()
+        if query.then is not None:
+            yield messages.FLUSH
+
+    async def _send(self, data: bytes) -> None:
+        sent = self.wire.send(data)
+        while sent < len(data):
+            await self._watched(asyncio.get_running_loop().add_writer, asyncio.get_running_loop().remove_writer)
+            sent += self.wire.send(data[sent:])
+
+    async def _receive(self, results: Results) -> None:
+        while True:
+            data = self.wire.receive()
+            if data == b"":
+                self._lose()
+                # What the server said before it closed the connection.
+                raise connection_lost() if results.error is None else error_in(results.error)
+            if data is None:
+                await self._watched(asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+                continue
+            self._messages.feed(data)
+            for kind, body in self._messages:
+                if results.take(kind, body):
+                    self.unanswered -= 1
+                    return
+
+    def _lose(self) -> None:
+        """Close the connection, which the server has ended, and with it what was sent."""
+        self.unanswered = 0
+        self.close()
+
+    async def _watched(self, watch: Any, unwatch: Any) -> None:
+        """Wait until the socket is ready, or until the connection is closed. watch, unwatch: methods of the loop."""
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        descriptor = self.wire.descriptor
+        watch(descriptor, _finish, waiter)
+        try:
+            await waiter
+        finally:
+            # After `close` the number may belong to another connection.
+            if self._waiter is waiter:
+                self._waiter = None
+                unwatch(descriptor)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Wire | None]:
+        """Keep the connection open while this thread reads from it. Yield its bytes, None if it is closed.
+
+        Enter it in the thread that reads.
+        """
+        with self._reading:
+            yield None if self.closed else self._wire
+
+    def close(self) -> asyncio.Future[None]:
+        """Close the connection, unless a thread is reading from it, which libpq does not survive."""
+        if not self.closed and self._reading.acquire(blocking=False):
+            try:
+                if self._waiter is not None and self._wire is not None:
+                    waiter, self._waiter = self._waiter, None
+                    descriptor = self._wire.descriptor
+                    asyncio.get_running_loop().remove_reader(descriptor)
+                    asyncio.get_running_loop().remove_writer(descriptor)
+                    _finish(waiter)  # which then finds no `wire`
+                return super().close()
+            finally:
+                self._reading.release()
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,187 @@
+"""The messages of PostgreSQL's frontend/backend protocol 3.0: built from values, and parsed from bytes.
+
+Pure: values in, bytes out. Sources: PostgreSQL manual, "Frontend/Backend Protocol", "Message Formats", "Error and
+Notice Message Fields".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+# The types of the backend's messages, as the first byte of each.
+BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, DATA_ROW, EMPTY_QUERY = b"23CDI"
+ERROR, NO_DATA, NOTICE, NOTIFICATION, PARAMETERS = b"EnNAt"
+PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION = b"S1sZT"
+
+# Messages that the backend may send between any two others. They belong to no statement.
+ASYNCHRONOUS = frozenset((NOTICE, NOTIFICATION, PARAMETER_STATUS))
+# Messages whose length is always the same, and that length, which includes its own four bytes.
+_FIXED = {
+    **dict.fromkeys((BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_DATA, PARSE_COMPLETE, PORTAL_SUSPENDED), 4),
+    READY: 5,
+}
+# Messages of any length.
+_ANY_LENGTH = frozenset(
+    (COMMAND_COMPLETE, DATA_ROW, ERROR, NOTICE, NOTIFICATION, PARAMETERS, PARAMETER_STATUS, ROW_DESCRIPTION)
+)
+# Most values of one Bind message, which counts them in 16 bits.
+MOST_VALUES = 65535
+
+_HEADER = struct.Struct("!BI")
+_COUNT = struct.Struct("!H")
+_LENGTH = struct.Struct("!i")
+# What follows the name of a column in a RowDescription: table, column, type, size, modifier, format.
+_COLUMN = struct.Struct("!IHIhih")
+
+
+class ProtocolError(Exception):
+    """The backend sent what the protocol does not allow. The connection cannot be used any more."""
+
+
+def _message(kind: bytes, body: bytes = b"") -> bytes:
+    return kind + _LENGTH.pack(len(body) + 4) + body
+
+
+def parse(sql: str, name: str = "") -> bytes:
+    """Return Parse: prepare a statement under this name. The server infers the types of its parameters."""
+    return _message(b"P", name.encode() + b"\0" + sql.encode() + b"\0" + _COUNT.pack(0))
+
+
+def bind(values: Sequence[bytes | None], *, statement: str = "", portal: str = "") -> bytes:
+    """Return Bind: open a portal over a prepared statement. values: in text form, None for NULL; at most MOST_VALUES.
+
+    The columns of the result are sent in text form too.
+    """
+    parts = [portal.encode(), b"\0", statement.encode(), b"\0", _COUNT.pack(0), _COUNT.pack(len(values))]
+    for value in values:
+        if value is None:
+            parts.append(_LENGTH.pack(-1))
+        else:
+            parts += (_LENGTH.pack(len(value)), value)
+    parts.append(_COUNT.pack(0))
+    return _message(b"B", b"".join(parts))
+
+
+def describe(portal: str = "") -> bytes:
+    """Return Describe of a portal; the answer is RowDescription, or NoData."""
+    return _message(b"D", b"P" + portal.encode() + b"\0")
+
+
+def execute(portal: str = "", rows: int = 0) -> bytes:
+    """Return Execute: the next rows of the portal, at most `rows`; 0 for all of them."""
+    return _message(b"E", portal.encode() + b"\0" + _LENGTH.pack(rows))
+
+
+def close(portal: str) -> bytes:
+    """Return Close of a portal."""
+    return _message(b"C", b"P" + portal.encode() + b"\0")
+
+
+SYNC = _message(b"S")
+# Makes the backend send what it has so far.
+FLUSH = _message(b"H")
+
+
+class Messages:
+    """Received bytes, split into messages. Feed it, then iterate over the messages that are complete."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._at = 0
+        # Of a message that is longer than what has arrived of it: joined once, when it is complete.
+        self._pieces: list[bytes] = []
+        self._missing = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether every received byte belongs to a message that was taken."""
+        return self._at == len(self._data) and not self._pieces
+
+    def feed(self, data: bytes) -> None:
+        """Add received bytes."""
+        if self._pieces:
+            self._pieces.append(data)
+            self._missing -= len(data)
+            if self._missing <= 0:
+                self._data, self._at = b"".join(self._pieces), 0
+                self._pieces = []
+        else:
+            self._data, self._at = self._data[self._at :] + data, 0
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the type and the body of each complete message. The iteration may stop anywhere and start again.
+
+        Raise ProtocolError at a type that is unknown here, or a length that it cannot have.
+        """
+        data, at, size = self._data, self._at, len(self._data)
+        while size - at >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(data, at)
+            if kind not in _ANY_LENGTH and _FIXED.get(kind) != length:
+                raise ProtocolError(f"a message of type {kind:#04x} and length {length}")
+            if not 4 <= length < 1 << 31:
+                raise ProtocolError(f"a message of length {length}")
+            end = at + 1 + length
+            if end > size:
+                self._pieces, self._missing = [data[at:]], end - size
+                self._data, self._at = b"", 0
+                return
+            self._at = end
+            yield kind, data[at + _HEADER.size : end]
+            at = end
+
+
+def columns(description: bytes) -> list[tuple[str, int]]:
+    """Return the name and the type OID of each column of a RowDescription. Raise ProtocolError if it is malformed."""
+    try:
+        (count,) = _COUNT.unpack_from(description)
+        at = _COUNT.size
+        found = []
+        for _ in range(count):
+            end = description.index(b"\0", at)
+            oid = _COLUMN.unpack_from(description, end + 1)[2]
+            found.append((description[at:end].decode(errors="replace"), oid))
+            at = end + 1 + _COLUMN.size
+    except (struct.error, ValueError):
+        raise ProtocolError("a malformed RowDescription") from None
+    if at != len(description):
+        raise ProtocolError("a malformed RowDescription")
+    return found
+
+
+def fields(row: bytes, count: int) -> list[bytes | None]:
+    """Return the values of a DataRow in text form, None for NULL. Raise ProtocolError if it has not `count` of them."""
+    values: list[bytes | None] = []
+    size, at = len(row), _COUNT.size
+    unpack = _LENGTH.unpack_from
+    try:
+        if _COUNT.unpack_from(row)[0] != count:
+            raise ProtocolError("a DataRow with another number of columns")
+        for _ in range(count):
+            (length,) = unpack(row, at)
+            at += 4
+            if length >= 0:
+                end = at + length
+                values.append(row[at:end])
+                at = end
+            elif length == -1:
+                values.append(None)
+            else:
+                raise ProtocolError("a value of negative length")
+    except struct.error:
+        raise ProtocolError("a DataRow that ends too early") from None
+    if at != size:
+        raise ProtocolError("a DataRow whose values do not fill it")
+    return values
+
+
+def error_fields(body: bytes) -> dict[str, str]:
+    """Return the fields of an ErrorResponse by their codes: "C" the SQLSTATE, "M" the primary message.
+
+    body: perhaps only its beginning. Fields that are cut off may be missing.
+    """
+    found: dict[str, str] = {}
+    for field in body.split(b"\0"):
+        if field:
+            found.setdefault(chr(field[0]), field[1:].decode(errors="replace"))
+    return found

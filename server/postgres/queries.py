@@ -1,0 +1,111 @@
+"""Small queries: sent together, each with its values as parameters of the protocol, and their results as Python values.
+
+Pure: queries → messages, messages → rows. `connection.py` sends and receives them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import InvalidRequest
+from server.postgres import messages
+
+# A value of a parameter. A list becomes a one-dimensional array of text.
+Value = str | int | None | Sequence[str]
+Row = dict[str, Any]
+
+# How the text of a result becomes a Python value, by type OID (PostgreSQL's pg_type.dat): bool, int8, int2, int4, oid,
+# float4, float8, json, timestamptz. All other types stay text.
+_DECODERS: dict[int, Callable[[str], Any]] = {
+    16: lambda text: text == "t",
+    **dict.fromkeys((20, 21, 23, 26), int),
+    **dict.fromkeys((700, 701), float),
+    114: json.loads,
+    1184: datetime.datetime.fromisoformat,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One statement whose result is small.
+
+    sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
+    texts of which there are few. then: called with the rows as soon as they are there.
+    """
+
+    sql: str
+    values: Sequence[Value] = ()
+    prepare: bool = False
+    then: Callable[[list[Row]], None] | None = None
+
+
+def encode_value(value: Value) -> bytes | None:
+    """Return a value in text form, as Bind takes it."""
+    if value is None or isinstance(value, str):
+        return None if value is None else value.encode()
+    return str(value).encode() if isinstance(value, int) else _array(value)
+
+
+def encode_values(values: Sequence[Value]) -> list[bytes | None]:
+    """Return the values of one statement in text form. Raise InvalidRequest if there are too many for the protocol."""
+    if len(values) > messages.MOST_VALUES:
+        raise InvalidRequest(
+            f"The query holds {len(values):,} values; PostgreSQL takes at most {messages.MOST_VALUES:,}.",
+            code="too_complex",
+        )
+    return [encode_value(value) for value in values]
+
+
+def _array(items: Sequence[str]) -> bytes:
+    """Return the text form of an array (PostgreSQL manual, "Arrays", "Array Input and Output Syntax")."""
+    quoted = ('"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
+    return ("{" + ",".join(quoted) + "}").encode()
+
+
+class Results:
+    """The results of a pipeline of queries, from the messages that answer it.
+
+    finished: the rows of each query so far. error: the body of the ErrorResponse that ended the pipeline, or None.
+    prepared: the number of ParseComplete messages.
+    """
+
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self._queries = queries
+        self._columns: list[tuple[str, Callable[[str], Any]]] = []
+        self._rows: list[Row] = []
+        self.finished: list[list[Row]] = []
+        self.parsed = 0
+        self.error: bytes | None = None
+
+    def take(self, kind: int, body: bytes) -> bool:
+        """Take the next message. Return whether it was ReadyForQuery, which ends the pipeline. Raise ProtocolError."""
+        if kind == messages.DATA_ROW:
+            values = messages.fields(body, len(self._columns))
+            self._rows.append(
+                {
+                    name: None if value is None else decode(value.decode(errors="replace"))
+                    for (name, decode), value in zip(self._columns, values, strict=True)
+                }
+            )
+        elif kind == messages.ROW_DESCRIPTION:
+            self._columns = [(name, _DECODERS.get(oid, str)) for name, oid in messages.columns(body)]
+        elif kind in (messages.COMMAND_COMPLETE, messages.EMPTY_QUERY):
+            self._finish()
+        elif kind == messages.ERROR:
+            self.error = self.error or body
+        elif kind == messages.PARSE_COMPLETE:
+            self.parsed += 1
+        return kind == messages.READY
+
+    def _finish(self) -> None:
+        if len(self.finished) == len(self._queries):
+            raise messages.ProtocolError("more results than queries")
+        query, rows = self._queries[len(self.finished)], self._rows
+        self.finished.append(rows)
+        self._columns, self._rows = [], []
+        if query.then is not None:
+            query.then(rows)
