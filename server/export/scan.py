@@ -74,9 +74,7 @@ async def read_rows(session: Session, statement: Statement, writer: RowWriter) -
         await _discard(rows)
 
 
-async def _rows(
-    engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy
-) -> AsyncGenerator[Chunk, None]:
+async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
     if strategy.ranges:
         await session.read_by_blocks()
     with engine.database.spare_readers(strategy.readers - 1) as spare:

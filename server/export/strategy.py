@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from server.postgres.explained import Explained
-from server.postgres.rows import BATCH_ROWS
+from server.postgres.reader import BATCH_ROWS
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks

@@ -12,6 +12,10 @@ from typing import Protocol
 # How a read ended: the enum MORE, END, … of server/encode/_encode.pyx has the same numbers.
 MORE, END, FAILED, LOST, TIMED_OUT, WOKEN = range(6)
 
+# Rows that one Execute of a batch asks for. Fewer than a thousand cost time; a suspended portal costs nothing. Measured
+# in docs/performance.md.
+BATCH_ROWS = 10_000
+
 # Units that are sent and not answered when a portal was suspended: the one that has just ended, the one that the server
 # runs meanwhile, and one ahead, so that the server never waits for a round trip.
 UNITS_AHEAD = 3

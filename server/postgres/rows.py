@@ -18,15 +18,12 @@ from server.chunk import Chunk
 from server.postgres import messages
 from server.postgres.connection import Connection
 from server.postgres.queries import Value, encode_values
-from server.postgres.reader import END, FAILED, LOST, TIMED_OUT, WOKEN, RowReader
+from server.postgres.reader import BATCH_ROWS, END, FAILED, LOST, TIMED_OUT, WOKEN, RowReader
 from server.postgres.server_errors import SHUTTING_DOWN, connection_lost, error_in, statement_timed_out
 from server.threads import in_thread
 
 # The name of the portal: it stands in pg_cursors.
 PORTAL = "sluice"
-# Rows that one Execute asks for. Fewer than a thousand cost time; a suspended portal costs nothing.
-# Measured in docs/performance.md.
-BATCH_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class Rows:
         if self._stopped:
             raise _stopped()
         lines, rows, ended = await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
-        if ended == FAILED or ended == LOST:
+        if ended in (FAILED, LOST):
             failure = self._reader.failure()
             self.pending = 0
             raise connection_lost() if failure is None else error_in(failure)

@@ -19,8 +19,8 @@ EXPORT_SNAPSHOT = "SELECT pg_export_snapshot() AS name, " + ", ".join(
     f"current_setting('{name}') AS \"{name}\"" for name in PINNED
 )
 
-# Parameters: the process ID, and the start of the transaction, which tells it from another one that a pooler runs on the
-# same backend meanwhile.
+# Parameters: the process ID, and the start of the transaction, which tells it from another one that a pooler runs on
+# the same backend meanwhile.
 CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND xact_start = $2"
 
 # Whether a relation that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of the

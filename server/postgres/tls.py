@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import psycopg2
 
@@ -39,7 +40,7 @@ def ssl_of(pgconn: int) -> int:
 
 
 @functools.cache
-def _functions() -> tuple[ctypes._NamedFuncPointer, ...]:
+def _functions() -> tuple[Any, ...]:
     """Return SSL_read, SSL_write, SSL_get_error and ERR_clear_error."""
     read, write, get_error, clear_error = (_DRIVER[name] for name in FUNCTIONS)
     read.argtypes = write.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)

@@ -116,7 +116,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 
 _STORAGE = """
         CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
-        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint AS bytes
+        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
+            AS bytes
 """
 _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 a.attname,

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from server.encode.encoders import Encoders, choose_encoders
 from server.export.engine import Engine
 from server.postgres.database import Database, reading_connections
-from server.postgres.libpq import HAS_CHUNKS, LIBPQ
+from server.postgres.portal import PortalReader
+from server.postgres.tls import addresses
 from server.settings import Settings
 from server.threads import Threads
 
@@ -19,10 +20,10 @@ def make_threads(settings: Settings) -> Threads:
     return Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
 
 
-@functools.cache  # not bound again: a test may have replaced libpq's functions by its own
+@functools.cache
 def encoders(*, native: bool) -> Encoders:
     """The encoders of a worker. native: the native one, which must be built."""
-    chosen = choose_encoders(LIBPQ, chunked=HAS_CHUNKS, pure_python=not native)
+    chosen = choose_encoders(addresses(), PortalReader, pure_python=not native)
     assert chosen.native is native, "the native encoder is not built"
     return chosen
 

@@ -31,6 +31,9 @@ PURE = [
     "query",
     "encode",
     "postgres.explained",
+    "postgres.messages",
+    "postgres.queries",
+    "postgres.reader",
     "postgres.statements",
     "export.strategy",
     "saved.manifest",
@@ -51,12 +54,11 @@ OUTSIDE_PURE = {
 }
 # The exceptions, each with its reason.
 PURE_EXCEPTIONS = {
-    "encode.encoders": {"ctypes"},  # declares the types of libpq's functions; it reads rows, but waits for nothing
     "query.parameters": {"zoneinfo"},  # reads the names in the time zone database, once
 }
 LONGEST_MODULE = 300
-# Cython has no other way to inline functions without the GIL than one module, and the encoders of all formats share
-# the functions that are called for each value.
+# Cython has no other way to inline functions without the GIL than one module: the parser of the protocol and the
+# encoders of all formats share the functions that are called for each value.
 LONGER_MODULE = "encode/_encode.pyx"
 # Regular expressions of what is used in the modules named and nowhere else.
 ONE_PLACE = {
@@ -74,10 +76,8 @@ PRIVATE = {
     "_kwargs": "http.aiohttp_internals",
     "_loop": "http.aiohttp_internals",
     "_drain_helper": "http.aiohttp_internals",
-    "_fileno": "postgres.connections",
-    "_ready": "postgres.connections",
-    "_weakref": "postgres.connections",
-    "_psycopg": "postgres.libpq",
+    "_fileno": "postgres.connection",
+    "_psycopg": "postgres.tls",
 }
 
 
