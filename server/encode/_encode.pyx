@@ -25,6 +25,9 @@ cdef extern from "poll.h" nogil:
     enum: POLLIN
     enum: POLLOUT
 
+cdef extern from "unistd.h" nogil:
+    int usleep(unsigned int microseconds)
+
 cdef extern from "sys/socket.h" nogil:
     Py_ssize_t recv(int fd, void *buffer, size_t length, int flags)
     Py_ssize_t send(int fd, const void *buffer, size_t length, int flags)
@@ -68,6 +71,13 @@ cdef enum:
 cdef enum:
     LINGER = 10
     UNITS_AHEAD = 3
+
+# Microseconds to wait before looking at the socket again while rows flow. PostgreSQL sends 8 kB at a time, and to wake up
+# for each costs more than to read it. Rows flow once a read, or the one before it, has given FLOW_BYTES of lines.
+# Measured in docs/performance.md.
+cdef enum:
+    NAP = 200
+    FLOW_BYTES = 64 << 10
 
 # Bytes of the receive buffer. A row that does not fit is encoded field by field as it arrives. Measured in
 # docs/performance.md.
@@ -274,6 +284,7 @@ cdef class Encoder:
         cdef short wanted
         # A value that was begun must stay in the buffer.
         cdef bint lingers = self.out > self.first and self.value_left < 0
+        cdef bint naps = self.out - self.first + self.last_size >= FLOW_BYTES
         if self.low:
             memmove(self.inbox, self.inbox + self.low, self.high - self.low)
             self.high -= self.low
@@ -302,6 +313,10 @@ cdef class Encoder:
                     count = -1
             if count == 0:
                 return LOST
+            if count < 0 and naps:
+                naps = False
+                usleep(NAP)
+                continue
             if count > 0:
                 self.high += count
                 if not self.in_row:
