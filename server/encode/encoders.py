@@ -8,12 +8,15 @@ are never interpreted. Does no I/O, but for the native encoder's `read`. Must no
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from server.postgres.messages import columns, fields
+from server.postgres.messages import ProtocolError, columns
 from server.postgres.reader import RowReader
 from server.query.dialect import FORMULA_STARTS, Dialect
+
+_LENGTH = struct.Struct("!i").unpack_from
 
 try:
     import server.encode._encode as _encode  # noqa: PLR0402
@@ -103,7 +106,34 @@ class PureEncoder:
 
     def line(self, row: bytes) -> bytes:
         """Return the line of a row. row: the body of the DataRow message. Raise ProtocolError if it is malformed."""
-        return self.lines((fields(row, len(self._kinds)),), self._kinds)
+        kinds, null, search = self._kinds, self._dialect.null, self._needs_quotes
+        parts = []
+        at = 2
+        try:
+            if int.from_bytes(row[:2], "big") != len(kinds):
+                raise ProtocolError("a DataRow with another number of columns")
+            for kind in kinds:
+                (length,) = _LENGTH(row, at)
+                start = at + 4
+                at = start + length
+                value = row[start:at]
+                # Most values are written as they are.
+                if kind == PLAIN and length > 0 and value != null:
+                    parts.append(value)
+                elif length > 0 and kind == SCAN and value != null and value != rb"\." and search(value) is None:
+                    parts.append(value)
+                elif length >= 0:
+                    parts.append(self._field(value, kind, len(kinds) == 1))
+                elif length == -1:
+                    parts.append(null)
+                    at = start
+                else:
+                    raise ProtocolError("a value of negative length")
+        except struct.error:
+            raise ProtocolError("a DataRow that ends too early") from None
+        if at != len(row):
+            raise ProtocolError("a DataRow whose values do not fill it")
+        return self._dialect.delimiter.join(parts) + self._dialect.eol
 
     def lines(self, rows: Iterable[Sequence[bytes | None]], kinds: Sequence[int]) -> bytes:
         """Return the rows as lines. rows: the fields of each, None for NULL. kinds: one for each column."""

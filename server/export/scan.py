@@ -46,7 +46,8 @@ async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, ex
         schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
         facts = await session.query(FACTS, (schemas, names, plan.relation.oid), prepare=True)
     length = sum(len(value.encode()) for value in select_statement(plan).values)
-    return make_strategy(plan, explained, candidates, facts, Limits(engine.database.most_readers, length))
+    limits = Limits(engine.database.most_readers, length, engine.encoders.native)
+    return make_strategy(plan, explained, candidates, facts, limits)
 
 
 async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
@@ -113,14 +114,17 @@ class _Scan:
         try:
             async with database.reader_session(snapshot) as session:
                 await session.lock(lock_statements(self.strategy.ranges.tables), settings)
-                await self.read(session, self.ranges.reader())
+                await self.read(session, self.ranges.reader(), stops=lambda: database.crowded)
         except ExportError as error:
             emit(ReaderFailed(reason=error.detail))
         except Exception as error:
             emit(ReaderFailed(reason=f"an unexpected {type(error).__name__}", error=error))
 
-    async def read(self, session: Session, reader: RangeReader) -> None:
-        """Take ranges and read them until nothing is left for this reader. Raise what made it fail."""
+    async def read(self, session: Session, reader: RangeReader, stops: Callable[[], bool] = lambda: False) -> None:
+        """Take ranges and read them until nothing is left for this reader. Raise what made it fail.
+
+        stops: whether to read no further range than those that were taken.
+        """
         untouched = True  # nothing of the range that the reader has now was read
         try:
             more = await reader.take()
@@ -129,8 +133,8 @@ class _Scan:
                     if not rows.pending:  # the range was not reserved
                         rows.start(self._select(reader.number))
                     untouched = False
-                    if await self._read_range(rows, reader):
-                        more = await reader.take()
+                    if await self._read_range(rows, reader, reserves=not stops()):
+                        more = (bool(rows.pending) or not stops()) and await reader.take()
                     else:
                         untouched = True
                         await _discard(rows)
@@ -139,15 +143,16 @@ class _Scan:
             reader.fail(error, give_back=untouched or not _of_query(error))
             raise
 
-    async def _read_range(self, rows: Rows, reader: RangeReader) -> bool:
+    async def _read_range(self, rows: Rows, reader: RangeReader, *, reserves: bool) -> bool:
         """Read the range of the reader, whose SELECT was started, to its end. Start that of the next range meanwhile.
 
-        Return False if the reader has exchanged it for another range. What was started is then still pending.
+        reserves: whether to start it. Return False if the reader has exchanged its range for another one. What was
+        started is then still pending.
         """
         # The first row of the file is handed over at once.
         most = FILE_CHUNK_BYTES if reader.number else 1
         while True:
-            reserved = reader.reserve()
+            reserved = reader.reserve() if reserves else None
             if reserved is not None:
                 rows.start(self._select(reserved))
             pending = rows.pending

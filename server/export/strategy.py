@@ -140,11 +140,13 @@ class Candidates:
 class Limits:
     """The limits of a strategy.
 
-    readers: the most for one export. bytes_of_values: of the parameters of the whole query.
+    readers: the most for one export. bytes_of_values: of the parameters of the whole query. native: whether the native
+    encoder reads; threads of the pure-Python encoder would only wait for one another.
     """
 
     readers: int
     bytes_of_values: int
+    native: bool = True
 
 
 def reads_in_order(plan: ExportPlan) -> bool:
@@ -197,6 +199,8 @@ def make_strategy(
 
 
 def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
+    if not limits.native:
+        return "the pure-Python encoder is in use"
     if limits.readers == 1:
         return "PARALLEL_READERS is 1"
     if any(not table["heap"] for table in tables):

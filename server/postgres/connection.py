@@ -1,8 +1,8 @@
 """One connection: opened by libpq, then taken over, so that Sluice itself speaks the protocol on its socket.
 
 Small queries run here, on the event loop, as a pipeline: all are sent at once and the answers are read up to
-ReadyForQuery. `rows.py` reads the rows of an export in a thread. Either way the connection is clean when every Sync that
-was sent has been answered and no byte is left over; otherwise it has to be closed.
+ReadyForQuery. `rows.py` reads the rows of an export in a thread. Either way the connection is clean when every Sync
+that was sent has been answered and no byte is left over; otherwise it has to be closed.
 """
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ class Database:
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
         self._spare_readers = _spare_readers(settings)
+        self._spare_in_use = 0
+        self._exports = 0
         most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
         self._connections = Connections(settings.dsn, most_idle, threads.names)
         self._threads = threads.rows
@@ -105,8 +107,13 @@ class Database:
         """
         if self._export_slots.locked():
             raise errors.ServerBusy("All export slots of this server are in use.", hint=errors.TRY_AGAIN)
-        async with self._export_slots, self._transaction(self._statement_timeout) as session:
-            yield session
+        async with self._export_slots:
+            self._exports += 1
+            try:
+                async with self._transaction(self._statement_timeout) as session:
+                    yield session
+            finally:
+                self._exports -= 1
 
     @contextlib.asynccontextmanager
     async def control_session(self) -> AsyncIterator[Session]:
@@ -127,13 +134,23 @@ class Database:
 
     @contextlib.contextmanager
     def spare_readers(self, wanted: int) -> Iterator[int]:
-        """Reserve readers for an export in addition to its first, at most `wanted`. Yield how many it may use."""
-        given = max(0, min(wanted, self._spare_readers))
-        self._spare_readers -= given
+        """Reserve readers for an export in addition to its first, at most `wanted`. Yield how many it may use.
+
+        All exports together get no more than `most_readers` allows: the processors are busy then, and more readers only
+        cost time.
+        """
+        free = min(self._spare_readers, self.most_readers - self._exports) - self._spare_in_use
+        given = max(0, min(wanted, free))
+        self._spare_in_use += given
         try:
             yield given
         finally:
-            self._spare_readers += given
+            self._spare_in_use -= given
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many exports have started meanwhile that the spare readers should stop."""
+        return self._exports + self._spare_in_use > self.most_readers
 
     @contextlib.asynccontextmanager
     async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:

@@ -11,8 +11,8 @@ from typing import Any
 class Explained:
     """PostgreSQL's plan of one query.
 
-    node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON). blocks: of the tables
-    that the query reads, as they are now.
+    node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON). blocks: of the
+    tables that the query reads, as they are now.
     """
 
     node: Mapping[str, Any]
