@@ -118,9 +118,9 @@ class PureEncoder:
                 at = start + length
                 value = row[start:at]
                 # Most values are written as they are.
-                if kind == PLAIN and length > 0 and value != null:
-                    parts.append(value)
-                elif length > 0 and kind == SCAN and value != null and value != rb"\." and search(value) is None:
+                if (length > 0 and value != null) and (
+                    kind == PLAIN or (kind == SCAN and value != rb"\." and search(value) is None)
+                ):
                     parts.append(value)
                 elif length >= 0:
                     parts.append(self._field(value, kind, len(kinds) == 1))

@@ -12,7 +12,8 @@ from server.events import Event
 class ExportStreamed(Event):
     """A streamed download has ended or was refused.
 
-    outcome: one of `transfer.Outcome`. scan: how the rows were read. code, reason: of the error that ended it.
+    outcome: one of `transfer.Outcome`. scan: how the rows were read. ranges: the number of block ranges, None without
+    any. code, reason: of the error that ended it.
     """
 
     name = "export"
@@ -22,6 +23,7 @@ class ExportStreamed(Event):
     rows: int
     bytes: int
     scan: str
+    ranges: int | None = None
     seconds: float
     code: str | None = None
     reason: str | None = None

@@ -34,8 +34,9 @@ Outcome = Literal["rejected"] | Ending
 class Transfer:
     """One download: what has been sent of it and how it ended. Made by `Downloads.transfer`.
 
-    rows, bytes: how many have been sent. scan: how the rows are read, "" as long as that is open. ending: how the
-    sending ended, None until that is decided. error: the ExportError that ended it.
+    rows, bytes: how many have been sent. scan: how the rows are read, "" as long as that is open. ranges: the number of
+    block ranges, None without any. ending: how the sending ended, None until that is decided. error: the ExportError
+    that ended it.
     """
 
     def __init__(self, request: web.Request, stall_timeout: float) -> None:
@@ -44,6 +45,7 @@ class Transfer:
         self.rows = 0
         self.bytes = 0
         self.scan = ""
+        self.ranges: int | None = None
         self.ending: Ending | None = None
         self.error: ExportError | None = None
         self._stall_timeout = stall_timeout

@@ -22,7 +22,7 @@ from server.chunk import Chunk
 from server.errors import ExportError
 from server.saved import durable_files
 from server.saved.lock import ExportLock
-from server.saved.manifest import Manifest, ManifestError, read_manifest, utc_now, write_manifest
+from server.saved.manifest import Manifest, ManifestError, Reading, read_manifest, utc_now, write_manifest
 from server.saved.quota import Quota
 from server.saved.status import write_progress
 from server.saved.store import CANCEL, MANIFEST, MOST_MANIFEST_BYTES, PROGRESS, disk_full_errors, progress_in
@@ -81,10 +81,10 @@ class Claim:
             if not self._lock.is_held() or self._manifest_on_disk() not in self._written:
                 raise LockLost
 
-    def start(self, snapshot_at: datetime.datetime | None) -> Part:
+    def start(self, reading: Reading) -> Part:
         """Count this attempt, before anything in it can kill the process, and create its file.
 
-        Raise LockLost, NoSpaceLeft, OSError.
+        reading: how it reads its rows. Raise LockLost, NoSpaceLeft, OSError.
         """
         self._remove_files()
         self._write(
@@ -94,7 +94,9 @@ class Claim:
                 attempts=self.manifest.attempts + 1,
                 started_at=utc_now(),
                 not_before=None,
-                snapshot_at=snapshot_at,
+                snapshot_at=reading.snapshot_at,
+                scan=reading.scan,
+                ranges=reading.ranges,
             )
         )
         self._part = Part(self)
@@ -168,6 +170,8 @@ class Claim:
                 not_before=utc_now() + datetime.timedelta(seconds=after) if after else None,
                 started_at=None,
                 snapshot_at=None,
+                scan=None,
+                ranges=None,
             )
         )
 

@@ -37,7 +37,8 @@ class Manifest:
     target, query: of the URL, percent-encoded as they were sent. format: with ".gz" if the file is compressed.
     total_rows: PostgreSQL's estimate. attempts: how many have been started. setbacks: how many of them failed
     because the database or the folder was not available. not_before: when to try again. completed_at: when the export
-    finished, with any outcome. rows, bytes, sha256: of the completed file only.
+    finished, with any outcome. rows, bytes, sha256: of the completed file only. snapshot_at, scan, ranges: as of
+    Reading, None until an attempt has started.
     """
 
     id: str
@@ -59,6 +60,8 @@ class Manifest:
     bytes: int | None = None
     sha256: str | None = None
     snapshot_at: datetime.datetime | None = None
+    scan: str | None = None
+    ranges: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -69,6 +72,18 @@ class Manifest:
     def file_name(self) -> str:
         """The name of the complete file in the folder of the export."""
         return f"data.{self.format}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How an attempt reads its rows.
+
+    snapshot_at: when the transaction started. scan: the name of the strategy. ranges: the number of block ranges.
+    """
+
+    snapshot_at: datetime.datetime | None = None
+    scan: str | None = None
+    ranges: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +150,8 @@ def read_manifest(id: str, text: bytes) -> Manifest:
     values = {}
     for field in fields(Manifest):
         try:
+            if field.name in _ADDED:
+                document.setdefault(field.name, None)
             values[field.name] = _READERS[field.name](document[field.name])
         except (KeyError, ValueError, TypeError, OverflowError):
             raise ManifestError(f'its "{field.name}" is missing or invalid') from None
@@ -147,6 +164,9 @@ def read_manifest(id: str, text: bytes) -> Manifest:
         raise ManifestError("it is completed without rows, bytes or sha256")
     return manifest
 
+
+# Fields that manifests of older versions of Sluice do not have.
+_ADDED = frozenset(("scan", "ranges"))
 
 # Each returns the value of a field, or raises ValueError, TypeError or OverflowError.
 
@@ -210,4 +230,6 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "bytes": _or_none(_count),
     "sha256": _or_none(_matching(re.compile("[0-9a-f]{64}"))),
     "snapshot_at": _or_none(_time),
+    "scan": _or_none(_text),
+    "ranges": _or_none(_count),
 }

@@ -43,6 +43,7 @@ from server.saved.events import (
     QueueCrashed,
     StopTimedOut,
 )
+from server.saved.manifest import Reading
 from server.saved.queue import Queue
 from server.saved.writer import open_writer
 from server.shutdown import GIVE_BACK_SECONDS
@@ -205,7 +206,9 @@ class Runner:
         async with open_writer(self._engine.threads.files, claim) as writer:
             async with open_export(self._engine, request) as export:
                 self._backoff = 0.0
-                await writer.write(export.chunks(), export.snapshot_at)
+                strategy = await export.strategy()
+                reading = Reading(snapshot_at=export.snapshot_at, scan=strategy.name, ranges=len(strategy.ranges))
+                await writer.write(export.chunks(), reading)
             await writer.complete()
 
     async def _watch(self, claim: Claim, saving: asyncio.Task[None]) -> None:

@@ -113,6 +113,8 @@ def status_json(manifest: Manifest, progress: Progress, retention: float) -> dic
         "bytes": manifest.bytes,
         "sha256": manifest.sha256,
         "snapshotAt": _time(manifest.snapshot_at),
+        "scan": manifest.scan,
+        "ranges": manifest.ranges,
         "attempts": manifest.attempts,
         "downloadUrl": f"/exports/{manifest.id}/download" if completed else None,
     }

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
 from typing import Any
 
 from server.chunk import Chunk
 from server.saved.claim import Claim, Part
+from server.saved.manifest import Reading
 from server.threads import in_thread, wait_until_ended
 
 # Bytes that may wait for the disk. The writing thread often waits for the encoder (Python's global lock). With a single
@@ -34,10 +34,10 @@ class Writer:
         self._call: asyncio.Task[Any] | None = None
         self._part: Part | None = None
 
-    async def write(self, chunks: AsyncGenerator[Chunk, None], snapshot_at: datetime.datetime | None) -> None:
+    async def write(self, chunks: AsyncGenerator[Chunk, None], reading: Reading) -> None:
         """Start the attempt and write all chunks but the last ones, at most MOST_UNWRITTEN_BYTES behind the reader."""
         async with contextlib.aclosing(chunks):
-            self._start_call(self._claim.start, snapshot_at)
+            self._start_call(self._claim.start, reading)
             self._part = await self._result()
             assert self._part is not None
             waiting: list[Chunk] = []

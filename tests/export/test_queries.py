@@ -55,7 +55,7 @@ INSERT INTO things (id, name) VALUES
     (1006, '(brackets)'),
     (1007, 'ünï 🚀'), (1008, 'it''s'), (1009, E'line\\nbreak'), (1010, 'a*b'), (1011, '{braces}'), (1012, 'a.b'),
     (1013, 'null'), (1014, 'a&b=c'), (1015, 'plus+sign'), (1016, '--comment'), (1017, '; DROP TABLE things'),
-    (1018, '%(v0)s');
+    (1018, '%(v0)s'), (1019, '$1');
 '''
 
 # (query string, SQL after FROM things)
@@ -98,6 +98,7 @@ COMPARED: list[tuple[str, str]] = [
     ("name=eq.--comment", "WHERE name = '--comment'"),
     ("name=eq.; DROP TABLE things", "WHERE name = '; DROP TABLE things'"),
     ("name=eq.%(v0)s", "WHERE name = '%(v0)s'"),
+    ("name=eq.$1", "WHERE name = '$1'"),
     ("name=eq.100%", "WHERE name = '100%'"),
     ("name=gt.name 5", "WHERE name > 'name 5'"),
     ("name=like.name 1*", "WHERE name LIKE 'name 1%'"),
@@ -315,7 +316,8 @@ async def test_a_filter_on_an_indexed_column_uses_the_index(things: Postgres, qu
     async with open_database(Settings(database_url=things.dsn)) as database, database.session() as session:
         relation = await session.relation(RelationName("things"))
         statement = select_statement(make_plan(parse_export_request("things.csv", query), relation))
-        plan = await session.query(f"SET LOCAL enable_seqscan = off; EXPLAIN {statement.text}", statement.values)
+        await session.query("SET LOCAL enable_seqscan = off")
+        plan = await session.query(f"EXPLAIN {statement.text}", statement.values)
     text = "\n".join(row["QUERY PLAN"] for row in plan)
     assert "things_pkey" in text
     assert "Index Cond: (id = " in text

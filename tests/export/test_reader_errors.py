@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import re
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -18,13 +18,14 @@ import pytest
 
 from server import errors, events
 from server.chunk import Chunk
-from server.encode.encoders import NativeEncoder
 from server.export import ranges as ranges_module
 from server.export.events import ReaderFailed
 from server.export.ranges import RangeReader, Ranges
-from server.export.scan import _Streamed
+from server.export.scan import _Scan
 from server.export.strategy import RANGE_BLOCKS, BlockRanges, Strategy
 from server.postgres.database import Database
+from server.postgres.reader import RowReader
+from server.postgres.rows import Select
 from server.postgres.server_errors import error_for
 from server.postgres.session import Session
 from server.query.catalogue import Column, Relation
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.timeout(30)
 RANGES = 4
 CHUNKS = 3
 CHUNK = 1000  # bytes
-RELATION = Relation(1, "public", "t", "table", False, (Column("n", "integer", False, True, False),), 10, 10, 0)
+RELATION = Relation(1, "public", "t", "table", False, (Column("n", "integer", False, True, False),), 10, 10)
 
 # Errors of a connection, of the server's state or of this process: another reader may well read the range.
 PASSING: list[Exception] = [
@@ -76,7 +77,12 @@ class FakeRows:
 
     def __init__(self, session: FakeSession) -> None:
         self._session = session
-        self.running = False
+        self._started: deque[int] = deque()  # the numbers of the ranges
+        self._place = 0  # in the oldest of them
+
+    @property
+    def pending(self) -> int:
+        return len(self._started)
 
     def __enter__(self) -> FakeRows:
         self._session.step("enter")
@@ -87,26 +93,31 @@ class FakeRows:
     ) -> None:
         pass
 
-    def start(self, sql: bytes, chunk_rows: int) -> None:
-        assert not self.running
-        first = re.search(rb"ctid >= '\((\d+),", sql)
-        assert first is not None
-        self.number, self.place = int(first[1]) // RANGE_BLOCKS, 0
-        self._session.step("start")
-        self.running = True
+    def start(self, select: Select) -> None:
+        first, _ = select.values
+        assert isinstance(first, str)
+        number = int(first[1:].partition(",")[0]) // RANGE_BLOCKS
+        self._session.step(f"start {number}")
+        self._started.append(number)
 
     async def read(self, most: int) -> Chunk:
+        number, place = self._started[0], self._place
         await asyncio.sleep(0)
-        await self._session.wait_before(self.number, self.place)
-        self._session.step(f"read {self.number}.{self.place}")
-        data = chunk_of(self.number, self.place)
-        self.place += 1
-        self.running = self.place < CHUNKS
-        return Chunk(data, 1)
+        try:
+            await self._session.wait_before(number, place)
+            self._session.step(f"read {number}.{place}")
+        except Exception:
+            self._started.clear()
+            raise
+        self._place += 1
+        if self._place == CHUNKS:
+            self._started.popleft()
+            self._place = 0
+        return Chunk(chunk_of(number, place), 1)
 
 
 class FakeSession:
-    """A session that raises `error` at the step `at`: 'enter', 'start', or 'read RANGE.CHUNK'.
+    """A session that raises `error` at the step `at`: 'enter', 'start RANGE', or 'read RANGE.CHUNK'.
 
     gates: events to wait for before a chunk of a range is read.
     """
@@ -132,21 +143,17 @@ class FakeSession:
         if (number, place) in self._gates:
             await self._gates[number, place].wait()
 
-    def rows(self, encoder: Any) -> FakeRows:
+    def rows(self, reader: RowReader) -> FakeRows:
         return FakeRows(self)
 
-    def bound(self, sql: str, values: Mapping[str, str]) -> bytes:
-        return sql.encode()
-
-    async def lock(self, statement: str, settings: Mapping[str, str]) -> None:
+    async def lock(self, locks: Sequence[str], settings: Mapping[str, str]) -> None:
         self.step("lock")
-
-    async def check_snapshot(self, *, streaming: bool, by_blocks: bool) -> None:
-        self.step("check_snapshot")
 
 
 class FakeDatabase:
     """A database whose only reader session is this one."""
+
+    crowded = False
 
     def __init__(self, session: FakeSession) -> None:
         self._session = session
@@ -157,31 +164,24 @@ class FakeDatabase:
         yield self._session
 
 
-class FakeEncoder:
-    """Encodes nothing: the fake rows are lines already."""
-
-    def copy(self) -> FakeEncoder:
-        return self
-
-
 class Scan:
     """A scan with a first reader and one further reader, which are tasks once `start` has been called."""
 
     def __init__(self, first: FakeSession, further: FakeSession) -> None:
         plan = make_plan(parse_export_request("t.csv", ""), RELATION)
-        strategy = Strategy(BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, 10, "", streams=True)
+        strategy = Strategy(BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, parallel_plan=False, reason="")
         self.ranges = Ranges(RANGES, ahead=3)
-        self._encoder = cast("NativeEncoder", FakeEncoder())
-        self._scan = _Streamed(plan, strategy, self._encoder, self.ranges)
-        self._sessions = first, further
+        # Nothing is encoded: the fake rows are lines already.
+        self.scan = _Scan(plan, strategy, lambda: cast("RowReader", None), self.ranges)
+        self.sessions = first, further
 
     def start(self) -> list[asyncio.Task[None]]:
-        first, further = self._sessions
+        first, further = self.sessions
         database = cast("Database", FakeDatabase(further))
         reader = self.ranges.reader(permanent=True)
         return [
-            asyncio.create_task(self._scan.read(cast("Session", first), self._encoder, reader)),
-            asyncio.create_task(self._scan.read_on_another_connection(database, "snapshot", {})),
+            asyncio.create_task(self.scan.read(cast("Session", first), reader)),
+            asyncio.create_task(self.scan.read_on_another_connection(database, "snapshot", {})),
         ]
 
     async def file(self) -> tuple[bytes, BaseException | None]:
@@ -280,18 +280,18 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
     third = scan.ranges.reader()
     assert await third.take()
     further = asyncio.create_task(
-        scan._scan.read_on_another_connection(cast("Database", FakeDatabase(scan._sessions[1])), "snapshot", {})
+        scan.scan.read_on_another_connection(cast("Database", FakeDatabase(scan.sessions[1])), "snapshot", {})
     )
     for _ in range(50):
         await asyncio.sleep(0)
     third.fail(errors.ConnectionLost("lost"), give_back=True)
     async with asyncio.timeout(10):
         await further
-    assert scan._sessions[1].steps[-1] == "read 1.2"
+    assert scan.sessions[1].steps[-1] == "read 1.2"
     assert_reported(failures, error)
     assert [give_back for _, give_back in calls] == [True, True]  # once for each reader
     first = asyncio.create_task(
-        scan._scan.read(cast("Session", scan._sessions[0]), scan._encoder, scan.ranges.reader(permanent=True))
+        scan.scan.read(cast("Session", scan.sessions[0]), scan.ranges.reader(permanent=True))
     )
     async with asyncio.timeout(10):
         assert b"".join([chunk.data async for chunk in scan.ranges.chunks()]) == WHOLE

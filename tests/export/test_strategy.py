@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 
 from server.export.strategy import (
-    CHUNK_ROWS,
-    CHUNK_ROWS_LARGE,
     FEWEST_BLOCKS,
-    LIBPQ_BYTES,
-    LONGEST_STATEMENT,
+    MOST_BYTES_OF_VALUES,
     MOST_TABLES,
     RANGE_BLOCKS,
     Candidates,
@@ -26,6 +23,7 @@ from server.export.strategy import (
     reads_in_order,
 )
 from server.postgres.explained import Explained
+from server.postgres.reader import BATCH_ROWS
 from server.query.catalogue import Column, Relation
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import parse_export_request
@@ -43,14 +41,12 @@ USERS = Relation(
     ),
     1000,
     8192,
-    0,
 )
-NOW = 180004
 Document = dict[str, Any]
 
 
-def plan(query: str = "", kind: str = "table", target: str = "users.csv", **facts: Any) -> ExportPlan:
-    return make_plan(parse_export_request(target, query), replace(USERS, kind=kind, **facts))
+def plan(query: str = "", kind: str = "table") -> ExportPlan:
+    return make_plan(parse_export_request("users.csv", query), replace(USERS, kind=kind))
 
 
 def seq_scan(name: str = "users", schema: str = "public", rows: int = 1000) -> Document:
@@ -85,70 +81,64 @@ def node(kind: str, *below: Document, **more: Any) -> Document:
 def test_sequential_scans_are_the_tables_in_their_order(
     explained: Document, tables: list[tuple[str, str]] | None, kind: str
 ) -> None:
-    found = candidate_tables(plan(kind=kind), Explained(explained), NOW)
+    found = candidate_tables(plan(kind=kind), Explained(explained, FEWEST_BLOCKS))
     assert found == Candidates(tuple(tables or [("public", f"leaf_{n}") for n in range(MOST_TABLES)]))
 
 
-REASONS: dict[str, tuple[ExportPlan, Document, int, str]] = {
-    "one reader": (plan("parallel=1"), seq_scan(), NOW, "one reader was asked for"),
-    "a sort": (plan("order=name"), node("Sort", seq_scan()), NOW, "sorted"),
-    "a sort by an index": (plan("order=id"), node("Index Scan"), NOW, "sorted"),
-    "a limit": (plan("limit=10"), node("Limit", seq_scan()), NOW, "limit or offset"),
-    "no rows": (plan("limit=0"), node("Limit", seq_scan()), NOW, "limit or offset"),
-    "an offset": (plan("offset=10"), node("Limit", seq_scan()), NOW, "limit or offset"),
-    "a view": (plan(kind="view"), seq_scan(), NOW, "a view"),
-    "a foreign table": (plan(kind="foreign table"), node("Foreign Scan"), NOW, "a foreign table"),
-    "PostgreSQL 13": (plan(), seq_scan(), 130099, "the server is older than PostgreSQL 14"),
-    "PostgreSQL 12": (plan(), seq_scan(), 120000, "the server is older than PostgreSQL 14"),
-    "an index": (plan("id=eq.1"), node("Index Scan"), NOW, "PostgreSQL plans Index Scan"),
+REASONS: dict[str, tuple[ExportPlan, Document, str]] = {
+    "one reader": (plan("parallel=1"), seq_scan(), "one reader was asked for"),
+    "a sort": (plan("order=name"), node("Sort", seq_scan()), "sorted"),
+    "a sort by an index": (plan("order=id"), node("Index Scan"), "sorted"),
+    "a limit": (plan("limit=10"), node("Limit", seq_scan()), "limit or offset"),
+    "no rows": (plan("limit=0"), node("Limit", seq_scan()), "limit or offset"),
+    "an offset": (plan("offset=10"), node("Limit", seq_scan()), "limit or offset"),
+    "a view": (plan(kind="view"), seq_scan(), "a view"),
+    "a foreign table": (plan(kind="foreign table"), node("Foreign Scan"), "a foreign table"),
+    "an index": (plan("id=eq.1"), node("Index Scan"), "PostgreSQL plans Index Scan"),
     "a bitmap": (
         plan("id=lt.9"),
         node("Bitmap Heap Scan", node("Bitmap Index Scan")),
-        NOW,
         "PostgreSQL plans Bitmap Heap Scan",
     ),
     "an index on one leaf": (
         plan("id=eq.1", kind="partitioned table"),
         node("Append", seq_scan("a"), node("Index Scan"), seq_scan("c")),
-        NOW,
         "PostgreSQL plans Index Scan",
     ),
     "a foreign leaf": (
         plan(kind="partitioned table"),
         node("Append", seq_scan("a"), node("Foreign Scan")),
-        NOW,
         "PostgreSQL plans Foreign Scan",
     ),
-    "no leaf": (plan(kind="partitioned table"), node("Result"), NOW, "PostgreSQL plans Result"),
-    "a filter that is never true": (plan("id=in.()"), node("Result"), NOW, "PostgreSQL plans Result"),
+    "no leaf": (plan(kind="partitioned table"), node("Result"), "PostgreSQL plans Result"),
+    "a filter that is never true": (plan("id=in.()"), node("Result"), "PostgreSQL plans Result"),
     "a policy with a subquery": (
         plan(),
         node("Hash Join", seq_scan(), node("Hash", seq_scan("owners"))),
-        NOW,
         "PostgreSQL plans Hash Join",
     ),
-    "several processes": (plan(), node("Gather", seq_scan()), NOW, "PostgreSQL plans Gather"),
+    "several processes": (plan(), node("Gather", seq_scan()), "PostgreSQL plans Gather"),
     "too many leaves": (
         plan(kind="partitioned table"),
         node("Append", *(seq_scan(f"leaf_{n}") for n in range(MOST_TABLES + 1))),
-        NOW,
         f"more than {MOST_TABLES} tables",
     ),
 }
 
 
-@pytest.mark.parametrize(("wanted", "explained", "version", "reason"), REASONS.values(), ids=REASONS)
-def test_what_cannot_be_read_by_ranges_says_why(
-    wanted: ExportPlan, explained: Document, version: int, reason: str
-) -> None:
-    refused = candidate_tables(wanted, Explained(explained), version)
+@pytest.mark.parametrize(("wanted", "explained", "reason"), REASONS.values(), ids=REASONS)
+def test_what_cannot_be_read_by_ranges_says_why(wanted: ExportPlan, explained: Document, reason: str) -> None:
+    refused = candidate_tables(wanted, Explained(explained, FEWEST_BLOCKS))
     assert refused == Candidates(reason=reason)
-    strategy = make_strategy(wanted, Explained(explained), refused, [], Limits(4, 100))
-    assert (strategy.name, len(strategy.ranges), strategy.readers, strategy.reason) == ("single", 0, 1, reason)
+    strategy = make_strategy(wanted, Explained(explained, FEWEST_BLOCKS), refused, [], Limits(4, 100))
+    assert (len(strategy.ranges), strategy.readers, strategy.reason) == (0, 1, reason)
+    assert strategy.name == ("cursor, parallel plan" if explained["Node Type"] == "Gather" else "cursor")
 
 
-def test_the_first_server_with_ranges_of_tuple_identifiers() -> None:
-    assert candidate_tables(plan(), Explained(seq_scan()), 140000) == Candidates((("public", "users"),))
+@pytest.mark.parametrize(("blocks", "found"), [(FEWEST_BLOCKS - 1, False), (FEWEST_BLOCKS, True)])
+def test_facts_are_not_asked_for_about_small_tables(blocks: int, found: bool) -> None:
+    candidates = candidate_tables(plan(), Explained(seq_scan(), blocks))
+    assert candidates == (Candidates((("public", "users"),)) if found else Candidates(reason="small"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +196,7 @@ def strategy_of(*tables: Document, query: str = "", most_readers: int = 4, lengt
 )
 def test_the_ranges_are_every_block_once_and_in_order(sizes: list[int]) -> None:
     strategy = strategy_of(*(table(blocks, f"leaf {number}") for number, blocks in enumerate(sizes)))
-    assert (strategy.name, strategy.reason) == ("block ranges", "")
+    assert (strategy.name, strategy.reason) == ("cursor, block ranges", "")
     blocks = [(part.schema, part.name, block) for part in strategy.ranges for block in range(part.first, part.end)]
     assert blocks == [("public", f"leaf {number}", block) for number, size in enumerate(sizes) for block in range(size)]
     assert {part.end - part.first for part in strategy.ranges} <= set(range(1, RANGE_BLOCKS + 1))
@@ -245,12 +235,12 @@ LARGE = 10 * FEWEST_BLOCKS
 )
 def test_tables_that_are_not_read_by_ranges(tables: list[Document], reason: str) -> None:
     strategy = strategy_of(*tables)
-    assert (strategy.name, strategy.readers, strategy.reason) == ("single", 1, reason)
+    assert (strategy.name, strategy.readers, strategy.reason) == ("cursor", 1, reason)
 
 
-def test_a_long_statement_is_not_sent_for_each_range() -> None:
-    assert strategy_of(table(LARGE), length=LONGEST_STATEMENT).reason == ""
-    assert strategy_of(table(LARGE), length=LONGEST_STATEMENT + 1).reason == "a long query"
+def test_many_values_are_not_sent_for_each_range() -> None:
+    assert strategy_of(table(LARGE), length=MOST_BYTES_OF_VALUES).reason == ""
+    assert strategy_of(table(LARGE), length=MOST_BYTES_OF_VALUES + 1).reason == "a long query"
 
 
 @pytest.mark.parametrize(
@@ -268,12 +258,19 @@ def test_a_long_statement_is_not_sent_for_each_range() -> None:
 )
 def test_as_many_readers_as_asked_for_and_allowed(most: int, asked: str, blocks: int, readers: int) -> None:
     strategy = strategy_of(table(blocks), query=asked, most_readers=most)
-    assert (strategy.name, strategy.readers) == ("block ranges", readers)
+    assert (strategy.name, strategy.readers) == ("cursor, block ranges", readers)
 
 
 def test_a_server_of_one_reader_reads_no_ranges() -> None:
     strategy = strategy_of(table(LARGE), most_readers=1)
     assert (len(strategy.ranges), strategy.readers, strategy.reason) == (0, 1, "PARALLEL_READERS is 1")
+
+
+def test_the_pure_python_encoder_reads_no_ranges() -> None:
+    found = Candidates((("public", "users"),))
+    strategy = make_strategy(plan(), Explained(seq_scan()), found, [table(LARGE)], Limits(4, 100, native=False))
+    assert (len(strategy.ranges), strategy.readers) == (0, 1)
+    assert strategy.reason == "the pure-Python encoder is in use"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])
@@ -282,34 +279,26 @@ def test_the_estimate_is_the_planner_s(rows: int) -> None:
     assert strategy.estimated_rows == rows
 
 
-# --- how many rows at a time -------------------------------------------------------------------------------------
+# --- batches of the whole query ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("facts", "rows"),
+    ("explained", "name", "batches"),
     [
-        # Nothing out of line: a row fits a block.
-        ({"toast_bytes": 0}, CHUNK_ROWS),
-        ({"toast_bytes": 0, "bytes": 10**12}, CHUNK_ROWS),
-        ({"toast_bytes": 0, "bytes": None, "estimated_rows": None}, CHUNK_ROWS),
-        # Something, however little: any row may be large.
-        ({"toast_bytes": 8192}, CHUNK_ROWS_LARGE),
-        ({"toast_bytes": 8192, "bytes": 0, "estimated_rows": 0}, CHUNK_ROWS_LARGE),
-        ({"toast_bytes": 8192, "bytes": None, "estimated_rows": None}, CHUNK_ROWS_LARGE),
-        # Nobody knows: views and foreign tables.
-        ({"toast_bytes": None, "bytes": None, "estimated_rows": None}, CHUNK_ROWS_LARGE),
-        ({"toast_bytes": None, "bytes": 0, "estimated_rows": 100}, CHUNK_ROWS_LARGE),
-        # Rows that are large as a rule: about LIBPQ_BYTES of them.
-        ({"toast_bytes": 99 * LIBPQ_BYTES, "bytes": 100 * LIBPQ_BYTES, "estimated_rows": 400}, 4),
-        ({"toast_bytes": 99 * LIBPQ_BYTES, "bytes": 100 * LIBPQ_BYTES, "estimated_rows": 100}, 1),
-        ({"toast_bytes": 10**9, "bytes": 1000 * LIBPQ_BYTES, "estimated_rows": 100}, 1),
-        ({"toast_bytes": 10**9, "bytes": 10**9, "estimated_rows": 10**9}, CHUNK_ROWS_LARGE),
-        # Only VACUUM brings what lies out of line into `bytes`: the larger of the two counts.
-        ({"toast_bytes": 100 * LIBPQ_BYTES, "bytes": 8192, "estimated_rows": 100}, 1),
-        ({"toast_bytes": 100 * LIBPQ_BYTES, "bytes": 8192, "estimated_rows": 300}, 3),
+        (seq_scan(rows=0), "cursor", 1),
+        (seq_scan(rows=BATCH_ROWS - 1), "cursor", 1),
+        # One ahead, so that the server does not wait for a round trip after the first.
+        (seq_scan(rows=BATCH_ROWS), "cursor", 2),
+        (seq_scan(rows=10**12), "cursor", 2),
+        # With a row limit PostgreSQL would run these plans without workers.
+        (node("Gather", seq_scan()), "cursor, parallel plan", 0),
+        (node("Gather Merge", node("Sort", seq_scan())), "cursor, parallel plan", 0),
+        (node("Aggregate", node("Gather", node("Aggregate", seq_scan()))), "cursor, parallel plan", 0),
+        (node("Append", seq_scan("a"), node("Gather", seq_scan("b"))), "cursor, parallel plan", 0),
     ],
 )
-def test_few_rows_at_a_time_where_they_may_be_large(facts: Document, rows: int) -> None:
-    known = {"bytes": 8192, "estimated_rows": 1000, **facts}
-    strategy = make_strategy(plan(**known), Explained(seq_scan()), Candidates(reason="small"), [], Limits(4, 1))
-    assert strategy.chunk_rows == rows
+def test_a_parallel_plan_is_executed_as_a_whole_and_any_other_in_batches(
+    explained: Document, name: str, batches: int
+) -> None:
+    strategy = make_strategy(plan(kind="view"), Explained(explained), Candidates(reason="a view"), [], Limits(4, 1))
+    assert (strategy.name, strategy.batches) == (name, batches)

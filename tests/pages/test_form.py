@@ -51,7 +51,7 @@ COLUMNS = (
 )
 # What a browser sends as CR LF.
 LINE_BREAK = re.compile("\r\n?|\n")
-USERS = Relation(1, "public", "users", "table", False, COLUMNS, 1000, 8192, None)
+USERS = Relation(1, "public", "users", "table", False, COLUMNS, 1000, 8192)
 
 
 def fields_of(form: Form) -> list[tuple[str, str]]:

@@ -54,7 +54,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "is_partition": False,
         "estimated_rows": 20000.0,
         "bytes": 1 << 20,
-        "toast_bytes": 0,
         "columns": json.dumps(columns),
         **changes,
     }
@@ -73,13 +72,12 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
         ),
         estimated_rows=20000,
         bytes=1 << 20,
-        toast_bytes=0,
     )
 
 
 def test_unknown_sizes_stay_unknown() -> None:
-    relation = relation_from_row(row(estimated_rows=None, bytes=None, toast_bytes=None, columns="[]"))
-    assert (relation.estimated_rows, relation.bytes, relation.toast_bytes) == (None, None, None)
+    relation = relation_from_row(row(estimated_rows=None, bytes=None, columns="[]"))
+    assert (relation.estimated_rows, relation.bytes) == (None, None)
     assert relation.columns == ()
 
 

@@ -1,4 +1,4 @@
-"""A request and its relation → plan: names resolved or refused, rows per FETCH. No database."""
+"""A request and its relation → plan: names resolved or refused. No database."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from server.errors import ExportError, Forbidden, InvalidRequest
 from server.query.catalogue import Column, Relation, RelationName
 from server.query.dialect import Dialect
 from server.query.parameters import SelectedColumn
-from server.query.plan import (
-    FETCH_ROWS,
-    LARGE_TOAST_BYTES,
-    LARGE_TOAST_FETCH_ROWS,
-    PREVIEW_ROWS,
-    ExportPlan,
-    make_plan,
-    preview_of,
-)
+from server.query.plan import PREVIEW_ROWS, ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest, parse_export_request
 
 
@@ -26,8 +18,8 @@ def column(name: str, *, readable: bool = True) -> Column:
     return Column(name, "text", nullable=True, readable=readable, indexed=False)
 
 
-def relation(*columns: Column, name: str = "users", toast_bytes: int | None = 0) -> Relation:
-    return Relation(7, "public", name, "table", False, columns, 10, 8192, toast_bytes)
+def relation(*columns: Column, name: str = "users") -> Relation:
+    return Relation(7, "public", name, "table", False, columns, 10, 8192)
 
 
 def plan(of: Relation, *select: str | tuple[str, str]) -> ExportPlan:
@@ -106,7 +98,7 @@ def test_a_relation_without_columns_has_a_plan() -> None:
 
 def test_a_plan_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan(USERS).fetch_rows = 1  # type: ignore[misc]
+        plan(USERS).limit = 1  # type: ignore[misc]
 
 
 def refused(of: Relation, *select: str | tuple[str, str]) -> ExportError:
@@ -237,17 +229,3 @@ def test_the_hint_with_the_readable_columns_is_a_valid_query_string() -> None:
 def test_a_hint_with_very_many_columns_is_left_out() -> None:
     wide = relation(column("salary", readable=False), *(column(f"c{number}") for number in range(51)))
     assert refused(wide).hint is None
-
-
-@pytest.mark.parametrize(
-    ("toast_bytes", "fetch_rows"),
-    [
-        (None, FETCH_ROWS),
-        (0, FETCH_ROWS),
-        (LARGE_TOAST_BYTES, FETCH_ROWS),
-        (LARGE_TOAST_BYTES + 1, LARGE_TOAST_FETCH_ROWS),
-        (1 << 40, LARGE_TOAST_FETCH_ROWS),
-    ],
-)
-def test_relations_with_much_toast_are_fetched_in_small_batches(toast_bytes: int | None, fetch_rows: int) -> None:
-    assert plan(relation(column("id"), toast_bytes=toast_bytes)).fetch_rows == fetch_rows

@@ -30,7 +30,8 @@ async def export(request: web.Request) -> web.StreamResponse:
     async def attempt() -> web.StreamResponse:
         async with contextlib.AsyncExitStack() as opened:
             export = await opened.enter_async_context(open_export(request.app[ENGINE], wanted))
-            transfer.scan = (await export.strategy()).name
+            strategy = await export.strategy()
+            transfer.scan, transfer.ranges = strategy.name, len(strategy.ranges) or None
             chunks = await opened.enter_async_context(contextlib.aclosing(export.chunks(compressed=compressed)))
             first = await anext(chunks)
             response = make_response(export.plan, compressed=compressed)
@@ -70,6 +71,7 @@ def _ended(wanted: ExportRequest, transfer: Transfer) -> ExportStreamed:
         rows=transfer.rows,
         bytes=transfer.bytes,
         scan=transfer.scan,
+        ranges=transfer.ranges,
         seconds=transfer.seconds,
         code=None if transfer.error is None else transfer.error.code,
         reason=None if transfer.error is None else transfer.error.detail,

@@ -6,8 +6,9 @@ from typing import Any
 
 from aiohttp import web
 
-from server.export.pipeline import describe, open_export
+from server.export.pipeline import describe, open_export, with_retries
 from server.export.preview import first_rows
+from server.export.strategy import Strategy
 from server.http.addresses import raw_target, refuse_parameters
 from server.http.keys import ENGINE, SETTINGS
 from server.http.responses import json_response
@@ -48,8 +49,13 @@ async def one_relation(request: web.Request) -> web.Response:
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
-    async with open_export(request.app[ENGINE], parse_relation_request(target, query), control=True) as export:
-        strategy = await export.strategy()
+    wanted = parse_relation_request(target, query)
+
+    async def attempt() -> Strategy:
+        async with open_export(request.app[ENGINE], wanted, control=True) as export:
+            return await export.strategy()
+
+    strategy = await with_retries(attempt)
     document = {
         "scan": strategy.name,
         "readers": strategy.readers,
@@ -61,7 +67,8 @@ async def _explanation(request: web.Request, target: str, query: str) -> web.Res
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
-    preview = await first_rows(request.app[ENGINE], parse_relation_request(target, query))
+    wanted = parse_relation_request(target, query)
+    preview = await with_retries(lambda: first_rows(request.app[ENGINE], wanted))
     document = {
         "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
         "rows": preview.rows,
