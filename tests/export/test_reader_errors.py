@@ -222,11 +222,12 @@ def assert_reported(failures: list[events.Event], error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", PASSING, ids=name_of)
-@pytest.mark.parametrize("at", ["connect", "lock", "check_snapshot", "enter", "start", "read 1.0", "read 1.2"])
+@pytest.mark.parametrize("at", ["connect", "lock", "enter", "start 2", "read 2.0", "read 2.2"])
 async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
     failures: list[events.Event], error: BaseException, at: str
 ) -> None:
-    # The first reader waits in its range until the other one has failed, so that no byte of range 1 is handed over.
+    # The first reader has range 0 and has reserved range 1. It waits until the other one, which has range 2, has failed,
+    # so that no byte of range 2 is handed over.
     failed = asyncio.Event()
     first, further = FakeSession(gates={(0, 1): failed}), FakeSession(at, error)
     emit = failures.append
@@ -246,15 +247,15 @@ async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
 async def test_an_error_of_the_query_ends_the_file_at_its_range(
     failures: list[events.Event], error: BaseException, place: int
 ) -> None:
-    received, failure = await Scan(FakeSession(), FakeSession(f"read 1.{place}", error)).file()
+    received, failure = await Scan(FakeSession(), FakeSession(f"read 2.{place}", error)).file()
     assert failure is error
     # A chunk before the failed one was handed over or not, but nothing else may be missing.
-    assert received == WHOLE[: len(chunk_of(0, 0)) * (CHUNKS + place)]
+    assert received == WHOLE[: len(chunk_of(0, 0)) * (2 * CHUNKS + place)]
     assert_reported(failures, error)
 
 
 @pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
-@pytest.mark.parametrize(("at", "chunks"), [("enter", 0), ("start", 0), ("read 0.0", 0), ("read 0.1", 1)])
+@pytest.mark.parametrize(("at", "chunks"), [("enter", 0), ("start 0", 0), ("start 1", 0), ("read 0.0", 0), ("read 0.1", 1), ("read 1.0", 3)])
 async def test_any_error_of_the_first_reader_ends_the_file(error: BaseException, at: str, chunks: int) -> None:
     received, failure = await Scan(FakeSession(at, error), FakeSession()).file()
     assert failure is error
@@ -262,8 +263,9 @@ async def test_any_error_of_the_first_reader_ends_the_file(error: BaseException,
 
 
 @pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
+@pytest.mark.parametrize("at", ["read 1.2", "read 2.0", "read 2.2"])
 async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_new_one(
-    failures: list[events.Event], monkeypatch: pytest.MonkeyPatch, error: BaseException
+    failures: list[events.Event], monkeypatch: pytest.MonkeyPatch, error: BaseException, at: str
 ) -> None:
     monkeypatch.setattr(ranges_module, "RANGE_BUFFER_BYTES", 1)
     calls: list[tuple[RangeReader, bool]] = []
@@ -274,9 +276,9 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
         fail(self, error, give_back=give_back)
 
     monkeypatch.setattr(RangeReader, "fail", observed)
-    # The other reader has range 1 and waits for the file. A third one has range 0 and loses its connection: the other
-    # exchanges its range for that one, and then meets the error in the rest of the old range.
-    scan = Scan(FakeSession(), FakeSession("read 1.2", error))
+    # The other reader has range 1, has reserved range 2 and waits for the file. A third one has range 0 and loses its
+    # connection: the other exchanges its range for that one, and then meets the error in the rest of what it has started.
+    scan = Scan(FakeSession(), FakeSession(at, error))
     third = scan.ranges.reader()
     assert await third.take()
     further = asyncio.create_task(
@@ -287,7 +289,7 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
     third.fail(errors.ConnectionLost("lost"), give_back=True)
     async with asyncio.timeout(10):
         await further
-    assert scan.sessions[1].steps[-1] == "read 1.2"
+    assert scan.sessions[1].steps[-1] == at
     assert_reported(failures, error)
     assert [give_back for _, give_back in calls] == [True, True]  # once for each reader
     first = asyncio.create_task(
