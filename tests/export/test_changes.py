@@ -163,7 +163,9 @@ def test_a_file_is_one_snapshot_while_its_table_changes(
     assert server.export_line("after")["scan"] == "cursor, block ranges"
     # Most downloads succeed: otherwise this would prove little.
     assert len(whole) >= 2
-    read_by_ranges = [line for line in server.log if 'scan="cursor, block ranges"' in line and "requestId=changes-" in line]
+    read_by_ranges = [
+        line for line in server.log if 'scan="cursor, block ranges"' in line and "requestId=changes-" in line
+    ]
     assert [line for line in read_by_ranges if "outcome=complete" in line]
 
 

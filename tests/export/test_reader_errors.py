@@ -12,7 +12,7 @@ import errno
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -169,7 +169,9 @@ class Scan:
 
     def __init__(self, first: FakeSession, further: FakeSession) -> None:
         plan = make_plan(parse_export_request("t.csv", ""), RELATION)
-        strategy = Strategy(BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, parallel_plan=False, reason="")
+        strategy = Strategy(
+            BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, parallel_plan=False, reason=""
+        )
         self.ranges = Ranges(RANGES, ahead=3)
         # Nothing is encoded: the fake rows are lines already.
         self.scan = _Scan(plan, strategy, lambda: cast("RowReader", None), self.ranges)
@@ -226,8 +228,8 @@ def assert_reported(failures: list[events.Event], error: BaseException) -> None:
 async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
     failures: list[events.Event], error: BaseException, at: str
 ) -> None:
-    # The first reader has range 0 and has reserved range 1. It waits until the other one, which has range 2, has failed,
-    # so that no byte of range 2 is handed over.
+    # The first reader has range 0 and has reserved range 1. It waits until the other one, which has range 2, has
+    # failed, so that no byte of range 2 is handed over.
     failed = asyncio.Event()
     first, further = FakeSession(gates={(0, 1): failed}), FakeSession(at, error)
     emit = failures.append
@@ -255,7 +257,9 @@ async def test_an_error_of_the_query_ends_the_file_at_its_range(
 
 
 @pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
-@pytest.mark.parametrize(("at", "chunks"), [("enter", 0), ("start 0", 0), ("start 1", 0), ("read 0.0", 0), ("read 0.1", 1), ("read 1.0", 3)])
+@pytest.mark.parametrize(
+    ("at", "chunks"), [("enter", 0), ("start 0", 0), ("start 1", 0), ("read 0.0", 0), ("read 0.1", 1), ("read 1.0", 3)]
+)
 async def test_any_error_of_the_first_reader_ends_the_file(error: BaseException, at: str, chunks: int) -> None:
     received, failure = await Scan(FakeSession(at, error), FakeSession()).file()
     assert failure is error
@@ -277,7 +281,7 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
 
     monkeypatch.setattr(RangeReader, "fail", observed)
     # The other reader has range 1, has reserved range 2 and waits for the file. A third one has range 0 and loses its
-    # connection: the other exchanges its range for that one, and then meets the error in the rest of what it has started.
+    # connection: the other exchanges its range for that one, and then meets the error in the rest of what it started.
     scan = Scan(FakeSession(), FakeSession(at, error))
     third = scan.ranges.reader()
     assert await third.take()
@@ -292,9 +296,7 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
     assert scan.sessions[1].steps[-1] == at
     assert_reported(failures, error)
     assert [give_back for _, give_back in calls] == [True, True]  # once for each reader
-    first = asyncio.create_task(
-        scan.scan.read(cast("Session", scan.sessions[0]), scan.ranges.reader(permanent=True))
-    )
+    first = asyncio.create_task(scan.scan.read(cast("Session", scan.sessions[0]), scan.ranges.reader(permanent=True)))
     async with asyncio.timeout(10):
         assert b"".join([chunk.data async for chunk in scan.ranges.chunks()]) == WHOLE
         await first
