@@ -22,11 +22,8 @@ import pytest
 from server import errors
 from server.export.pipeline import OpenExport
 from server.export.ranges import Ranges
-from server.export.scan import _Streamed
-from server.export.strategy import Candidates, Limits, candidate_tables, make_strategy
+from server.export.scan import _Scan
 from server.postgres.database import Database
-from server.postgres.explained import Explained
-from server.postgres.libpq import HAS_CHUNKS
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.plan import ExportPlan, make_plan
@@ -37,8 +34,6 @@ from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 from tests.support.waiting import at_work, come_to_rest, waiting_readers
-
-pytestmark = pytest.mark.skipif(not HAS_CHUNKS, reason="the driver's libpq is older than 17: one reader reads")
 
 ODD_NAME = '100% "sure"'
 
@@ -166,7 +161,7 @@ def explained(server: LiveServer, relation: str, query: str = "") -> dict[str, A
 def assert_single(server: LiveServer, postgres: Postgres, relation: str, query: str, select: str, reason: str) -> None:
     """Assert that one reader reads this, for this reason, and gives the rows of the SELECT."""
     document = explained(server, relation, query)
-    assert (document["scan"], document["readers"], document["ranges"]) == ("single", 1, 0)
+    assert (document["scan"], document["readers"], document["ranges"]) == ("cursor", 1, 0)
     assert reason in document["reason"]
     answer = ask(server, path_of(relation, query))
     assert (answer.status, answer.ending) == (200, "terminator")
@@ -237,9 +232,9 @@ def test_the_bytes_are_those_of_copy_for_every_number_of_readers(
         assert [line for line in server.log[before:] if "a reader ended early" in line] == []
     document = explained(servers[3], case.relation, case.query)
     # A part of a table may be too small for ranges; other tests cover that.
-    assert document["scan"] == "block ranges" or document["reason"] == "small"
+    assert document["scan"] == "cursor, block ranges" or document["reason"] == "small"
     if not case.query:
-        assert document["scan"] == "block ranges" or case.relation == "child"
+        assert document["scan"] == "cursor, block ranges" or case.relation == "child"
 
 
 def test_a_small_leaf_is_read_in_its_own_order_though_an_index_is_cheaper(
@@ -250,7 +245,7 @@ def test_a_small_leaf_is_read_in_its_own_order_though_an_index_is_cheaper(
     part = "EXPLAIN (FORMAT JSON) SELECT * FROM ONLY leafy_1 WHERE ctid >= '(0,0)' AND ctid < '(5,0)' AND n > 49740"
     assert {node["Node Type"] for node in postgres.run(whole)[0][0][0]["Plan"]["Plans"]} == {"Seq Scan"}
     assert postgres.run(part)[0][0][0]["Plan"]["Node Type"] == "Index Scan"
-    assert explained(server, "leafy", "n=gt.49740")["scan"] == "block ranges"
+    assert explained(server, "leafy", "n=gt.49740")["scan"] == "cursor, block ranges"
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "ndjson", "csv.gz", "ndjson.gz"])
@@ -287,7 +282,7 @@ def test_the_log_and_the_explanation_say_how_it_was_read(servers: dict[int, Live
         assert abs(document["estimatedRows"] - 16000) < 1600
         ask(server, path_of("heap"), headers={"X-Request-Id": f"how-{readers}"})
         assert server.export_line(f"how-{readers}")["scan"] == document["scan"]
-        assert document["scan"] == ("single" if readers == 1 else "block ranges")
+        assert document["scan"] == ("cursor" if readers == 1 else "cursor, block ranges")
         assert document["reason"] == ("PARALLEL_READERS is 1" if readers == 1 else None)
     assert explained(servers[4], "heap", "parallel=2")["readers"] == 2
     assert explained(servers[2], "heap", "parallel=4")["readers"] == 2
@@ -349,7 +344,7 @@ CLERK_READS = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO clerk"
 def test_a_reading_role_has_ranges(role_server: Callable[..., LiveServer], postgres: Postgres) -> None:
     server = role_server(CLERK_READS)
     for relation in ("heap", "parts", "parent", "stored"):
-        assert explained(server, relation)["scan"] == "block ranges"
+        assert explained(server, relation)["scan"] == "cursor, block ranges"
         assert ask(server, path_of(relation)).body == postgres.copy(f"SELECT * FROM {relation}")
 
 
@@ -380,7 +375,7 @@ def test_one_reader_reads_virtual_columns_of_partitions(server: LiveServer, post
     )
     postgres.run("INSERT INTO made (n) SELECT generate_series(1, 30000); ANALYZE made")
     assert_single(server, postgres, "made", "", "SELECT * FROM made", "virtual generated columns")
-    assert explained(server, "made_1")["scan"] == "block ranges"
+    assert explained(server, "made_1")["scan"] == "cursor, block ranges"
     assert ask(server, path_of("made_1")).body == postgres.copy("SELECT * FROM made_1")
 
 
@@ -420,19 +415,6 @@ def test_one_reader_reads_single_columns(role_server: Callable[..., LiveServer],
 
 def plan_of(relation: Any, query: str = "") -> ExportPlan:
     return make_plan(parse_export_request(f"{quote(relation.name)}.csv", query), relation)
-
-
-async def test_one_reader_reads_on_servers_without_ranges_of_tuple_identifiers(
-    database: Database, postgres: Postgres
-) -> None:
-    async with database.session() as session:
-        plan = plan_of(await session.relation(RelationName("heap")))
-        node = {"Node Type": "Seq Scan", "Schema": "public", "Relation Name": "heap", "Plan Rows": 16000}
-        assert candidate_tables(plan, Explained(node), 140000) == Candidates((("public", "heap"),))
-        too_old = candidate_tables(plan, Explained(node), 130023)
-        assert too_old == Candidates(reason="the server is older than PostgreSQL 14")
-        strategy = make_strategy(plan, Explained(node), too_old, [], Limits(4, 100))
-        assert (strategy.name, strategy.readers, len(strategy.ranges)) == ("single", 1, 0)
 
 
 # --- readers are a shared budget ---------------------------------------------------------------------------------
@@ -487,7 +469,7 @@ def test_fewer_readers_read_when_postgresql_has_no_more_connections(
         answer = ask(server, path_of("heap"), headers={"X-Request-Id": f"limited-{number}"})
         assert (answer.status, answer.ending) == (200, "terminator")
         assert answer.body == postgres.copy("SELECT * FROM heap")
-        assert server.export_line(f"limited-{number}")["scan"] == "block ranges"
+        assert server.export_line(f"limited-{number}")["scan"] == "cursor, block ranges"
     server.wait_for_log("a reader ended early")
 
 
@@ -619,15 +601,13 @@ async def test_a_waiting_alter_table_does_not_block_the_readers(settings: Settin
 async def test_a_first_reader_that_has_lost_its_connection_raises_it(settings: Settings, postgres: Postgres) -> None:
     async with open_database(settings) as database, database.session() as session:
         export = await in_process(database, "heap", session)
-        encoder = encoders(native=True).for_streams(export.plan.dialect, export.plan.format)
         strategy = await export.strategy()
         postgres.run(f"SELECT pg_terminate_backend({session.backend_pid})")
-        async with asyncio.timeout(10):
-            while not session.connection.closed:  # noqa: ASYNC110 the event loop notices by itself
-                await asyncio.sleep(0.01)
         ranges = Ranges(1, 1)
-        scan = _Streamed(export.plan, strategy, encoder, ranges)
-        reading = asyncio.create_task(scan.read(session, encoder, ranges.reader(permanent=True)))
+        scan = _Scan(
+            export.plan, strategy, lambda: encoders(native=True).reader(export.plan.dialect, export.plan.format), ranges
+        )
+        reading = asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):
                 await anext(ranges.chunks())
@@ -687,4 +667,4 @@ def test_a_role_that_may_not_export_a_snapshot_has_one_reader(
         explained = json.loads(ask(server, "/relations/plain?explain").body)
     finally:
         postgres.run("GRANT EXECUTE ON FUNCTION pg_export_snapshot() TO public")
-    assert (explained["scan"], explained["reason"]) == ("single", "the role may not export a snapshot")
+    assert (explained["scan"], explained["reason"]) == ("cursor", "the role may not export a snapshot")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from server.encode.encoders import Encoders
 from server.errors import ConnectionLost, ExportError, InvalidRequest, QueryFailed, RelationNotFound, ServerBusy
 from server.export import pipeline
 from server.export.engine import Engine
@@ -29,8 +28,7 @@ from tests.support.waiting import at_work
 
 GZIP = 31
 
-# The rows before the slow one fill more than the 8 kB that PostgreSQL keeps before it sends. The slow row is in the
-# second FETCH, which asks for eight rows.
+# The rows before the slow one fill more than the 8 kB that PostgreSQL keeps before it sends.
 SLOW = (
     "SELECT n, repeat('x', 3000) AS x, CASE WHEN n = 9 THEN pg_sleep(60)::text END AS y "
     "FROM generate_series(1, 30) AS n"
@@ -64,30 +62,25 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(Session, name, watched)
 
-    for name in ("relation", "explain", "check_snapshot", "declare", "rows", "export_snapshot"):
+    for name in ("relation", "explain", "query", "rows", "export_snapshot"):
         watch(name)
     return made
 
 
-async def test_the_query_is_explained_once_and_the_snapshot_is_checked_after_its_locks(
+async def test_the_query_is_explained_once_before_its_rows_are_read(
     engine: Engine, postgres: Postgres, calls: list[str]
 ) -> None:
     async with open_export(engine, request("users.csv")) as export:
-        assert calls == ["relation"]
+        assert calls == ["relation", "query"]
         explained = await export.explained()
         assert await export.explained() is explained
         strategy = await export.strategy()
         assert await export.strategy() is strategy
         assert strategy.estimated_rows == explained.rows
-        assert strategy.streams is engine.encoders.streams
         async with contextlib.aclosing(export.chunks()) as chunks:
             body = b"".join([chunk.data async for chunk in chunks])
     assert body == postgres.copy("SELECT * FROM users")
-    assert calls == [
-        "relation",
-        "explain",
-        *(["check_snapshot", "rows"] if engine.encoders.streams else ["declare", "check_snapshot"]),
-    ]
+    assert [call for call in calls if call != "query"] == ["relation", "explain", "rows"]
 
 
 async def test_chunks_need_no_call_before_them(engine: Engine, postgres: Postgres, calls: list[str]) -> None:
@@ -95,27 +88,10 @@ async def test_chunks_need_no_call_before_them(engine: Engine, postgres: Postgre
         open_export(engine, request("users.csv", "id=lt.10")) as export,
         contextlib.aclosing(export.chunks()) as chunks,
     ):
-        assert calls == ["relation"]
+        assert calls == ["relation", "query"]
         body = b"".join([chunk.data async for chunk in chunks])
     assert body == postgres.copy("SELECT * FROM users WHERE id < 10")
     assert calls.count("explain") == 1
-
-
-@pytest.mark.parametrize(
-    ("encoders", "scan", "reason"),
-    [
-        (Encoders(native=True, streams=True), "single", "small"),
-        (Encoders(True, False), "single", "fetched from a cursor"),
-    ],
-)
-async def test_the_encoder_decides_how_rows_are_read(
-    settings: Settings, encoders: Encoders, scan: str, reason: str
-) -> None:
-    async with open_database(replace(settings, parallel_readers=2)) as database:
-        engine = replace(make_engine(database), encoders=encoders)
-        async with open_export(engine, request("users.csv")) as export:
-            strategy = await export.strategy()
-    assert (strategy.name, strategy.reason) == (scan, reason)
 
 
 async def test_the_snapshot_has_the_time_of_its_transaction(engine: Engine, postgres: Postgres) -> None:

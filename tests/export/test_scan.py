@@ -1,88 +1,46 @@
-"""How a relation is read. Streamed: how much libpq holds, how far reading runs ahead, and stopping in the middle.
-Fetched, for the pure-Python encoder: the sizes of the batches and the FETCH that runs ahead.
-"""
+"""The scan of one export, in this process: chunks, back-pressure, and what stopping, errors and cancellation leave."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
-import importlib
-import itertools
+import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from server import errors
 from server.chunk import Chunk
-from server.encode.encoders import LIBPQ_FUNCTIONS
 from server.export.pipeline import OpenExport
 from server.export.ranges import RANGE_BUFFER_BYTES
-from server.export.scan import FILE_CHUNK_BYTES, GROWTH
-from server.export.strategy import CHUNK_ROWS, CHUNK_ROWS_LARGE, FEWEST_BLOCKS
+from server.export.scan import FILE_CHUNK_BYTES
+from server.export.strategy import FEWEST_BLOCKS
 from server.postgres.database import Database
-from server.postgres.libpq import HAS_CHUNKS, LIBPQ, result_memory
-from server.postgres.session import Batch, Session
+from server.postgres.messages import PORTAL_SUSPENDED, Messages
+from server.postgres.reader import BATCH_ROWS
+from server.postgres.session import Session
 from server.query.catalogue import RelationName
-from server.query.plan import LARGE_TOAST_FETCH_ROWS, make_plan
+from server.query.plan import make_plan
 from server.query.request import ExportRequest
 from server.settings import Settings
-from tests.support.engines import encoders, make_engine, open_database
-from tests.support.live_server import eventually, wait_until
+from tests.support.engines import make_engine, open_database
+from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
-
-# Bytes that libpq may hold for one FETCH.
-FEW_MEGABYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """One FETCH: the rows requested, the rows received, and the bytes that libpq holds for them."""
-
-    asked: int
-    count: int
-    memory: int
-
-
-class WatchedSession(Session):
-    """A session that keeps a record of its FETCHes."""
-
-    fetched: list[Fetched]
-
-    async def fetch(self, rows: int) -> Batch:
-        batch = await super().fetch(rows)
-        self.fetched.append(Fetched(rows, batch.count, batch.memory))
-        return batch
+from tests.support.relay import Relay
 
 
 @contextlib.asynccontextmanager
-async def scanning(database: Database, name: str, *, native: bool = True) -> AsyncIterator[tuple[WatchedSession, Any]]:
+async def scanning(database: Database, name: str, *, native: bool = True) -> AsyncIterator[tuple[Session, Any]]:
     """A session on the relation and its chunks, not started yet. The chunks are closed at the end."""
     async with database.session() as session:
-        session.__class__ = WatchedSession
-        assert isinstance(session, WatchedSession)
-        session.fetched = []
         plan = make_plan(ExportRequest(RelationName(name), "csv"), await session.relation(RelationName(name)))
         export = OpenExport(make_engine(database, native=native), session, plan)
         async with contextlib.aclosing(export.chunks()) as chunks:
             yield session, chunks
-
-
-@pytest.fixture(autouse=True)
-def _native_encoder() -> None:
-    encoders(native=True)
-    assert HAS_CHUNKS
-
-
-async def fetch_all(database: Database, name: str) -> tuple[bytes, list[Fetched]]:
-    """The file and its FETCHes, read for the pure-Python encoder."""
-    async with scanning(database, name, native=False) as (session, chunks):
-        data = b"".join([chunk.data async for chunk in chunks])
-        return data, session.fetched
 
 
 def last_statement(postgres: Postgres, session: Session) -> tuple[str, str, str]:
@@ -94,58 +52,27 @@ def last_statement(postgres: Postgres, session: Session) -> tuple[str, str, str]
     return state, query, waits_for
 
 
-# --- streamed: what is held, and how far it runs ahead -----------------------------------------------------------
+# --- how much is held, and how far a reader runs ahead -----------------------------------------------------------
+
+both_encoders = pytest.mark.parametrize("native", [True, False], ids=["native", "pure"])
 
 
-@dataclass
-class Held:
-    """What the native encoder received. rows, memory: the most rows and bytes in one PGresult. results: how many."""
-
-    rows: int = 0
-    memory: int = 0
-    results: int = 0
+async def read_all(database: Database, name: str, *, native: bool = True) -> list[Chunk]:
+    async with scanning(database, name, native=native) as (_, chunks):
+        return [chunk async for chunk in chunks]
 
 
-@pytest.fixture
-def held() -> Iterator[Held]:
-    """What libpq returns from now on, seen by the function that frees every result."""
-    held = Held()
-
-    def clear(result: int) -> None:
-        held.rows = max(held.rows, LIBPQ.PQntuples(ctypes.c_void_p(result)))
-        held.memory = max(held.memory, result_memory(result))
-        held.results += 1
-        LIBPQ.PQclear(result)
-
-    watched = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(clear)
-    native: Any = importlib.import_module("server.encode._encode")
-    functions = {name: ctypes.cast(LIBPQ[name], ctypes.c_void_p).value for name in LIBPQ_FUNCTIONS}
-    native.bind(functions | {"PQclear": ctypes.cast(watched, ctypes.c_void_p).value})
-    yield held
-    native.bind(functions)
-
-
-async def stream_all(database: Database, name: str) -> list[Chunk]:
-    async with scanning(database, name) as (session, chunks):
-        every = [chunk async for chunk in chunks]
-        assert session.fetched == []
-        return every
-
-
-async def test_a_streamed_file_is_the_bytes_of_copy_in_chunks(
-    database: Database, postgres: Postgres, held: Held
-) -> None:
-    chunks = await stream_all(database, "users")
+@both_encoders
+async def test_a_file_is_the_bytes_of_copy_in_chunks(database: Database, postgres: Postgres, native: bool) -> None:
+    chunks = await read_all(database, "users", native=native)
     assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM users")
     assert sum(chunk.rows for chunk in chunks) == postgres.run("SELECT count(*) FROM users")[0][0]
     # The first comes as soon as there is a row. The others are large enough that the cost of a chunk is negligible.
     assert len(chunks[0].data) < FILE_CHUNK_BYTES / 2
     assert max(len(chunk.data) for chunk in chunks) < 2 * FILE_CHUNK_BYTES
-    assert held.rows == CHUNK_ROWS
-    assert held.memory < 1 << 20
 
 
-# Large values that the catalogue does not show: libpq must hold few rows at any time.
+# Large values that the catalogue does not show: a chunk must not hold many of them.
 SUDDEN = "SELECT n, CASE WHEN n > 3000 THEN {large} END AS large FROM generate_series(1, 3060) AS n"
 LARGE_VALUES = {
     "external": ("TABLE", "EXTERNAL", "repeat('x', 1000000)"),
@@ -171,27 +98,65 @@ def make_sudden(postgres: Postgres, kind: str, storage: str, large: str) -> None
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["fresh", "analyzed"])
 @pytest.mark.parametrize("values", LARGE_VALUES)
-async def test_libpq_holds_few_rows_where_they_may_be_large(
-    database: Database, postgres: Postgres, held: Held, values: str, analyzed: bool
+@both_encoders
+async def test_a_chunk_ends_with_the_value_that_makes_it_large(
+    database: Database, postgres: Postgres, values: str, analyzed: bool, native: bool
 ) -> None:
     make_sudden(postgres, *LARGE_VALUES[values])
     if analyzed and LARGE_VALUES[values][0] == "TABLE":
         postgres.run("ANALYZE sudden")
-    chunks = await stream_all(database, "sudden")
+    chunks = await read_all(database, "sudden", native=native)
     data = b"".join(chunk.data for chunk in chunks)
     assert data == postgres.copy("SELECT * FROM sudden")
-    assert held.rows <= CHUNK_ROWS_LARGE
-    # A megabyte each: what libpq and then a chunk hold at once.
-    assert held.memory < (CHUNK_ROWS_LARGE + 1) * 1_100_000
-    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + (CHUNK_ROWS_LARGE + 1) * 1_100_000
+    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + 1_000_100
 
 
-async def test_wide_rows_come_one_by_one(database: Database, postgres: Postgres, held: Held) -> None:
+@both_encoders
+async def test_wide_rows_come_one_by_one(database: Database, postgres: Postgres, native: bool) -> None:
     postgres.run("CREATE TABLE wide (n int, large text); ALTER TABLE wide ALTER large SET STORAGE EXTERNAL")
     postgres.run("INSERT INTO wide SELECT n, repeat('x', 4000000) FROM generate_series(1, 12) AS n; ANALYZE wide")
-    chunks = await stream_all(database, "wide")
+    chunks = await read_all(database, "wide", native=native)
     assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM wide")
-    assert held.rows == 1
+    assert max(chunk.rows for chunk in chunks) == 1
+
+
+async def test_a_row_of_many_large_values_is_not_held_whole(database: Database, postgres: Postgres) -> None:
+    columns = ", ".join(f"repeat('x', 1000000) AS c{number}" for number in range(20))
+    postgres.run(f"CREATE VIEW wide AS SELECT {columns}")
+    chunks = await read_all(database, "wide")
+    assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM wide")
+    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + 1_000_100
+    assert sum(chunk.rows for chunk in chunks) == 1
+
+
+async def test_the_portal_is_a_server_side_cursor(database: Database, postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW cursors AS SELECT name, statement LIKE 'SELECT source.%' AS ours FROM pg_cursors WHERE name <> ''")
+    chunks = await read_all(database, "cursors")
+    assert b"".join(chunk.data for chunk in chunks) == b"name,ours\nsluice,t\n"
+
+
+@both_encoders
+async def test_a_heap_scan_is_suspended_after_each_batch(
+    database: Database, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    postgres.run(f"CREATE TABLE heap AS SELECT generate_series(1, {3 * BATCH_ROWS + 1}) AS n; ANALYZE heap")
+    received = bytearray()
+    async with scanning(database, "heap", native=native) as (session, chunks):
+        ours, theirs = socket.socketpair()
+        relay = Relay(session.connection.wire.descriptor, theirs, received)
+        monkeypatch.setattr(session.connection.wire, "descriptor", ours.fileno())
+        ours.setblocking(False)
+        try:
+            body = b"".join([chunk.data async for chunk in chunks])
+        finally:
+            monkeypatch.undo()
+            relay.stop()
+            ours.close()
+            theirs.close()
+    assert body == postgres.copy("SELECT * FROM heap")
+    read = Messages()
+    read.feed(bytes(received))
+    assert [kind for kind, _ in read].count(PORTAL_SUSPENDED) == 3
 
 
 async def test_the_server_works_on_while_a_chunk_is_handed_out(database: Database, postgres: Postgres) -> None:
@@ -227,122 +192,6 @@ async def test_a_consumer_that_stops_makes_postgresql_wait(database: Database, p
         assert handed_out + sum(rest) == 1000
 
 
-# --- fetched: the sizes of the batches ---------------------------------------------------------------------------
-
-
-async def test_batches_start_with_one_row_and_grow_eightfold_at_most(database: Database, postgres: Postgres) -> None:
-    data, fetched = await fetch_all(database, "users")
-    assert data == postgres.copy("SELECT * FROM users")
-    assert fetched[0].asked == 1
-    for before, after in itertools.pairwise(fetched):
-        assert after.asked <= before.count * GROWTH
-    assert GROWTH <= 8
-    # Narrow rows come in batches large enough that the cost of a round trip is negligible.
-    assert max(batch.memory for batch in fetched) > 256 << 10
-    assert max(batch.memory for batch in fetched) < 2 << 20
-
-
-@pytest.mark.parametrize("kind", ["TABLE", "VIEW"])
-@pytest.mark.parametrize("rows", [1, 5, 20])
-async def test_rows_of_a_megabyte_come_one_by_one(database: Database, postgres: Postgres, kind: str, rows: int) -> None:
-    query = f"SELECT n, repeat('x', 1000000) AS large FROM generate_series(1, {rows}) AS n"
-    postgres.run(f"CREATE {kind} wide AS {query}")
-    data, fetched = await fetch_all(database, "wide")
-    assert data == postgres.copy(query)
-    assert {batch.asked for batch in fetched} == {1}
-    large = [batch for batch in fetched if batch.memory > FEW_MEGABYTES]
-    assert len(large) <= 1
-
-
-async def test_rows_that_grow_come_in_fewer(database: Database, postgres: Postgres) -> None:
-    query = "SELECT n, repeat('x', n * 20) AS large FROM generate_series(1, 3000) AS n"
-    postgres.run(f"CREATE TABLE growing AS {query}")
-    data, fetched = await fetch_all(database, "growing")
-    assert data == postgres.copy(query)
-    large = [batch for batch in fetched if batch.memory > FEW_MEGABYTES]
-    assert len(large) <= 1
-    assert fetched[-1].asked < max(batch.asked for batch in fetched)
-
-
-async def test_a_large_toast_table_means_small_batches(database: Database, postgres: Postgres) -> None:
-    # 2,000 narrow rows, then 20 of 1 MB each: the rows before do not predict the size of the next one.
-    postgres.run("CREATE TABLE mixed (n int, large text); ALTER TABLE mixed ALTER COLUMN large SET STORAGE EXTERNAL")
-    postgres.run(
-        "INSERT INTO mixed "
-        "SELECT n, CASE WHEN n > 2000 THEN repeat('x', 1000000) END FROM generate_series(1, 2020) AS n"
-    )
-    data, fetched = await fetch_all(database, "mixed")
-    assert data == postgres.copy("SELECT * FROM mixed")
-    assert max(batch.asked for batch in fetched) == LARGE_TOAST_FETCH_ROWS <= 32
-
-
-@pytest.mark.parametrize("kind", ["TABLE", "VIEW"])
-async def test_after_one_batch_of_large_rows_batches_are_small(
-    database: Database, postgres: Postgres, kind: str
-) -> None:
-    # Compressed in TOAST, or computed by the view: the catalogue does not show their size, and one FETCH is held whole
-    # (docs/architecture.md). There may be one such batch, not two.
-    query = "SELECT n, CASE WHEN n > 2000 THEN repeat('x', 1000000) END AS large FROM generate_series(1, 2060) AS n"
-    postgres.run(f"CREATE {kind} mixed AS {query}")
-    data, fetched = await fetch_all(database, "mixed")
-    assert data == postgres.copy("SELECT * FROM mixed")
-    large = [batch for batch in fetched if batch.memory > FEW_MEGABYTES]
-    assert len(large) <= 1
-
-
-# --- fetched: one FETCH ahead ------------------------------------------------------------------------------------
-
-
-def has_arrived(postgres: Postgres, session: Session, statement: str) -> Callable[[], bool]:
-    return lambda: last_statement(postgres, session)[1] == statement
-
-
-async def test_the_next_fetch_is_sent_before_a_chunk_is_handed_out(database: Database, postgres: Postgres) -> None:
-    async with scanning(database, "users", native=False) as (session, chunks):
-        for following in (8, 64, 512):
-            await anext(chunks)
-            # This blocks the event loop: the statement was sent before the chunk came.
-            wait_until(
-                "the next FETCH has arrived", has_arrived(postgres, session, f"FETCH FORWARD {following} FROM sluice")
-            )
-
-
-async def test_the_server_works_while_a_chunk_is_written(database: Database, postgres: Postgres) -> None:
-    postgres.run(
-        "CREATE VIEW slow AS SELECT n, CASE WHEN n = 2 THEN pg_sleep(60)::text END AS x FROM generate_series(1, 9) AS n"
-    )
-    async with scanning(database, "slow", native=False) as (session, chunks):
-        assert (await anext(chunks)).data == b"n,x\n1,\n"
-        wait_until("the server is at work", lambda: last_statement(postgres, session)[0] == "active")
-
-
-@pytest.mark.parametrize(("taken", "rows_read"), [(1, 1 + 8), (2, 1 + 8 + 64), (3, 1 + 8 + 64 + 512)])
-async def test_a_consumer_that_stops_leaves_one_batch_ahead(
-    database: Database, postgres: Postgres, taken: int, rows_read: int
-) -> None:
-    # Each row that the server computes takes a lock, which can be counted from outside.
-    postgres.run(
-        "CREATE VIEW counted AS SELECT n, pg_try_advisory_xact_lock_shared(4711, n) AS locked "
-        "FROM generate_series(1, 5000) AS n"
-    )
-
-    def rows_computed() -> int:
-        return int(postgres.run("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711")[0][0])
-
-    async with scanning(database, "counted", native=False) as (session, chunks):
-        for _ in range(taken):
-            await anext(chunks)
-        await asyncio.to_thread(
-            wait_until,
-            "the batch ahead is there",
-            lambda: last_statement(postgres, session)[0] == "idle in transaction",
-        )
-        # Time in which the event loop and the server could do more than they should.
-        await asyncio.sleep(0.1)
-        assert rows_computed() == rows_read
-        assert len(session.fetched) == taken + 1
-
-
 # --- stopping in the middle --------------------------------------------------------------------------------------
 
 
@@ -367,11 +216,6 @@ def nothing_left_open() -> Iterator[None]:
     assert left == []
 
 
-def only_cancelled_statements(heard: list[dict[str, Any]]) -> bool:
-    """Return whether aiopg has reported only cancelled statements, which it reports besides raising."""
-    return all(getattr(context.get("exception"), "pgcode", None) == "57014" for context in heard)
-
-
 # Rows of 1 kB, so that some of them arrive before the next is made.
 STOPS = {
     "in the middle of a table": ("SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 20000) AS n", 2),
@@ -388,7 +232,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["streamed", "fetched"])
+@both_encoders
 @pytest.mark.parametrize(("view", "taken"), STOPS.values(), ids=STOPS)
 async def test_closing_a_scan_leaves_nothing_behind(
     database: Database, postgres: Postgres, complaints: list[dict[str, Any]], view: str, taken: int, native: bool
@@ -399,10 +243,9 @@ async def test_closing_a_scan_leaves_nothing_behind(
         async with scanning(database, "stopped", native=native) as (session, chunks):
             for _ in range(taken):
                 await anext(chunks)
-            start = "SELECT source" if native else "FETCH"
             await eventually(
                 "the server has the statement",
-                lambda: taken == 0 or last_statement(postgres, session)[1].startswith(start),
+                lambda: taken == 0 or last_statement(postgres, session)[1].startswith("SELECT source"),
             )
             await chunks.aclose()
             assert asyncio.all_tasks() == tasks
@@ -413,10 +256,10 @@ async def test_closing_a_scan_leaves_nothing_behind(
     )
     gc.collect()
     await asyncio.sleep(0)
-    assert only_cancelled_statements(complaints), complaints
+    assert complaints == []
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["streamed", "fetched"])
+@both_encoders
 async def test_an_error_comes_after_the_rows_before_it_and_none_that_are_wrong(
     database: Database, postgres: Postgres, native: bool
 ) -> None:
@@ -432,19 +275,19 @@ async def test_an_error_comes_after_the_rows_before_it_and_none_that_are_wrong(
         await consume()
     right = postgres.copy("SELECT n, 1 / (n - 10) AS x FROM generate_series(1, 9) AS n")
     assert right.startswith(received)
-    assert received.count(b"\n") - 1 == (CHUNK_ROWS_LARGE if native else 9)
 
 
-async def test_an_error_among_the_first_rows_comes_before_any_byte(database: Database, postgres: Postgres) -> None:
-    postgres.run(
-        f"CREATE VIEW failing AS SELECT n, 1 / (n - {CHUNK_ROWS_LARGE}) AS x FROM generate_series(1, 100) AS n"
-    )
-    async with scanning(database, "failing") as (_, chunks):
+@both_encoders
+async def test_an_error_in_the_first_row_comes_before_any_byte(
+    database: Database, postgres: Postgres, native: bool
+) -> None:
+    postgres.run("CREATE VIEW failing AS SELECT n, 1 / (n - 1) AS x FROM generate_series(1, 100) AS n")
+    async with scanning(database, "failing", native=native) as (_, chunks):
         with pytest.raises(errors.InvalidRequest):
             await anext(chunks)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["streamed", "fetched"])
+@both_encoders
 async def test_a_cancelled_consumer_is_cancelled_wherever_it_is(
     database: Database, postgres: Postgres, complaints: list[dict[str, Any]], native: bool
 ) -> None:
@@ -462,7 +305,7 @@ async def test_a_cancelled_consumer_is_cancelled_wherever_it_is(
         with pytest.raises(asyncio.CancelledError):
             await task
     gc.collect()
-    assert only_cancelled_statements(complaints), complaints
+    assert complaints == []
     await eventually("nothing runs on", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
 
 
@@ -511,8 +354,8 @@ async def test_closing_a_scan_of_several_readers_leaves_nothing_behind(
         assert asyncio.all_tasks() - parallel._background == tasks
         # All spare readers have been given back.
         with parallel.spare_readers(1000) as spare:
-            assert spare == 4
+            assert spare == 2
     await eventually("the server has stopped", lambda: readers(postgres) == 0)
     async with scanning(parallel, "blocks") as (_, chunks):
         assert b"".join([chunk.data async for chunk in chunks]) == postgres.copy("SELECT * FROM blocks")
-    assert only_cancelled_statements(complaints), complaints
+    assert complaints == []
