@@ -23,13 +23,13 @@ from aiohttp.test_utils import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from server.postgres.libpq import LIBPQ
 from yarl import URL
 
 from server.encode.encoders import bind_libpq
 from server.errors import RelationNotFound
 from server.export.pipeline import open_export
 from server.postgres.database import Database
-from server.postgres.libpq import LIBPQ
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.parameters import SelectedColumn
