@@ -6,8 +6,11 @@ import contextlib
 import gzip
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -17,7 +20,7 @@ from server.export.pipeline import open_export
 from server.query.request import parse_export_request
 from server.settings import Settings
 from tests.support.engines import make_engine, open_database
-from tests.support.live_server import LiveServer, wait_until
+from tests.support.live_server import ROOT, LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Answer, Client, ask
 from tests.support.saved_exports import download, saved
@@ -344,7 +347,6 @@ def test_a_connection_that_ends_within_the_rows_cuts_the_file(
     assert_lost(behind, relay, postgres, Cut(300, CUTS[cut]))
 
 
-@pytest.mark.parametrize("encoder", ["native"], scope="module")
 def test_a_connection_that_is_reset_within_the_rows_cuts_the_file(
     behind: LiveServer, relay: Relay, postgres: Postgres
 ) -> None:
@@ -414,3 +416,36 @@ async def test_the_name_of_the_server_is_verified(tls: TlsPostgres, postgres: Po
     unverified = replace(settings, database_url=tls.url(host="db.example", hostaddr="127.0.0.1", sslmode="verify-ca"))
     async with open_database(unverified) as database:
         await database.ping()
+
+
+# --- encryption by GSS is not supported ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"DATABASE_URL": "postgresql://reader:geheim@db.example/shop?gssencmode=require"},
+        {"DATABASE_URL": "postgresql://reader:geheim@db.example/shop", "PGGSSENCMODE": "require"},
+        {"DB_HOST": "db.example", "DB_PASSWORD": "geheim", "PGGSSENCMODE": "require"},
+    ],
+    ids=["in the URI", "in the environment", "with DB_HOST"],
+)
+def test_encryption_by_gss_is_refused_at_the_start(environment: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "API_PORT": "0", "EXPORT_STORAGE_PATH": str(tmp_path), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, messages = process.communicate(timeout=15)
+    finally:
+        process.terminate()  # if it serves
+        process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "gssencmode" in messages
+    assert "Traceback" not in messages
+    assert PASSWORD not in messages
