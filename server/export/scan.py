@@ -33,9 +33,9 @@ from server.threads import wait_until_ended
 # Bytes of CSV in one chunk of a streamed file. Larger chunks miss the CPU's caches and delay the first bytes; smaller
 # ones make the cost of each hand-over visible. Measured in docs/performance.md.
 FILE_CHUNK_BYTES = 256 << 10
-# Ranges that may be taken and not yet handed over whole, besides one for each reader: a reader whose range has ended
-# starts the next one before the file has reached it.
-RANGES_AHEAD = 1
+# Ranges for each reader that may be taken and not yet handed over whole: the one that it reads, and the next one, which
+# it starts before the file has reached it.
+RANGES_OF_A_READER = 2
 
 
 async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, explained: Explained) -> Strategy:
@@ -80,7 +80,7 @@ async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: St
         await session.read_by_blocks()
     with engine.database.spare_readers(strategy.readers - 1) as spare:
         shared = await session.export_snapshot() if spare else ("", {})
-        ranges = Ranges(max(1, len(strategy.ranges)), ahead=1 + spare + RANGES_AHEAD)
+        ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER * (1 + spare))
         scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
         # The first task takes the first range before any other reader has connected.
         tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
@@ -152,9 +152,6 @@ class _Scan:
         # The first row of the file is handed over at once.
         most = FILE_CHUNK_BYTES if reader.number else 1
         while True:
-            reserved = reader.reserve() if reserves else None
-            if reserved is not None:
-                rows.start(self._select(reserved))
             pending = rows.pending
             chunk = await rows.read(most)
             if rows.pending < pending:
@@ -163,6 +160,10 @@ class _Scan:
             if not await reader.put(chunk):
                 return False
             most = FILE_CHUNK_BYTES
+            # Not before the first chunk: other readers that have just started need a range too.
+            reserved = reader.reserve() if reserves else None
+            if reserved is not None:
+                rows.start(self._select(reserved))
 
     def _select(self, number: int) -> Select:
         """Return the SELECT of the range of this number, or of the whole query."""
