@@ -126,6 +126,8 @@ class _Scan:
         stops: whether to read no further range than those that were taken.
         """
         untouched = True  # nothing of the range that the reader has now was read
+        # A first range is read without reserving another: readers that have just started need one too.
+        reserves = False
         try:
             more = await reader.take()
             with session.rows(self.make_reader()) as rows:
@@ -133,7 +135,8 @@ class _Scan:
                     if not rows.pending:  # the range was not reserved
                         rows.start(self._select(reader.number))
                     untouched = False
-                    if await self._read_range(rows, reader, reserves=not stops()):
+                    if await self._read_range(rows, reader, reserves=reserves and not stops()):
+                        reserves = True
                         more = (bool(rows.pending) or not stops()) and await reader.take()
                     else:
                         untouched = True
@@ -152,6 +155,9 @@ class _Scan:
         # The first row of the file is handed over at once.
         most = FILE_CHUNK_BYTES if reader.number else 1
         while True:
+            reserved = reader.reserve() if reserves else None
+            if reserved is not None:
+                rows.start(self._select(reserved))
             pending = rows.pending
             chunk = await rows.read(most)
             if rows.pending < pending:
@@ -160,10 +166,6 @@ class _Scan:
             if not await reader.put(chunk):
                 return False
             most = FILE_CHUNK_BYTES
-            # Not before the first chunk: other readers that have just started need a range too.
-            reserved = reader.reserve() if reserves else None
-            if reserved is not None:
-                rows.start(self._select(reserved))
 
     def _select(self, number: int) -> Select:
         """Return the SELECT of the range of this number, or of the whole query."""
