@@ -67,6 +67,7 @@ class Ranges:
         """count: of ranges. ahead: how many may be taken and not yet handed over completely."""
         self._count = count
         self._ahead = ahead
+        self._readers = 0
         self._untaken = 0  # the first number that was never taken
         self._taken: deque[_Range] = deque()  # those that are not handed over completely, in order
         self._failure: BaseException | None = None  # of the permanent reader
@@ -81,6 +82,7 @@ class Ranges:
         permanent: this one takes ranges until all have ended, so that it can read those that others give back. A file
         has exactly one such reader.
         """
+        self._readers += 1
         return RangeReader(self, permanent)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
@@ -134,6 +136,10 @@ class Ranges:
             return None
         head.reader = reader
         return head
+
+    def _few_left(self) -> bool:
+        """Return whether no more ranges are left than there are readers."""
+        return self._count - self._untaken <= self._readers
 
     def _all_taken(self) -> bool:
         return self._untaken == self._count
@@ -203,12 +209,12 @@ class RangeReader:
         """Take the next range in advance, if that is possible without waiting. Return its number; None if not.
 
         Only a range that nobody has taken before: it comes after the one that the reader has, so the file never waits
-        for a reserved range while its reader waits for the file.
+        for a reserved range while its reader waits for the file. The last ranges are left to whoever is free first.
         """
-        if self._reserved is None:
-            self._reserved = self._ranges._take_new(self)
-            return None if self._reserved is None else self._reserved.number
-        return None
+        if self._reserved is not None or self._ranges._few_left():
+            return None
+        self._reserved = self._ranges._take_new(self)
+        return None if self._reserved is None else self._reserved.number
 
     async def put(self, chunk: Chunk) -> bool:
         """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.

@@ -28,7 +28,6 @@ from yarl import URL
 from server.app import create_app
 from server.chunk import Chunk
 from server.export.compress import gzipped
-from server.export.strategy import CHUNK_ROWS_LARGE
 from server.settings import Settings
 from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
@@ -323,9 +322,10 @@ async def test_a_problem_is_never_compressed(raw_client: TestClient[Any, Any], a
 # --- How a compressed stream begins. ---
 
 # All rows but the first ones wait for this advisory lock, so that no test has to sleep. The first rows are as many and
-# as wide as PostgreSQL (8 kB) and libpq (four rows of a view) buffer before they hand any over.
+# as wide as PostgreSQL buffers before it sends any (8 kB), so that some arrive before the wait.
 LOCK = 7_301_301
 BEFORE = 20
+FIRST_ROWS = 4
 WAITING = f"""
 CREATE VIEW waiting AS SELECT n, repeat('x', 1000) AS filler,
 CASE WHEN n > {BEFORE} THEN pg_advisory_xact_lock_shared({LOCK})::text END AS w
@@ -341,7 +341,7 @@ async def test_the_first_rows_arrive_before_the_query_ends(
     expected = (
         postgres.copy("SELECT * FROM waiting") if "csv" in target else json_lines(postgres, "SELECT * FROM waiting")
     )
-    first = b"".join(expected.splitlines(keepends=True)[: CHUNK_ROWS_LARGE + ("csv" in target)])
+    first = b"".join(expected.splitlines(keepends=True)[: FIRST_ROWS + ("csv" in target)])
     holder = postgres.connect()
     try:
         with holder.cursor() as cursor:

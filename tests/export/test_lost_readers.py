@@ -29,7 +29,6 @@ from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client
 
-
 LOCK = 4712
 # In 1,200 blocks, so five ranges; 16 rows in a block and 4,000 bytes in a row, so 17 MB of the file in a range. That is
 # more than the readers and the sockets hold.
@@ -40,12 +39,14 @@ ATTEMPTS = 30
 # this one, unless the others connect late. So no number of attempts finds another reader there.
 RANGE_OF_THE_FIRST = 3
 
+# Rows are marked with the number of their range, for which their reader then waits for a lock of its own.
+RANGES = range(5)
 SETUP = [
-    "CREATE TYPE mark AS ENUM ('go', 'wait')",
+    f"CREATE TYPE mark AS ENUM ('go', {', '.join(map(repr, map(str, RANGES)))})",
     f"""
     CREATE FUNCTION mark_is(mark, mark) RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
-        IF $1::text = 'wait' THEN PERFORM pg_advisory_xact_lock_shared({LOCK}); END IF;
+        IF $1::text <> 'go' THEN PERFORM pg_advisory_xact_lock_shared({LOCK}, $1::text::int); END IF;
         RETURN true;
     END$$
     """,
@@ -62,16 +63,19 @@ SETUP = [
 
 @pytest.fixture
 def held(postgres: Postgres) -> Iterator[Callable[[Sequence[int]], None]]:
-    """Make the table, hold the lock, and return what marks all rows of these blocks with 'wait'."""
+    """Make the table, hold the locks, and return what marks all rows of these blocks with their range."""
     for statement in SETUP:
         postgres.run(statement)
-    postgres.run(f"SELECT pg_advisory_lock({LOCK})")
+    postgres.run(f"SELECT pg_advisory_lock({LOCK}, n) FROM generate_series(0, {RANGES.stop}) AS n")
 
     def mark(blocks: Sequence[int]) -> None:
         for block in blocks:
-            postgres.run(f"UPDATE marked SET mark = 'wait' WHERE ctid >= '({block},0)' AND ctid < '({block + 1},0)'")
+            postgres.run(
+                f"UPDATE marked SET mark = '{block // RANGE_BLOCKS}' "
+                f"WHERE ctid >= '({block},0)' AND ctid < '({block + 1},0)'"
+            )
         # The new rows are in the same blocks: there is space in each.
-        marked = postgres.run("SELECT DISTINCT (ctid::text::point)[0]::int FROM marked WHERE mark::text = 'wait'")
+        marked = postgres.run("SELECT DISTINCT (ctid::text::point)[0]::int FROM marked WHERE mark::text <> 'go'")
         assert {block for (block,) in marked} == set(blocks)
 
     yield mark
@@ -80,12 +84,13 @@ def held(postgres: Postgres) -> Iterator[Callable[[Sequence[int]], None]]:
 
 
 def readers_at_marks(postgres: Postgres) -> dict[int, int]:
-    """The backends that wait for the lock, and the number of the range that each reads."""
-    rows = postgres.run(
-        "SELECT pid, substring(query FROM $$ctid >= '.(\\d+)$$)::int FROM pg_stat_activity "
-        "WHERE application_name = 'sluice' AND wait_event = 'advisory'"
+    """The backends that wait for a lock, and the number of the range that each reads."""
+    return dict(
+        postgres.run(
+            "SELECT pid, objid::int FROM pg_locks "
+            f"WHERE locktype = 'advisory' AND classid = {LOCK} AND mode = 'ShareLock' AND NOT granted"
+        )
     )
-    return {pid: block // RANGE_BLOCKS for pid, block in rows}
 
 
 def readers_at_rest(postgres: Postgres) -> list[tuple[int, str]]:
@@ -127,7 +132,7 @@ def test_the_file_is_whole_though_readers_die_before_their_ranges_are_handed_ove
             "the server has noticed",
             lambda: sum("a reader ended early" in line for line in server.log) == len(ranges),
         )
-        postgres.run(f"SELECT pg_advisory_unlock({LOCK})")
+        postgres.run("SELECT pg_advisory_unlock_all()")
         answer = client.read()
     assert (answer.status, answer.ending) == (200, "terminator")
     assert answer.body == right
@@ -247,7 +252,7 @@ async def test_a_reader_that_waits_for_the_file_reads_the_range_that_the_file_wa
             )
             assert [*readers_at_marks(postgres).values()] == [number]
             assert download.received == before
-            postgres.run(f"SELECT pg_advisory_unlock({LOCK})")
+            postgres.run("SELECT pg_advisory_unlock_all()")
             assert await download.finish() == right
         assert len(failures) == 1
         return

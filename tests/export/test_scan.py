@@ -130,7 +130,9 @@ async def test_a_row_of_many_large_values_is_not_held_whole(database: Database, 
 
 
 async def test_the_portal_is_a_server_side_cursor(database: Database, postgres: Postgres) -> None:
-    postgres.run("CREATE VIEW cursors AS SELECT name, statement LIKE 'SELECT source.%' AS ours FROM pg_cursors WHERE name <> ''")
+    postgres.run(
+        "CREATE VIEW cursors AS SELECT name, statement LIKE 'SELECT source.%' AS ours FROM pg_cursors WHERE name <> ''"
+    )
     chunks = await read_all(database, "cursors")
     assert b"".join(chunk.data for chunk in chunks) == b"name,ours\nsluice,t\n"
 
