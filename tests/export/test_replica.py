@@ -101,7 +101,7 @@ def server(pair: Pair, start_live: Callable[..., LiveServer]) -> LiveServer:
 def test_a_standby_gives_the_bytes_of_the_primary(pair: Pair, server: LiveServer) -> None:
     # A standby exports its snapshots too (PostgreSQL 10, release notes), so there are ranges.
     document = json.loads(ask(server, "/relations/large?explain").body)
-    assert (document["scan"], document["readers"]) == ("block ranges", 3)
+    assert (document["scan"], document["readers"]) == ("cursor, block ranges", 3)
     right = pair.primary.copy("SELECT * FROM large")
     for query in ("", "?parallel=1"):
         answer = ask(server, f"/export/large.csv{query}")

@@ -17,16 +17,16 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from server import errors
 from server.app import create_app
-from server.encode.encoders import bind_libpq, make_encoder
-from server.postgres.connections import Connection, Connections
+from server.postgres.connection import Connection
+from server.postgres.connections import Connections
 from server.postgres.database import Database
-from server.postgres.libpq import LIBPQ
-from server.postgres.server_errors import translate
+from server.postgres.rows import Rows, Select
+from server.postgres.server_errors import error_for
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.settings import Settings
-from tests.support.engines import open_database
+from tests.support.engines import encoders, open_database
 from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -77,8 +77,8 @@ async def test_a_cancelled_task_stays_cancelled_and_its_statement_is_cancelled_t
 
 
 async def test_a_cancellation_that_arrives_together_with_the_result_is_not_lost(database: Database) -> None:
-    # asyncio.wait_for of Python 3.11, which aiopg uses, returns the result and drops the cancellation: the export of a
-    # client that has left would continue with its next statement.
+    # A wait that returns the result and drops the cancellation, as asyncio.wait_for of Python 3.11 does, would let the
+    # export of a client that has left continue with its next statement.
     continued = False
 
     async def work() -> None:
@@ -105,8 +105,9 @@ async def test_a_task_can_be_cancelled_at_any_moment(database: Database, postgre
     async def work() -> None:
         async with database.session() as session:
             await session.relation(RelationName("sleepy"))
-            await session.declare("SELECT x FROM sleepy")
-            await session.fetch(1)
+            with session.rows(encoders(native=True).reader(Dialect(), "csv")) as rows:
+                rows.start(Select("SELECT x FROM sleepy"))
+                await rows.read(1)
 
     for attempt in range(100):
         task = asyncio.create_task(work())
@@ -118,8 +119,8 @@ async def test_a_task_can_be_cancelled_at_any_moment(database: Database, postgre
 
 
 async def test_discarding_a_connection_does_not_affect_the_next_one(database: Database, postgres: Postgres) -> None:
-    # aiopg closes the connection of a cancelled statement by itself. If it were closed a second time, the event loop
-    # would stop watching the descriptor, which the next connection may have by then: its answers would never arrive.
+    # The connection of a cancelled statement is closed. If it were closed a second time, the event loop would stop
+    # watching the descriptor, which the next connection may have by then: its answers would never arrive.
     closed, opened = asyncio.Event(), asyncio.Event()
     descriptors = []
 
@@ -129,6 +130,7 @@ async def test_discarding_a_connection_does_not_affect_the_next_one(database: Da
             try:
                 await session.query(SLEEP)
             except asyncio.CancelledError:
+                session.connection.close()
                 closed.set()
                 await opened.wait()
                 raise
@@ -422,7 +424,7 @@ def test_every_sqlstate_has_its_error(
             f"DO $$ BEGIN RAISE EXCEPTION 'the message' USING ERRCODE = '{state}', DETAIL = 'secret detail', "
             "HINT = 'secret hint'; END $$"
         )
-    error = translate(caught.value)
+    error = error_for(caught.value.pgcode, caught.value.diag.message_primary or "")
     assert type(error) is kind
     assert error.status == status
     assert "secret" not in f"{error.detail} {error.hint}"
@@ -431,14 +433,31 @@ def test_every_sqlstate_has_its_error(
     assert ("the message" in error.detail) == state.startswith("22")
 
 
-def test_a_lost_connection_has_no_sqlstate(postgres: Postgres) -> None:
-    connection = postgres.connect()
-    with contextlib.closing(connection), connection.cursor() as cursor:
-        with pytest.raises(psycopg2.Error):
-            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        with pytest.raises(psycopg2.Error) as caught:
-            cursor.execute("SELECT 1")
-    assert type(translate(caught.value)) is errors.ConnectionLost
+async def test_a_connection_that_the_server_ends_is_lost_now_and_later(database: Database) -> None:
+    async with database.session() as session:
+        with pytest.raises(errors.ConnectionLost):
+            await session.query("SELECT pg_terminate_backend(pg_backend_pid())")
+        with pytest.raises(errors.ConnectionLost):
+            await session.query("SELECT 1")
+    assert type(error_for(None, "")) is errors.ConnectionLost
+
+
+def parameters(count: int) -> str:
+    return ", ".join(f"${number}" for number in range(1, count + 1))
+
+
+async def test_more_values_than_the_protocol_can_count_are_too_complex(database: Database) -> None:
+    most = 65_535
+    async with database.session() as session:
+        assert await session.query(f"SELECT 1 IN ({parameters(most)}) AS found", [1] * most) == [{"found": True}]
+        with pytest.raises(errors.InvalidRequest) as caught:
+            await session.query(f"SELECT 1 IN ({parameters(most + 1)})", [1] * (most + 1))
+        with session.rows(encoders(native=True).reader(Dialect(), "csv")) as rows:
+            with pytest.raises(errors.InvalidRequest):
+                rows.start(Select("SELECT 1", [1] * (most + 1)))
+        # Nothing was sent: the session goes on.
+        assert await session.query("SELECT 1 AS one") == [{"one": 1}]
+    assert (caught.value.status, caught.value.code) == (400, "too_complex")
 
 
 FAILING_VIEWS = {
@@ -464,45 +483,57 @@ async def test_an_error_body_holds_no_statement(client: TestClient[Any, Any], po
 # --- what a session reads ---------------------------------------------------------------------------------------
 
 
-async def test_a_session_sees_one_snapshot(database: Database, postgres: Postgres) -> None:
+@pytest.mark.parametrize("native", [True, False])
+async def test_a_session_sees_one_snapshot(database: Database, postgres: Postgres, native: bool) -> None:
     postgres.run("CREATE TABLE growing AS SELECT n FROM generate_series(1, 100) AS n")
     async with database.session() as session:
-        await session.declare("SELECT n FROM growing")
-        first = await session.fetch(10)
-        assert first.count == 10
-        postgres.run("INSERT INTO growing SELECT n FROM generate_series(101, 200) AS n")
-        postgres.run("DELETE FROM growing WHERE n BETWEEN 50 AND 60")
-        rest = await session.fetch(1000)
-        assert [row[0] for row in rest.rows()] == [b"%d" % n for n in range(11, 101)]
+        await session.open()
+        with session.rows(encoders(native=native).reader(Dialect(), "csv")) as rows:
+            rows.start(Select("SELECT n FROM growing", batches=1))
+            first = await rows.read(1)
+            assert 1 <= first.rows <= 100
+            postgres.run("INSERT INTO growing SELECT n FROM generate_series(101, 200) AS n")
+            postgres.run("DELETE FROM growing WHERE n BETWEEN 50 AND 60")
+            data = first.data + await read_all(rows)
+            rows.start(Select("SELECT n FROM growing"))
+            again = await read_all(rows)
+    assert data == again == b"".join(b"%d\n" % n for n in range(1, 101))
+
+
+async def read_all(rows: Rows) -> bytes:
+    """Return the lines of what is pending."""
+    data = b""
+    while rows.pending:
+        data += (await rows.read(1 << 16)).data
+    return data
 
 
 @pytest.mark.parametrize("native", [True, False])
-async def test_a_batch_stays_valid_while_the_next_one_arrives(
+async def test_a_chunk_stays_valid_while_the_next_one_arrives(
     database: Database, postgres: Postgres, native: bool
 ) -> None:
-    assert bind_libpq(LIBPQ) or not native
-    encoder = make_encoder(Dialect(), "csv", native=native)
     query = "SELECT n, repeat(chr(97 + n % 26), 50) AS text FROM generate_series(1, 300) AS n"
-    encoded = []
+    chunks = []
     async with database.session() as session:
-        await session.declare(query.replace("%", "%%"))  # as sql.py writes it: the driver looks for placeholders
-        batch = await session.fetch(100)
-        while batch.count:
-            following = await session.fetch(100)
-            encoded.append(encoder.encode(batch))
-            batch = following
-    assert len(encoded) == 3
-    assert b"n,text\n" + b"".join(encoded) == postgres.copy(query)
+        await session.open()
+        with session.rows(encoders(native=native).reader(Dialect(), "csv")) as rows:
+            rows.start(Select(query))
+            while rows.pending:
+                chunks.append((await rows.read(5000)).data)
+    assert len(chunks) > 3
+    assert b"n,text\n" + b"".join(chunks) == postgres.copy(query)
 
 
-async def test_values_arrive_as_the_text_that_the_server_sent(database: Database) -> None:
+@pytest.mark.parametrize("native", [True, False])
+async def test_values_arrive_as_the_text_that_the_server_sent(database: Database, native: bool) -> None:
     query = (
         "SELECT 1.50::numeric, '{1,NULL}'::int[], '2024-02-29'::date, true, '{\"a\": 1}'::jsonb, NULL::int, ''::text"
     )
     async with database.session() as session:
-        await session.declare(query)
-        batch = await session.fetch(1)
-        assert list(batch.rows()[0]) == [b"1.50", b"{1,NULL}", b"2024-02-29", b"t", b'{"a": 1}', None, b""]
+        await session.open()
+        with session.rows(encoders(native=native).reader(Dialect(), "csv")) as rows:
+            rows.start(Select(query))
+            assert await read_all(rows) == b'1.50,"{1,NULL}",2024-02-29,t,"{""a"": 1}",,""\n'
 
 
 async def test_a_transaction_may_only_read(database: Database) -> None:

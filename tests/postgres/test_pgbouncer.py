@@ -94,6 +94,27 @@ def test_settings_end_with_the_transaction_of_the_export(
     other.close()
 
 
+def test_nothing_stays_prepared_behind_a_pooler(
+    pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    # The next transaction may run on another server, which does not know the statement.
+    server = start_live(DATABASE_URL=pooled_url)
+    expected = postgres.copy("SELECT * FROM users")
+    for _ in range(3):
+        assert ask(server, "/export/users.csv").body == expected
+    connections = [psycopg2.connect(pooled_url) for _ in range(2)]
+    with contextlib.closing(connections[0]), contextlib.closing(connections[1]):
+        pids = set()
+        for other in connections:  # both transactions stay open, so these are both servers of the pool
+            with other.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid(), (SELECT count(*) FROM pg_prepared_statements)")
+                row = cursor.fetchone()
+                assert row is not None
+                pids.add(row[0])
+                assert row[1] == 0
+    assert len(pids) == 2
+
+
 def test_a_client_that_leaves_has_its_query_cancelled(
     pooled_url: str, start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
@@ -120,7 +141,7 @@ def test_readers_that_get_no_connection_delay_no_export(
         answer = ask(server, "/export/large.csv", headers={"X-Request-Id": f"pooled-{number}"})
         assert (answer.status, answer.ending) == (200, "terminator")
         assert answer.body == right
-        assert server.export_line(f"pooled-{number}")["scan"] == "block ranges"
+        assert server.export_line(f"pooled-{number}")["scan"] == "cursor, block ranges"
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(lambda _: ask(server, "/export/large.csv"), range(6)))
     assert [(answer.status, answer.ending, answer.body == right) for answer in answers] == [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
 from server.postgres import statements
 
@@ -11,10 +11,12 @@ def test_the_settings_are_local_to_the_transaction() -> None:
     settings = statements.session_settings(1.5, 0.25)
     assert settings["statement_timeout"] == "1500ms"
     assert settings["idle_in_transaction_session_timeout"] == "250ms"
-    first, *others, last = statements.begin(settings, None, 140000).split("; ")
+    first, last = statements.begin(settings, None)
     assert first == "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    assert others == [f"SET LOCAL {name} = '{value}'" for name, value in settings.items()]
-    assert last.startswith("SELECT pg_backend_pid() AS pid, now() AS started, ")
+    for name, value in settings.items():
+        assert f"set_config('{name}', '{value}', true)" in last
+    assert not re.search(r"set_config\([^()]*(\([^()]*\))?[^()]*, false\)", last)
+    assert "pg_backend_pid() AS pid, now() AS started, " in last
 
 
 def test_no_timeout_is_a_setting_of_zero() -> None:
@@ -23,33 +25,36 @@ def test_no_timeout_is_a_setting_of_zero() -> None:
 
 
 def test_a_snapshot_is_imported_before_anything_else_runs() -> None:
-    assert statements.begin({"jit": "off"}, "00000003-1", 180000).split("; ")[:3] == [
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-        "SET TRANSACTION SNAPSHOT '00000003-1'",
-        "SET LOCAL jit = 'off'",
-    ]
+    opening, imported, last = statements.begin({"jit": "off"}, "00000003-1")
+    assert opening == "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    assert imported == "SET TRANSACTION SNAPSHOT '00000003-1'"
+    assert last.startswith("SELECT set_config('jit', 'off', true), ")
 
 
-@pytest.mark.parametrize(("version", "checked"), [(130013, False), (140000, True), (180001, True)])
-def test_the_server_checks_for_the_client_from_version_14(version: int, checked: bool) -> None:
-    assert ("client_connection_check_interval" in statements.begin({}, None, version)) == checked
+def test_the_server_checks_for_the_client() -> None:
+    assert "set_config('client_connection_check_interval', '1s', true)" in statements.begin({}, None)[-1]
 
 
 def test_readers_take_over_what_the_first_session_has_pinned() -> None:
     assert statements.pin(["TimeZone", "search_path"]) == (
-        "SELECT set_config('TimeZone', %(TimeZone)s, true), set_config('search_path', %(search_path)s, true)"
+        "SELECT set_config('TimeZone', $1, true), set_config('search_path', $2, true)"
     )
     for name in statements.PINNED:
-        assert f"set_config('{name}', current_setting('{name}'), true)" in statements.begin({}, None, 140000)
+        assert f"set_config('{name}', current_setting('{name}'), true)" in statements.begin({"jit": "off"}, None)[-1]
         assert f"current_setting('{name}') AS \"{name}\"" in statements.EXPORT_SNAPSHOT
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("by_blocks", [False, True])
-def test_settling_changes_only_the_settings_that_the_next_statements_need(streaming: bool, by_blocks: bool) -> None:
-    text = statements.check_snapshot(streaming=streaming, by_blocks=by_blocks)
+def test_the_check_of_the_snapshot_switches_the_timeouts_off_and_nothing_else() -> None:
+    text = statements.CHECK_SNAPSHOT
     for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
-        assert (f"set_config('{name}', '0', true)" in text) == streaming
+        assert f"set_config('{name}', '0', true)" in text
+    assert text.count("set_config") == 2
+
+
+def test_a_reader_of_ranges_plans_each_range_as_a_scan_by_tuple_identifiers_in_order() -> None:
+    text = statements.BY_BLOCKS
     for name, value in {"tidscan": "on", "indexscan": "off", "indexonlyscan": "off", "bitmapscan": "off"}.items():
-        assert (f"set_config('enable_{name}', '{value}', true)" in text) == by_blocks
-    assert text.count("set_config") == 2 * streaming + 5 * by_blocks
+        assert f"set_config('enable_{name}', '{value}', true)" in text
+    assert "set_config('max_parallel_workers_per_gather', '0', true)" in text
+    assert "set_config('plan_cache_mode', 'force_custom_plan', true)" in text
+    assert text.count("set_config") == 6
