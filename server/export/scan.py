@@ -45,7 +45,8 @@ async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, ex
     if candidates.tables:
         schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
         facts = await session.query(FACTS, (schemas, names, plan.relation.oid), prepare=True)
-    length = sum(len(value.encode()) for value in select_statement(plan).values)
+    # As in a Bind message, which gives the length of each value in four bytes.
+    length = sum(4 + len(value.encode()) for value in select_statement(plan).values)
     limits = Limits(engine.database.most_readers, length, engine.encoders.native)
     return make_strategy(plan, explained, candidates, facts, limits)
 

@@ -440,7 +440,7 @@ def test_exports_start_while_others_use_all_the_readers(
     server = start_live(PARALLEL_READERS="3", MAX_CONCURRENT_EXPORTS="4")
     with contextlib.ExitStack() as clients:
         waiting = []
-        for number in (3, 6, 7):  # three readers, three more, and the one that every export has
+        for number in (3, 4, 5):  # three readers, and the one that every export has
             client = clients.enter_context(Client(server.connect(receive_buffer=4096)))
             client.send(path_of("large"))
             come_to_rest(server, postgres, number)
