@@ -1,7 +1,7 @@
 """Every export has the bytes that the server's own COPY writes, for all types, relations and names.
 
-Every relation is exported four ways (streamed natively, and fetched in pure Python, through session, plan and scan;
-streamed over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a
+Every relation is exported four ways (with the native and with the pure-Python encoder, through session, plan and scan;
+over HTTP, plain and compressed) and compared with `COPY (SELECT …) TO STDOUT (FORMAT csv, HEADER)` on a
 plain connection; in the other dialects that COPY can write, natively and in pure Python.
 """
 
@@ -23,10 +23,11 @@ from aiohttp.test_utils import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from server.postgres.libpq import LIBPQ
+from server.postgres.portal import PortalReader
+from server.postgres.tls import addresses
 from yarl import URL
 
-from server.encode.encoders import bind_libpq
+from server.encode.encoders import choose_encoders
 from server.errors import RelationNotFound
 from server.export.pipeline import open_export
 from server.postgres.database import Database
@@ -39,7 +40,7 @@ from tests.support.engines import make_engine, open_database
 from tests.support.postgres import Postgres
 
 # Whether the native encoder can be used. It cannot on a machine without a compiler; CI has one.
-NATIVE = bind_libpq(LIBPQ)
+NATIVE = choose_encoders(addresses(), PortalReader, pure_python=False).native
 ENCODERS = {"native": True, "pure": False} if NATIVE else {"pure": False}
 
 # Dialects that COPY can write, and its options for them.

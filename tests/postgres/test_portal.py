@@ -107,7 +107,9 @@ def read_stream(native: bool, pieces: Sequence[bytes], most: int = ALL, *, ends:
         return read_on(started(native), backend, most)
 
 
-def expected_lines(rows: Sequence[Sequence[bytes | None]], types: Sequence[int], dialect: Dialect, format: str) -> bytes:
+def expected_lines(
+    rows: Sequence[Sequence[bytes | None]], types: Sequence[int], dialect: Dialect, format: str
+) -> bytes:
     kind_of = kinds_for(dialect, format)
     return PureEncoder(dialect, kind_of).lines(rows, [kind_of(oid) for oid in types])
 
@@ -154,7 +156,8 @@ def test_any_number_of_columns(native: bool, types: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "between", [notice("x" * 200_000), parameter_status(b"name", b"v" * 100_000), notification(b"p" * 70_000), ASYNCHRONOUS]
+    "between",
+    [notice("x" * 200_000), parameter_status(b"name", b"v" * 100_000), notification(b"p" * 70_000), ASYNCHRONOUS],
 )
 def test_messages_between_rows_change_nothing(native: bool, between: bytes) -> None:
     parts = [PARSED, BOUND, description([TEXT]), row(b"a"), row(b"b"), COMPLETE, CLOSED, READY]
@@ -471,9 +474,7 @@ def test_patience_ends_a_read_without_rows_and_not_one_with_rows(native: bool, b
     assert not reader.clean
 
 
-def test_messages_larger_than_the_socket_takes_are_sent_while_rows_are_read(
-    native: bool, backend: FakeBackend
-) -> None:
+def test_messages_larger_than_the_socket_takes_are_sent_while_rows_are_read(native: bool, backend: FakeBackend) -> None:
     reader = make_reader(native)
     data = bytes(range(256)) * 8192
     reader.start(data, 1, b"")
