@@ -23,14 +23,14 @@ from aiohttp.test_utils import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from server.postgres.portal import PortalReader
-from server.postgres.tls import addresses
 from yarl import URL
 
 from server.encode.encoders import choose_encoders
 from server.errors import RelationNotFound
 from server.export.pipeline import open_export
 from server.postgres.database import Database
+from server.postgres.portal import PortalReader
+from server.postgres.tls import addresses
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.parameters import SelectedColumn
