@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import itertools
 import socket
 import struct
 import termios
@@ -22,7 +23,7 @@ BOOL, TEXT, INT4, JSON = 16, 25, 23, 114
 
 
 def message(kind: bytes, body: bytes = b"", *, length: int | None = None) -> bytes:
-    """Return a message. length: what it states as its length, if that is not the true one; 32 bits, perhaps negative."""
+    """Return a message. length: what it states as its length, if not the true one; 32 bits, perhaps negative."""
     return kind + struct.pack("!I", (len(body) + 4 if length is None else length) & 0xFFFFFFFF) + body
 
 
@@ -140,4 +141,4 @@ class FakeBackend:
 def split(data: bytes, places: Iterator[int] | Sequence[int]) -> list[bytes]:
     """Return the data in pieces that end at these places, in ascending order."""
     edges = [0, *places, len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False) if end > start]
+    return [data[start:end] for start, end in itertools.pairwise(edges) if end > start]
