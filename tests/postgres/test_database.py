@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from server import errors
 from server.app import create_app
+from server.postgres import connection
 from server.postgres.connection import Connection
 from server.postgres.connections import Connections
 from server.postgres.database import Database
@@ -76,26 +77,33 @@ async def test_a_cancelled_task_stays_cancelled_and_its_statement_is_cancelled_t
     await eventually("the statement is cancelled", lambda: not sleeping_backends(postgres), seconds=2)
 
 
-async def test_a_cancellation_that_arrives_together_with_the_result_is_not_lost(database: Database) -> None:
+async def test_a_cancellation_that_arrives_together_with_the_result_is_not_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A wait that returns the result and drops the cancellation, as asyncio.wait_for of Python 3.11 does, would let the
     # export of a client that has left continue with its next statement.
     continued = False
+    finish = connection._finish
+    arrived = []
+
+    def finish_and_cancel(waiter: asyncio.Future[None]) -> None:
+        # The result is there, and the task that waits for it has not run yet.
+        finish(waiter)
+        arrived.append(task.cancel())
 
     async def work() -> None:
         nonlocal continued
         async with database.session() as session:
-            sessions.append(session)
-            await session.query("SELECT pg_sleep(0.2)")
+            await session.open()
+            with monkeypatch.context() as patched:
+                patched.setattr(connection, "_finish", finish_and_cancel)
+                await session.query("SELECT pg_sleep(0.2)")
             continued = True
 
-    sessions: list[Session] = []
     task = asyncio.create_task(work())
-    await eventually("it waits for the result", lambda: sessions and sessions[0].connection._waiter is not None)
-    waiter = sessions[0].connection._waiter
-    assert waiter is not None
-    waiter.add_done_callback(lambda _: task.cancel())
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert arrived == [True]
     assert not continued
 
 
