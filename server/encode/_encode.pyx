@@ -129,7 +129,8 @@ cdef class Encoder:
     """Read the rows of portals and encode them in COPY's CSV format: a `postgres.reader.RowReader`.
 
     delimiter, quote: one ASCII byte each. null: the bytes for NULL. eol: the end of a line. kinds_of: maps a
-    RowDescription to the kinds of its columns, one byte each; all statements of an encoder have the same columns.
+    RowDescription to the kinds of its columns, one byte each, or to None if it is malformed; all statements of an
+    encoder have the same columns.
     """
 
     cdef uint8_t delimiter
@@ -235,6 +236,8 @@ cdef class Encoder:
         cdef int ended
         if ssl and SSL_read == NULL:
             raise ValueError("the functions of OpenSSL are not bound")
+        if self.broken:
+            return b"", 0, LOST
         self.begin()
         try:
             with nogil:
@@ -243,7 +246,8 @@ cdef class Encoder:
             self.broken = True
             self.drop()
             raise
-        if ended == LOST:
+        # A value is written in one read: what has arrived of it goes away with the buffer.
+        if ended == LOST or self.value_left >= 0:
             self.broken = True
         return self.taken(), rows, ended
 
@@ -431,7 +435,7 @@ cdef class Encoder:
         self.control_left = -1
         if keeps:
             with gil:
-                self.keep()
+                return self.keep()
         elif self.control == 115:  # s: PortalSuspended
             return self.on_suspended()
         elif self.control == 90:  # Z: ReadyForQuery
@@ -439,20 +443,22 @@ cdef class Encoder:
         return MORE
 
     cdef int keep(self) except -1:
-        """Take an ErrorResponse or a RowDescription."""
+        """Take an ErrorResponse or a RowDescription. Return MORE, or LOST if it is malformed."""
         kept, self.kept = bytes(self.kept), None
         if self.control == 69:
             self.failed = True
             if self.error is None:
                 self.error = kept
-            return 0
+            return MORE
         kinds = self.kinds_of(kept)
+        if kinds is None:
+            return LOST
         if self.kinds is not None and self.kinds != kinds:
             raise ValueError("all statements of an encoder have the same columns")
         self.kinds = kinds
         self.kinds_at = <const uint8_t *>PyBytes_AS_STRING(self.kinds)
         self.columns = <int>len(kinds)
-        return 0
+        return MORE
 
     cdef int on_suspended(self) except -1 nogil:
         if self.failed:

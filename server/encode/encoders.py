@@ -84,8 +84,11 @@ def choose_encoders(
 def native_encoder(dialect: Dialect, kind_of: Callable[[int], int]) -> RowReader:
     """Return a native encoder. Only if it is built."""
 
-    def kinds_of(description: bytes) -> bytes:
-        return bytes([kind_of(oid) for _, oid in columns(description)])
+    def kinds_of(description: bytes) -> bytes | None:
+        try:
+            return bytes([kind_of(oid) for _, oid in columns(description)])
+        except ProtocolError:
+            return None
 
     return _encode.Encoder(dialect.delimiter, dialect.quote, dialect.null, dialect.eol, kinds_of)
 

@@ -35,6 +35,7 @@ class PortalReader:
         self._more = b""
         self._suspended = False
         self._failure: bytes | None = None
+        self._described = False
         self._broken = False
 
     def start(self, messages: bytes, units: int, more: bytes) -> None:
@@ -63,11 +64,15 @@ class PortalReader:
         return not (self._broken or self._unsent or self._unanswered) and self._messages.empty
 
     def _read(self, wire: Bytes, wake: int, most: int, patience: int, append: Callable[[bytes], None]) -> int:
+        if self._broken:
+            return LOST
         used = rows = 0
         line_of = self._writer.line
         while True:
             for kind, body in self._messages:
                 if kind == DATA_ROW:
+                    if not self._described:
+                        raise ProtocolError("a row before the description of its columns")
                     line = line_of(body)
                     append(line)
                     rows += 1
@@ -84,6 +89,7 @@ class PortalReader:
         """Take a message that is no row. Return how the read ends, or None."""
         if kind == ROW_DESCRIPTION:
             self._writer.describe([oid for _, oid in messages.columns(body)])
+            self._described = True
         elif kind == ERROR:
             self._failure = self._failure or body
         elif kind == PORTAL_SUSPENDED:

@@ -52,7 +52,8 @@ class RowReader(Protocol):
         wake: a descriptor; the call ends (WOKEN) when it is readable. patience: milliseconds to wait for the next bytes
         (TIMED_OUT), -1 for no limit. Return the lines, the number of rows that end in them, and how the read ended:
         MORE; END of the oldest statement; FAILED, and the server has answered everything; LOST: the connection ended,
-        or the server sent what the protocol does not allow; TIMED_OUT; WOKEN.
+        or the server sent what the protocol does not allow; TIMED_OUT; WOKEN. After the last two a reader may be LOST,
+        since it need not keep the beginning of a row.
         """
         ...
 

@@ -40,7 +40,6 @@ class Select:
     batches: int = 0
 
 
-_CLOSE = messages.close(PORTAL) + messages.SYNC
 _NEXT_BATCH = messages.execute(PORTAL, BATCH_ROWS) + messages.SYNC
 
 
@@ -81,15 +80,15 @@ class Rows:
 
         One with batches must be the last until it ends. Raise InvalidRequest for too many values.
         """
-        bound = messages.bind(encode_values(select.values), portal=PORTAL)
+        # The portal before has the same name.
+        bound = messages.close(PORTAL) + messages.bind(encode_values(select.values), portal=PORTAL)
         if select.sql != self._parsed:
             bound = messages.parse(select.sql) + bound + messages.describe(PORTAL)
             self._parsed = select.sql
         if select.batches:
             self._reader.start(bound + select.batches * _NEXT_BATCH, select.batches, _NEXT_BATCH)
         else:
-            # Closed, so that the next portal can have its name.
-            self._reader.start(bound + messages.execute(PORTAL) + _CLOSE, 1, b"")
+            self._reader.start(bound + messages.execute(PORTAL) + messages.SYNC, 1, b"")
         self.pending += 1
 
     async def read(self, most: int) -> Chunk:

@@ -142,6 +142,8 @@ class Session:
 
         reader: encodes the rows. Raise ConnectionLost if the connection has broken since the last statement.
         """
+        if self._unsent:
+            raise RuntimeError("the transaction was not opened yet")
         if self.connection.closed:
             raise connection_lost()
         self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
