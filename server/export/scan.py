@@ -33,6 +33,9 @@ from server.threads import wait_until_ended
 # Bytes of CSV in one chunk of a streamed file. Larger chunks miss the CPU's caches and delay the first bytes; smaller
 # ones make the cost of each hand-over visible. Measured in docs/performance.md.
 FILE_CHUNK_BYTES = 256 << 10
+# Bytes of CSV in the first chunk. Few, since nothing is sent before it is there; more than a row, since an error in it
+# still becomes an HTTP status, and since a small file then needs only one read.
+FIRST_CHUNK_BYTES = 32 << 10
 # Ranges for each reader that may be taken and not yet handed over whole: the one that it reads, and the next one, which
 # it starts before the file has reached it.
 RANGES_OF_A_READER = 2
@@ -153,8 +156,7 @@ class _Scan:
         reserves: whether to start it. Return False if the reader has exchanged its range for another one. What was
         started is then still pending.
         """
-        # The first row of the file is handed over at once.
-        most = FILE_CHUNK_BYTES if reader.number else 1
+        most = FILE_CHUNK_BYTES if reader.number else FIRST_CHUNK_BYTES
         while True:
             reserved = reader.reserve() if reserves else None
             if reserved is not None:
