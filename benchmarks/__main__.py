@@ -1,4 +1,4 @@
-r"""`make bench`: Sluice against psql's `\copy` and other servers, on an embedded PostgreSQL of its own.
+r"""`make bench`: Sluice against psql's `\copy`, DuckDB and other servers, on an embedded PostgreSQL of its own.
 
 Prints Markdown on standard output and progress on standard error. Fails only if Sluice's bytes are not those of
 `\copy`: machines are noisy, so a person judges the times.
@@ -11,31 +11,22 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import against, others, page, queries, report, saved, scaling
-from benchmarks.measure import Contender, downloaded, first_bytes, peak_memory, race
+from benchmarks import against, at_once, contenders, page, queries, report, saved, scaling, small, tls
+from benchmarks.measure import downloaded, first_bytes, peak_memory, race
 from benchmarks.processes import SLUICE, BenchmarkError, Server
-from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample
+from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample, seeded
 from server.process.embedded import EmbeddedError, EmbeddedPostgres
-from server.process.sample_data import seed
-
-REFERENCE = r"psql `\copy users to '/dev/null' csv`"
-NATIVE = "Sluice"
-PURE = "Sluice, pure-Python encoder"
-ASYNCPG = "aiohttp with asyncpg's `copy_from_query`"
-OBVIOUS_WAY = "the obvious way: typed rows, `csv.writer`"
-NODE = "Express, pg-query-stream, csv-stringify"
 
 # Users in the sample data for which the targets are set.
 TARGET_ROWS = 3_000_000
 # Rows of 1 MB in the table of large values.
 LARGE_VALUES = 300
-# Most rounds of the contenders that take many seconds each, and of the comparisons outside the race.
-OBVIOUS_ROUNDS = 5
-PURE_ROUNDS = 3
+# Most rounds of the comparisons outside the race, of which these are the longest and the others.
+SOME_ROUNDS = 5
 QUERY_ROUNDS = 7
-SCALING_ROUNDS = 5
-# Readers of one download.
-READERS = (1, 2, 3, 4)
+
+# A table as Markdown, and a line with PASS or MISS for each figure of it that has a target.
+Section = tuple[str, list[str]]
 
 
 def main() -> int:
@@ -76,18 +67,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _open_sample(stack: ExitStack, options: argparse.Namespace, path: Path) -> Sample:
-    embedded = stack.enter_context(EmbeddedPostgres(path))
-    seed(embedded, options.rows)
-    sample = Sample(embedded, path)
-    if sample.rows != options.rows:
-        raise BenchmarkError(f"{path} holds {sample.rows:,} users: use --rows {sample.rows}, or another --data")
-    return sample
-
-
 def _run_against(options: argparse.Namespace, path: Path) -> int:
     with ExitStack() as stack:
-        sample = _open_sample(stack, options, path)
+        sample = seeded(stack.enter_context(EmbeddedPostgres(path)), path, options.rows)
         sample.query("VACUUM (ANALYZE) users")
         results, verdicts = against.compare(sample, options.against, options.rounds, _say)
         version = sample.query("SHOW server_version")
@@ -98,71 +80,66 @@ def _run_against(options: argparse.Namespace, path: Path) -> int:
 
 def _run(options: argparse.Namespace, path: Path) -> int:
     with ExitStack() as stack:
-        sample = _open_sample(stack, options, path)
-        embedded = sample.embedded
+        sample = seeded(stack.enter_context(EmbeddedPostgres(path)), path, options.rows)
         _say("making the tables of other sizes")
         large_values = LARGE_VALUES // 10 if options.quick else LARGE_VALUES
         sample.make_tables(large_values)
         sizes = {"users": sample.rows, TENTH: sample.rows // 10, TINY: 10, MEGABYTES: large_values}
 
-        sluice = stack.enter_context(Server(SLUICE, embedded.uri))
-        ours, contenders = _contenders(stack, embedded.uri, path.parent / "benchmark-node", options.rounds)
+        sluice = stack.enter_context(Server(SLUICE, sample.embedded.uri))
+        all = contenders.start(stack, sample, path.parent / "benchmark-node", options.rounds)
         _say("comparing the bytes")
         expected = sample.copied()
-        found = {name: downloaded(server) for name, server in ours.items()}
-        results = race(sample, [Contender(REFERENCE, None, options.rounds), *contenders], _say)
-        rounds = min(options.rounds, QUERY_ROUNDS)
-        compared = queries.compare(sample, sluice, rounds, _say)
-        gzipped = queries.gzip_sizes(sluice)
-        costs = _scaling(sample, sluice, options)
-        _say("saved exports")
-        kept = saved.measure(embedded.uri, rounds, _say)
-        _say("the web page")
-        visited = page.measure(sample, sluice, options.tries, _say)
+        found = {name: downloaded(server) for name, server in all.ours.items()}
+        results = race(all.all, _say)
+        sections = [(report.race_table(results, sample.rows), report.race_verdicts(results, all, sample.rows))]
+        sections += _others(sample, sluice, all.ours[all.native[0]], options)
         _say("first bytes")
         first = first_bytes(sluice, options.tries)
         _say("memory")
         peaks = peak_memory(sample)
+        sections.append((report.first_byte_table(first, sizes), report.first_byte_verdicts(first)))
+        sections.append((report.memory_table(peaks, sizes), report.memory_verdicts(peaks)))
         version = sample.query("SHOW server_version")
+    _say("TLS")
+    encrypted = tls.measure(path.with_name(f"{path.name}-tls"), options.rows, min(options.rounds, SOME_ROUNDS), _say)
+    sections.append((tls.table(encrypted), tls.verdicts(encrypted)))
 
     print(f"{report.machine(version)}. {sample.rows:,} users, {expected[1] / 1e6:.0f} MB of CSV.")
     counts = ", ".join(str(len(downloads)) for downloads in results.values())
     print(f"Medians of {counts} downloads in this order, and of {options.tries} first bytes of each table.\n")
-    tables = [report.race_table(results, sample.rows), queries.table(compared), scaling.table(costs), saved.table(kept)]
-    tables += [page.table(visited), report.first_byte_table(first, sizes), report.memory_table(peaks, sizes)]
-    print("\n\n".join(tables), end="\n\n")
+    print("\n\n".join(table for table, _ in sections if table), end="\n\n")
     if options.rows != TARGET_ROWS:
         print(f"The targets are for {TARGET_ROWS:,} users; with fewer, starting the programs weighs more.\n")
-    best = report.fastest(results, [name for name in ours if name != PURE])
-    verdicts = report.verdicts(best, results, sample.rows, first, peaks) + scaling.verdicts(costs)
-    verdicts += queries.verdicts(compared, gzipped) + saved.verdicts(kept)
-    verdicts += page.verdicts(visited) + report.byte_verdict(expected, found)
-    short = {download.bytes for name in ours for download in results[name]} - {expected[1]}
-    if short:
-        verdicts.append(f"- MISS whole downloads of {sorted(map(str, short))} bytes in the race, not of {expected[1]}")
+    verdicts = [line for _, lines in sections for line in lines] + report.byte_verdicts(expected, found)
+    lengths = {download.bytes for name in all.ours for download in results[name]}
+    verdicts += report.length_verdicts(expected, lengths)
     print("\n".join(verdicts))
-    return int(bool(short) or any(result != expected for result in found.values()))
+    return int(lengths != {expected[1]} or any(result != expected for result in found.values()))
 
 
-def _contenders(
-    stack: ExitStack, database_url: str, node_folder: Path, rounds: int
-) -> tuple[dict[str, Server], list[Contender]]:
-    """Start every server. Return Sluice's own by name, and all contenders except the reference."""
-    ours = {
-        f"{NATIVE}, {count} reader{'s' if count > 1 else ''}": Server(SLUICE, database_url, PARALLEL_READERS=str(count))
-        for count in READERS
-    }
-    ours[PURE] = Server(SLUICE, database_url, SLUICE_PURE_PYTHON="1")
-    theirs = {ASYNCPG: others.asyncpg_copy(database_url), OBVIOUS_WAY: others.obvious(database_url)}
-    node = others.node(database_url, node_folder)
-    if node is not None:
-        theirs[NODE] = node
-    most = {PURE: PURE_ROUNDS, OBVIOUS_WAY: OBVIOUS_ROUNDS, NODE: OBVIOUS_ROUNDS}
-    contenders = [
-        Contender(name, stack.enter_context(server), min(rounds, most.get(name, rounds)))
-        for name, server in (ours | theirs).items()
+def _others(sample: Sample, server: Server, one_reader: Server, options: argparse.Namespace) -> list[Section]:
+    """Measure everything that is no download of the whole table alone. server: has the default settings."""
+    rounds, some_rounds = min(options.rounds, QUERY_ROUNDS), min(options.rounds, SOME_ROUNDS)
+    _say("downloads at once")
+    crowd = at_once.measure(sample, server, one_reader, some_rounds, _say)
+    _say("small exports")
+    ten_rows = small.measure(sample, server, some_rounds, _say)
+    compared = queries.compare(sample, server, rounds, _say)
+    gzipped = queries.gzip_sizes(server)
+    costs = _scaling(sample, server, options)
+    _say("saved exports")
+    kept = saved.measure(sample.embedded.uri, rounds, _say)
+    _say("the web page")
+    visited = page.measure(sample, server, options.tries, _say)
+    return [
+        (at_once.table(crowd), at_once.verdicts(crowd)),
+        (small.table(ten_rows), small.verdicts(ten_rows)),
+        (queries.table(compared), queries.verdicts(compared, gzipped)),
+        (scaling.table(costs), scaling.verdicts(costs)),
+        (saved.table(kept), saved.verdicts(kept)),
+        (page.table(visited), page.verdicts(visited)),
     ]
-    return ours, contenders
 
 
 def _scaling(sample: Sample, server: Server, options: argparse.Namespace) -> list[scaling.Cost]:
@@ -170,7 +147,7 @@ def _scaling(sample: Sample, server: Server, options: argparse.Namespace) -> lis
     shapes = tuple((columns, rows // 20 if options.quick else rows) for columns, rows in scaling.SHAPES)
     _say("making the tables of other sizes and shapes")
     scaling.make_tables(sample, sizes, shapes)
-    return scaling.measure(sample, server, sizes, shapes, min(options.rounds, SCALING_ROUNDS), _say)
+    return scaling.measure(sample, server, sizes, shapes, min(options.rounds, SOME_ROUNDS), _say)
 
 
 def _say(text: str) -> None:

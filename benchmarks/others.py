@@ -1,14 +1,17 @@
-"""Other servers for comparison: typed rows with csv.writer, asyncpg's COPY, and Express on Node.js."""
+"""Others for comparison: servers with typed rows and csv.writer, asyncpg's COPY, Express on Node.js; and DuckDB."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from benchmarks.processes import ROOT, BenchmarkError, Server
 
 SOURCES = ROOT / "benchmarks" / "node"
+DUCKDB = ROOT / "benchmarks" / "duckdb_copy.py"
 
 
 def gunicorn(module: str) -> tuple[str, ...]:
@@ -43,3 +46,21 @@ def node(database_url: str, folder: Path) -> Server | None:
     if done.returncode:
         raise BenchmarkError(f"npm install: {done.stderr}")
     return Server(("server.js",), database_url, executable=executable, folder=folder)
+
+
+def duckdb_extension() -> Path | None:
+    """Return the path of DuckDB's scanner for PostgreSQL, or None if one of the two packages is not installed."""
+    package = importlib.util.find_spec("duckdb_extension_postgres_scanner")
+    if package is None or package.origin is None or importlib.util.find_spec("duckdb") is None:
+        return None
+    return next(Path(package.origin).parent.glob("extensions/*/postgres_scanner.duckdb_extension"), None)
+
+
+def start_duckdb(database_url: str, extension: Path, threads: int) -> subprocess.Popen[str]:
+    """Start DuckDB with a copy of the users to /dev/null. It prints the number of rows and the statement's seconds."""
+    return subprocess.Popen(
+        [sys.executable, str(DUCKDB), database_url, str(extension), str(threads)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

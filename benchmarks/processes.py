@@ -151,32 +151,37 @@ def postgres_cpu(postmaster_pid: int) -> float:
 
 @dataclass(frozen=True)
 class Finished:
-    """A client that has ended. seconds: wall time. cpu: its own CPU time in seconds. output: what it printed."""
+    """Clients that have ended. seconds: wall time. cpu: their own CPU time in seconds. output: what they printed."""
 
     seconds: float
     cpu: float
     output: str
 
 
-def timed(start: Callable[..., subprocess.Popen[str]], *arguments: str) -> Finished:
-    """Start a client with `start(*arguments)` and wait for its end. Raise BenchmarkError if it fails."""
+def timed(start: Callable[..., subprocess.Popen[str]], *arguments: str, copies: int = 1) -> Finished:
+    """Start a client with `start(*arguments)` and wait for its end. Raise BenchmarkError if it fails.
+
+    copies: how many such clients run at once. Their CPU time is added up, their outputs follow each other.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    process = start(*arguments)
-    output, complaint = process.communicate()
+    processes = [start(*arguments) for _ in range(copies)]
+    printed = [process.communicate() for process in processes]
     seconds = time.perf_counter() - began
-    if process.returncode:
-        raise BenchmarkError(f"{process.args!r} ended with status {process.returncode}: {complaint}")
+    for process, (_, complaint) in zip(processes, printed, strict=True):
+        if process.returncode:
+            raise BenchmarkError(f"{process.args!r} ended with status {process.returncode}: {complaint}")
     use = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Finished(seconds, use.ru_utime + use.ru_stime - used.ru_utime - used.ru_stime, output)
+    cpu = use.ru_utime + use.ru_stime - used.ru_utime - used.ru_stime
+    return Finished(seconds, cpu, "".join(output for output, _ in printed))
 
 
 def start_curl(url: str) -> subprocess.Popen[str]:
-    """Start curl with a download to /dev/null. It prints the seconds to the first byte and the number of bytes."""
+    """Start curl with a download to /dev/null. It prints a line: seconds to the first byte, and number of bytes."""
     return subprocess.Popen(
         [
             *("curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output", os.devnull),
-            *("--write-out", "%{time_starttransfer} %{size_download}", url),
+            *("--write-out", r"%{time_starttransfer} %{size_download}\n", url),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

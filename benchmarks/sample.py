@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.processes import BenchmarkError
 from server.process.embedded import EmbeddedPostgres
+from server.process.sample_data import seed
 
 # The tables that are downloaded in addition to the users of the sample data.
 TENTH = "benchmark_tenth"
@@ -65,6 +66,15 @@ class Sample:
             r"--command=\copy (select * from users) to stdout csv header", environment=_REFERENCE
         )
         return digest(process)
+
+
+def seeded(embedded: EmbeddedPostgres, path: Path, rows: int) -> Sample:
+    """Load the sample data unless the database holds it already. path: the data folder. rows: the number of users."""
+    seed(embedded, rows)
+    sample = Sample(embedded, path)
+    if sample.rows != rows:
+        raise BenchmarkError(f"{path} holds {sample.rows:,} users: use --rows {sample.rows}, or another --data")
+    return sample
 
 
 def digest(process: subprocess.Popen[str]) -> tuple[str, int]:

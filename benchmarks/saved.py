@@ -16,6 +16,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.processes import SLUICE, BenchmarkError, Server, start_curl, timed
+from benchmarks.report import verdict
 
 # The targets: saving relative to streaming, and seconds.
 MOST_TIMES_STREAMING = 1.15
@@ -180,22 +181,18 @@ def table(figures: Figures) -> str:
 def verdicts(figures: Figures) -> list[str]:
     """Compare each figure with its target. Return a line with PASS or MISS for each."""
     return [
-        _line(
+        verdict(
             median(figures.ratios) <= MOST_TIMES_STREAMING,
             f"saving: {median(figures.ratios):.2f} × streaming (at most {MOST_TIMES_STREAMING})",
         ),
-        _line(
+        verdict(
             _p99(figures.alive) <= MOST_SECONDS_ALIVE,
             f"/health/live while {RUNNING} exports run: p99 {_p99(figures.alive) * 1e3:.1f} ms "
             f"(at most {MOST_SECONDS_ALIVE * 1e3:.0f} ms)",
         ),
-        _line(
+        verdict(
             median(figures.listed) <= MOST_SECONDS_LISTED,
             f"list of {LISTED:,} saved exports: {median(figures.listed) * 1e3:.1f} ms "
             f"(at most {MOST_SECONDS_LISTED * 1e3:.0f} ms)",
         ),
     ]
-
-
-def _line(reached: bool, text: str) -> str:
-    return f"- {'PASS' if reached else 'MISS'} {text}"
