@@ -46,7 +46,7 @@ def race_table(results: Mapping[str, Sequence[Download]], rows: int) -> str:
     """Return a table with one line for each contender, of which the first is the reference."""
     reference = next(iter(results.values()))
     lines = [
-        r"| whole table | s | × `\copy` (range) | its CPU, s | µs a row | PostgreSQL's CPU, s | all CPU, s | × `\copy` |",
+        r"| whole table | s | × `\copy` (range) | its CPU, s | µs/row | PostgreSQL's CPU, s | CPU of all, s | × |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, downloads in results.items():
