@@ -162,7 +162,7 @@ def _measure(sample: Sample, task: Task, server: Server) -> Cost:
 
 
 def table(results: Results) -> str:
-    """Return medians and the ratios new/old as Markdown, a line for each task. Below 1, this build is the faster one."""
+    """Return medians and the ratios new/old as Markdown, a line for each task. Below 1, this build is faster."""
     lines = [
         "| new against old build | new, s | old, s | wall time (range) | worker's CPU (range) | PostgreSQL's (range) |",
         "|---|--:|--:|--:|--:|--:|",
