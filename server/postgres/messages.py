@@ -152,25 +152,24 @@ def columns(description: bytes) -> list[tuple[str, int]]:
 def fields(row: bytes, count: int) -> list[bytes | None]:
     """Return the values of a DataRow in text form, None for NULL. Raise ProtocolError if it has not `count` of them."""
     values: list[bytes | None] = []
-    size, at = len(row), _COUNT.size
-    unpack = _LENGTH.unpack_from
+    append, unpack = values.append, _LENGTH.unpack_from
+    end = _COUNT.size
     try:
         if _COUNT.unpack_from(row)[0] != count:
             raise ProtocolError("a DataRow with another number of columns")
         for _ in range(count):
-            (length,) = unpack(row, at)
-            at += 4
-            if length >= 0:
-                end = at + length
-                values.append(row[at:end])
-                at = end
-            elif length == -1:
-                values.append(None)
+            start = end + _LENGTH.size
+            end = start + unpack(row, end)[0]
+            if end >= start:
+                append(row[start:end])
+            elif end == start - 1:
+                append(None)
+                end = start
             else:
                 raise ProtocolError("a value of negative length")
     except struct.error:
         raise ProtocolError("a DataRow that ends too early") from None
-    if at != size:
+    if end != len(row):
         raise ProtocolError("a DataRow whose values do not fill it")
     return values
 
