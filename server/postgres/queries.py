@@ -70,7 +70,7 @@ class Results:
     """The results of a pipeline of queries, from the messages that answer it.
 
     finished: the rows of each query so far. error: the body of the ErrorResponse that ended the pipeline, or None.
-    prepared: the number of ParseComplete messages.
+    parsed: the number of ParseComplete messages.
     """
 
     def __init__(self, queries: Sequence[Query]) -> None:
