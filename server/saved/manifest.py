@@ -1,7 +1,8 @@
 """The manifest of a saved export: its request, its state and its outcome, as a value and as JSON.
 
-Pure. A file on the disk may be truncated, edited by hand or written by a newer version: every field is checked, and
-anything unknown raises ManifestError instead of being guessed. A manifest holds the URL of a request and no SQL.
+Pure. A file on the disk may be truncated, edited by hand or written by another version: every field is checked, and
+anything invalid raises ManifestError instead of being guessed. Fields that this version does not know are ignored: a
+change that must not be ignored gets a new VERSION. A manifest holds the URL of a request and no SQL.
 """
 
 from __future__ import annotations
@@ -144,9 +145,6 @@ def read_manifest(id: str, text: bytes) -> Manifest:
         raise ManifestError("it has no version")
     if version > VERSION:
         raise ManifestError(f"it has version {version}, and this server knows {VERSION}")
-    unknown = document.keys() - _READERS.keys()
-    if unknown:
-        raise ManifestError(f"it has {len(unknown)} unknown fields")
     values = {}
     for field in fields(Manifest):
         try:

@@ -42,6 +42,8 @@ COMPLETED = replace(
     bytes=10,
     sha256="ab" * 32,
     snapshot_at=NOW,
+    scan="cursor, block ranges",
+    ranges=3,
     attempts=1,
 )
 
@@ -69,6 +71,8 @@ MANIFESTS = st.builds(
     bytes=COUNTS,
     sha256=st.just("0f" * 32),
     snapshot_at=st.none() | TIMES,
+    scan=st.none() | TEXT,
+    ranges=st.none() | COUNTS,
 )
 
 
@@ -102,7 +106,6 @@ def changed(**values: Any) -> bytes:
         (changed(version=True), "no version"),
         (changed(version=0), "no version"),
         (changed(version=2), "version 2"),
-        (changed(more=1), "unknown fields"),
         (changed(id="B" * 22), "another export"),
         (changed(id="../../etc"), '"id"'),
         (changed(format="csv/../../x"), '"format"'),
@@ -121,6 +124,10 @@ def changed(**values: Any) -> bytes:
         (changed(bytes=2**63), '"bytes"'),
         (changed(sha256="AB" * 32), '"sha256"'),
         (changed(sha256="ab"), '"sha256"'),
+        (changed(scan=1), '"scan"'),
+        (changed(scan="\0"), '"scan"'),
+        (changed(ranges="3"), '"ranges"'),
+        (changed(ranges=-1), '"ranges"'),
         (changed(sha256=None), "completed without"),
         (changed(rows=None), "completed without"),
         (changed(completed_at=None), "without a time"),
@@ -130,6 +137,19 @@ def changed(**values: Any) -> bytes:
 def test_an_invalid_manifest_is_rejected(text: bytes, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         read_manifest(ID, text)
+
+
+def test_a_manifest_of_an_older_version_is_read() -> None:
+    """Version 1 without the fields that were added to it since."""
+    manifest = replace(COMPLETED, scan=None, ranges=None)
+    assert read_manifest(ID, changed(scan=..., ranges=...)) == manifest
+    document = status_json(manifest, Progress(), 0)
+    assert (document["scan"], document["ranges"]) == (None, None)
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", ["x"], {"status": "failed"}])
+def test_a_field_that_a_newer_version_has_added_is_ignored(value: object) -> None:
+    assert read_manifest(ID, changed(more=value, Status=value)) == COMPLETED
 
 
 @given(
