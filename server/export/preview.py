@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from server.errors import QueryTimeout
 from server.export.engine import Engine
-from server.export.pipeline import open_export
+from server.export.pipeline import open_export, with_retries
 from server.postgres.messages import fields
 from server.query.plan import OutputColumn
 from server.query.request import ExportRequest
@@ -40,20 +40,25 @@ async def first_rows(
 ) -> Preview:
     """Return the preview of this request.
 
-    estimate: ask PostgreSQL how many rows the export has. seconds: the time limit, PREVIEW_TIMEOUT by default. Raise
-    QueryTimeout at the time limit, and ExportError as the export itself would.
+    estimate: ask PostgreSQL how many rows the export has. seconds: the time limit for all attempts, PREVIEW_TIMEOUT by
+    default. Raise QueryTimeout at the time limit, and ExportError as the export itself would.
     """
-    shown = _ShownRows()
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
-        async with asyncio.timeout(seconds), open_export(engine, wanted) as export:
-            estimated = (await export.explained()).rows if estimate else None
-            await export.first_rows(shown)
+        async with asyncio.timeout(seconds):
+            return await with_retries(lambda: _attempt(engine, wanted, estimate))
     except TimeoutError:
         raise QueryTimeout(
             f"There was no preview within {seconds:g} seconds.",
             hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
         ) from None
+
+
+async def _attempt(engine: Engine, wanted: ExportRequest, estimate: bool) -> Preview:
+    shown = _ShownRows()
+    async with open_export(engine, wanted) as export:
+        estimated = (await export.explained()).rows if estimate else None
+        await export.first_rows(shown)
     lengths = shown.lengths
     return Preview(export.plan.columns, shown.rows, estimated, sum(lengths) / len(lengths) if lengths else 0.0)
 

@@ -5,6 +5,7 @@ What a user sees and does in a browser is in test_browser.py.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from server.pages import listing, static_files, table
 from server.pages.snippets import snippets
 from server.query.request import parse_export_request
 from server.settings import Settings
+from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -320,6 +322,34 @@ async def test_a_slow_preview_does_not_delay_the_page(
     found = await page(client, "/table/slow")
     assert any("data-retry" in field for field in found.all("div"))
     assert found.all("a", id="download")  # the export itself may take longer
+
+
+WAITING = "SELECT 1 FROM pg_locks WHERE relation = 'rewritten'::regclass AND NOT granted"
+
+
+@pytest.mark.parametrize("path", ["/table/rewritten", "/shape/rewritten?c=a&a=&t=0&format=csv"])
+async def test_a_preview_is_tried_again_if_the_table_is_rewritten_meanwhile(
+    client: TestClient[Any, Any], postgres: Postgres, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Rewritten between the snapshot, which then has no rows of it, and the lock."""
+    monkeypatch.setattr(table, "FIRST_PREVIEW_SECONDS", 60.0)
+    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 60.0)
+    postgres.run("CREATE TABLE rewritten (a text); INSERT INTO rewritten VALUES ('the old row')")
+    holder = postgres.connect()
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute("BEGIN; TRUNCATE rewritten; INSERT INTO rewritten VALUES ('the new row')")
+            asking = asyncio.create_task(client.get(path, headers={"X-Sluice-Live": "1", **BROWSER}))
+            await eventually("the preview waits for the lock", lambda: postgres.run(WAITING))
+            cursor.execute("COMMIT")
+        async with await asking as response:
+            shown = Page(await response.text())
+        assert response.status == 200
+    finally:
+        holder.close()
+    assert "the new row" in shown.text
+    assert "One row of this export" in shown.text
+    assert not [field for field in shown.all("p", **{"class": "fault"}) if "hidden" not in field]
 
 
 async def test_labels_of_an_enum_are_offered_and_in_the_api(client: TestClient[Any, Any], postgres: Postgres) -> None:
