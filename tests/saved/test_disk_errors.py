@@ -12,6 +12,7 @@ import pytest
 
 from server.errors import ExportError, ExportFailed, ExportUnreadable, StorageUnavailable
 from server.postgres.database import Database
+from server.saved.manifest import Reading
 from server.saved.queue import Queue
 from server.saved.runner import Runner
 from tests.support.engines import make_engine
@@ -97,7 +98,7 @@ async def test_an_error_in_any_call_of_an_attempt_leaves_nothing_locked_or_open(
 def interrupt(queue: Queue) -> None:
     created(queue)
     claim = claimed(queue)
-    claim.start(None)
+    claim.start(Reading())
     claim.close()
 
 

@@ -11,7 +11,7 @@ from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim
 from server.saved.events import QueueCrashed
-from server.saved.manifest import Manifest
+from server.saved.manifest import Manifest, Reading
 from server.saved.queue import Queue
 from server.saved.runner import MOST_SETBACKS, Runner
 from server.settings import Settings
@@ -62,7 +62,7 @@ async def test_the_outcome_of_each_error(
             claim = exports.queue.take(root, id)
         assert claim is not None
         if started and expected != UNTOUCHED:
-            claim.start(None)
+            claim.start(Reading())
         await exports._record_error(claim, error)
         claim.close()
         manifest = exports.queue.store.get(id).manifest

@@ -20,6 +20,7 @@ from server.saved import durable_files
 from server.saved.claim import Claim, LockLost, Part
 from server.saved.events import ExportLockLost
 from server.saved.lock import LOCK
+from server.saved.manifest import Reading
 from server.saved.runner import Runner
 from server.saved.writer import Writer
 from tests.support.engines import make_engine
@@ -101,7 +102,7 @@ def give_back(claim: Claim, part: Part) -> None:
 
 
 def start(claim: Claim, part: Part) -> None:
-    claim.start(None)
+    claim.start(Reading())
 
 
 ENDS = [complete, fail, cancel, give_back, start]
@@ -115,7 +116,7 @@ def test_a_claim_without_its_lock_writes_nothing(
     queue = make_queue(tmp_path)
     path = tmp_path / created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.start(None)
+        part = claim.start(Reading())
         part.write([Chunk(b"ours", 1)])
         claim.save_progress()
         lose(claim, path)
@@ -136,7 +137,7 @@ def test_the_progress_is_not_written_without_the_lock(tmp_path: Path, lose: Call
     queue = make_queue(tmp_path)
     path = tmp_path / created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        claim.start(None).write([Chunk(b"ours", 1)])
+        claim.start(Reading()).write([Chunk(b"ours", 1)])
         lose(claim, path)
         before = snapshot(path)
         with pytest.raises(LockLost):
@@ -153,7 +154,7 @@ def test_the_lock_is_checked_right_before_each_rename(
     queue = make_queue(tmp_path)
     path = tmp_path / created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.start(None)
+        part = claim.start(Reading())
         part.write([Chunk(b"ours", 1)])
         fsync = os.fsync
         waiting = 1 if name == "data.csv" else 3  # the part file, the folder, the manifest
@@ -179,13 +180,13 @@ def test_two_holders_never_publish_the_bytes_of_each_other(tmp_path: Path) -> No
     queue, other = make_queue(tmp_path), make_queue(tmp_path)
     id = created(queue)
     with contextlib.closing(claimed(queue)) as loser:
-        part = loser.start(None)
+        part = loser.start(Reading())
         part.write([Chunk(b"loser\n", 1)])
         # As a file server does that has lost its locks.
         fcntl.flock(loser._lock._descriptor, fcntl.LOCK_UN)
         other.sweep()
         winner = claimed(other)
-        whole = winner.start(None)
+        whole = winner.start(Reading())
         part.write([Chunk(b"loser\n", 1)])
         whole.write([Chunk(b"winner\n", 1)])
         with pytest.raises(LockLost):
@@ -206,7 +207,7 @@ def test_the_queue_ends_nothing_whose_lock_it_loses(
     queue = make_queue(tmp_path)
     id = created(queue)
     claim = claimed(queue)
-    claim.start(None)
+    claim.start(Reading())
     claim.close()
     requested = Claim.cancel_requested
 
@@ -245,8 +246,8 @@ async def test_a_runner_that_loses_the_lock_says_so_and_leaves_the_folder_alone(
     lost = asyncio.Event()
     begin = Claim.start
 
-    def start_and_lose(claim: Claim, snapshot_at: object) -> Part:
-        part = begin(claim, None)
+    def start_and_lose(claim: Claim, reading: Reading) -> Part:
+        part = begin(claim, reading)
         lose(claim, path)
         taken.update(snapshot(path))
         loop.call_soon_threadsafe(lost.set)
@@ -310,7 +311,7 @@ def test_the_part_files_of_dead_attempts_are_removed(tmp_path: Path) -> None:
     names = set()
     for _ in range(3):
         claim = claimed(queue)
-        claim.start(None).write([Chunk(b"x", 1)])
+        claim.start(Reading()).write([Chunk(b"x", 1)])
         names |= {each.name for each in path.glob("*.part")}
         claim.close()
         queue.sweep()

@@ -32,6 +32,7 @@ from server.errors import (
 )
 from server.saved import durable_files
 from server.saved.claim import Claim
+from server.saved.manifest import Reading, utc_now
 from server.saved.queue import MOST_WAITING, Queue
 from server.saved.store import Entry
 from server.settings import Settings
@@ -78,7 +79,7 @@ def test_the_slot_of_a_killed_process_is_free_again(path: Path) -> None:
     queue = make_queue(path, max_running_exports=1)
     ids = [created(queue) for _ in range(2)]
     claim = claimed(queue)
-    claim.start(None)
+    claim.start(Reading())
     assert make_queue(path, max_running_exports=1).claim() is None
     drop(claim)
     other = make_queue(path, max_running_exports=1)
@@ -142,7 +143,7 @@ def test_an_attempt_is_counted_before_it_does_anything(path: Path) -> None:
     id = created(queue)
     for attempt in (1, 2):
         claim = claimed(queue)
-        claim.start(None)
+        claim.start(Reading())
         manifest = json.loads((path / id / "manifest.json").read_text())
         assert (manifest["attempts"], manifest["status"]) == (attempt, "processing")
         drop(claim)
@@ -158,7 +159,7 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     id = created(queue)
     for _ in range(5):
         claim = claimed(queue)
-        claim.start(None).write([Chunk(b"id\n", 0)])
+        claim.start(Reading()).write([Chunk(b"id\n", 0)])
         claim.give_back()
         claim.close()
         assert not list((path / id).glob("data*"))
@@ -166,11 +167,39 @@ def test_an_attempt_that_is_given_back_does_not_count(path: Path) -> None:
     assert queue.store.get(id).manifest.attempts == 1
 
 
+@pytest.mark.parametrize("end", ["given back", "killed", "failed", "completed"])
+def test_the_manifest_says_how_the_rows_were_read_until_the_export_is_given_back(path: Path, end: str) -> None:
+    queue = make_queue(path)
+    id = created(queue)
+    reading = Reading(snapshot_at=utc_now(), scan="cursor, block ranges", ranges=7)
+
+    def written() -> Reading:
+        manifest = make_queue(path).store.get(id).manifest
+        return Reading(snapshot_at=manifest.snapshot_at, scan=manifest.scan, ranges=manifest.ranges)
+
+    assert written() == Reading()
+    claim = claimed(queue)
+    part = claim.start(reading)
+    assert written() == reading
+    if end == "killed":
+        drop(claim)
+        queue.sweep()
+    elif end == "given back":
+        claim.give_back()
+    elif end == "failed":
+        claim.fail(QueryFailed("x"))
+    else:
+        claim.complete(part)
+    assert written() == (reading if end in ("failed", "completed") else Reading())
+    if end != "killed":
+        claim.close()
+
+
 def test_an_export_runs_again_after_a_crash_between_file_and_manifest(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     part.write([Chunk(b"old", 1)])
     part.finish()
     (path / id / part.name).rename(path / id / "data.csv")
@@ -186,13 +215,13 @@ def test_the_percentage_is_kept_when_another_attempt_starts(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     part.write([Chunk(b"x", 60)])
     part.save_progress()
     assert queue.store.get(id).progress.percentage == 60
     drop(claim)
     queue.sweep()
-    claimed(queue).start(None)
+    claimed(queue).start(Reading())
     assert queue.store.get(id).progress.percentage == 60
     assert queue.store.get(id).progress.rows == 0
 
@@ -201,7 +230,7 @@ def test_a_failed_export_has_a_reason_and_no_file(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.start(None).write([Chunk(b"x", 1)])
+    claim.start(Reading()).write([Chunk(b"x", 1)])
     claim.fail(QueryFailed("It failed.", hint="Ask for less."))
     claim.close()
     manifest = make_queue(path).store.get(id).manifest
@@ -220,7 +249,7 @@ def test_a_cancellation_survives_a_crash(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    claim.start(None)
+    claim.start(Reading())
     assert not claim.cancel_requested()
     assert not make_queue(path).cancel(id)
     assert claim.cancel_requested()
@@ -335,7 +364,7 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
     queue = make_queue(path)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     claim.complete(part)
     other = make_queue(path, export_retention=0.000001)
     assert not other.remove(id)
@@ -362,7 +391,7 @@ def test_a_running_export_counts_and_is_not_removed(path: Path) -> None:
     old = completed(queue, b"x" * 100)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     part.write([Chunk(b"x" * 200, 1)])
     part.save_progress()
     queue.quota.enforce_limit()
@@ -381,7 +410,7 @@ def test_a_short_export_over_the_limit_fails_before_it_is_completed(path: Path) 
     old = completed(queue, b"x" * 200)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     part.write([Chunk(b"x" * 300, 1)])  # too soon after the start for a check of the limit
     with pytest.raises(NoSpaceLeft) as raised:
         claim.complete(part)
@@ -401,7 +430,7 @@ def test_a_disk_without_the_minimum_of_free_space_accepts_nothing(path: Path) ->
     created(queue)
     full = make_queue(path, export_min_free_space=2**62)
     claim = claimed(full)
-    part = claim.start(None)
+    part = claim.start(Reading())
     with pytest.raises(NoSpaceLeft):
         part.write([Chunk(b"x", 1)])
     claim.close()
@@ -567,7 +596,7 @@ def test_a_failed_start_leaves_no_descriptor_open(path: Path) -> None:
     assert before
     for _ in range(3):
         with pytest.raises(IsADirectoryError):
-            claim.start(None)
+            claim.start(Reading())
     assert open_below(path) == before
     claim.close()
 
@@ -649,7 +678,7 @@ def test_a_disk_that_fills_up_fails_one_export(tiny: Path) -> None:
     kept = completed(queue, b"x" * 1000)
     id = created(queue)
     claim = claimed(queue)
-    part = claim.start(None)
+    part = claim.start(Reading())
     with pytest.raises(NoSpaceLeft) as raised:
         part.write([Chunk(b"x" * (2 << 20), 1)])
     claim.fail(raised.value)
@@ -677,7 +706,7 @@ def test_a_full_disk_accepts_nothing_and_loses_nothing(tiny: Path) -> None:
         queue.create(NEW)
     claim = claimed(queue)
     with pytest.raises(NoSpaceLeft):
-        claim.start(None)
+        claim.start(Reading())
     claim.close()
     queue.sweep()
     assert statuses(queue) == {waiting: "pending"}
@@ -695,11 +724,12 @@ import resource
 from pathlib import Path
 from server.errors import NoSpaceLeft
 from server.chunk import Chunk
+from server.saved.manifest import Reading
 from tests.support.saved_queue import claimed, created, make_queue
 queue = make_queue(Path({str(path)!r}))
 id = created(queue)
 claim = claimed(queue)
-part = claim.start(None)
+part = claim.start(Reading())
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))
 try:
     for _ in range(100):
@@ -722,7 +752,7 @@ def test_an_error_that_only_fsync_reports_ends_the_export_early(path: Path, monk
     queue = make_queue(path)
     created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.start(None)
+        part = claim.start(Reading())
         monkeypatch.setattr("server.saved.claim.SYNC_BYTES", 10)
         monkeypatch.setattr("server.saved.claim.os.fsync", full)
         part.write([Chunk(b"1,2\n3,4\n", 2, 0.1)])
@@ -740,7 +770,7 @@ def test_a_disk_that_is_full_when_the_file_is_published_is_no_internal_error(
     queue = make_queue(path)
     created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.start(None)
+        part = claim.start(Reading())
         part.write([Chunk(b"1,2\n", 1)])
         part.finish()
         monkeypatch.setattr(part, "finish", lambda: None)
@@ -758,7 +788,7 @@ def test_progress_that_cannot_be_written_does_not_end_a_complete_export(
     queue = make_queue(path)
     id = created(queue)
     with contextlib.closing(claimed(queue)) as claim:
-        part = claim.start(None)
+        part = claim.start(Reading())
         part.write([Chunk(b"1,2\n", 1)])
         monkeypatch.setattr(part, "save_progress", full)
         claim.complete(part)

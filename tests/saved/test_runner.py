@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from server.export.strategy import RANGE_BLOCKS
 from tests.support.live_server import LiveServer
 from tests.support.own_postgres import OwnPostgres
 from tests.support.postgres import Postgres
@@ -36,7 +37,7 @@ from tests.support.saved_exports import (
 # The fields of the documented status.
 FIELDS = {
     *("exportId", "status", "relation", "query", "format", "progress", "error", "createdAt", "startedAt"),
-    *("completedAt", "expiresAt", "rows", "bytes", "sha256", "snapshotAt", "downloadUrl", "attempts"),
+    *("completedAt", "expiresAt", "rows", "bytes", "sha256", "snapshotAt", "scan", "ranges", "downloadUrl", "attempts"),
 }
 PROGRESS = {"processedRows", "totalRows", "percentage", "bytes", "rate", "etaSeconds"}
 
@@ -109,6 +110,7 @@ def test_the_status_has_the_documented_fields_from_the_start(server: LiveServer,
     running = wait_for(server, document["exportId"], "processing")
     assert set(running) == FIELDS
     assert running["startedAt"] >= running["createdAt"]
+    assert (running["scan"], running["ranges"]) == ("cursor", 0)
     gate.open()
     done = wait_for(server, document["exportId"], "completed")
     assert set(done) == FIELDS
@@ -118,6 +120,32 @@ def test_the_status_has_the_documented_fields_from_the_start(server: LiveServer,
     assert done["startedAt"] <= done["completedAt"] < done["expiresAt"]
     assert done["downloadUrl"] == f"/exports/{done['exportId']}/download"
     assert done["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("query", "scan", "ranges"),
+    [
+        ("", "cursor, block ranges", 4),
+        ("order=id", "cursor", 0),
+        ("order=filler", "cursor, parallel plan", 0),
+    ],
+)
+def test_the_status_and_the_manifest_say_how_the_rows_were_read(
+    server: LiveServer, storage: Path, postgres: Postgres, query: str, scan: str, ranges: int
+) -> None:
+    """The table has one row in each block, and four times as many blocks as one range."""
+    postgres.run("CREATE TABLE read (id int PRIMARY KEY, filler text); ALTER TABLE read ALTER filler SET STORAGE PLAIN")
+    postgres.run(f"INSERT INTO read SELECT n, repeat('x', 7000) FROM generate_series(1, {4 * RANGE_BLOCKS}) AS n")
+    postgres.run("ANALYZE read")
+    accepted = answer_json(post(server, f"read.csv?{query}"))
+    assert (accepted["scan"], accepted["ranges"]) == (None, None)
+    done = wait_for(server, accepted["exportId"], "completed")
+    assert_whole(storage, done)
+    assert (done["scan"], done["ranges"], done["rows"]) == (scan, ranges, 4 * RANGE_BLOCKS)
+    manifest = json.loads((storage / done["exportId"] / "manifest.json").read_text())
+    assert (manifest["scan"], manifest["ranges"]) == (scan, ranges)
+    explanation = answer_json(ask(server, f"/relations/read?explain&{query}"))
+    assert (explanation["scan"], explanation["ranges"]) == (scan, ranges)
 
 
 def test_an_accepted_export_is_on_the_disk_and_private(server: LiveServer, storage: Path, gate: Gate) -> None:

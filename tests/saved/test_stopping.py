@@ -14,7 +14,7 @@ from server.events import Event
 from server.postgres.database import Database
 from server.saved.claim import Claim, Part
 from server.saved.events import ExportStopped, StopTimedOut
-from server.saved.manifest import Manifest
+from server.saved.manifest import Manifest, Reading
 from server.saved.queue import Queue
 from server.saved.runner import Runner
 from tests.support.engines import make_engine
@@ -208,7 +208,7 @@ async def test_a_claim_that_arrives_after_the_cancellation_of_its_caller_is_rele
 
 async def test_all_exports_are_given_back_at_once(runner: Runner, emitted: list[Event], tmp_path: Path) -> None:
     async def never_end(claim: Claim) -> None:
-        claim.start(None)
+        claim.start(Reading())
         await asyncio.Event().wait()
 
     runner._save = never_end  # type: ignore[method-assign]

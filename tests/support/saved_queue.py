@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from server.chunk import Chunk
 from server.errors import QueryFailed
 from server.saved.claim import Claim
-from server.saved.manifest import NewExport
+from server.saved.manifest import NewExport, Reading
 from server.saved.queue import Queue
 from server.settings import Settings
 
@@ -41,7 +41,7 @@ def claimed(queue: Queue) -> Claim:
 
 def finish(claim: Claim, data: bytes = b"id\n1\n") -> None:
     """Write the file of a claimed export, complete the export and release the claim."""
-    part = claim.start(None)
+    part = claim.start(Reading())
     part.write([Chunk(data, 1)])
     claim.complete(part)
     claim.close()
