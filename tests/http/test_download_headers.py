@@ -121,7 +121,7 @@ def test_no_name_breaks_out_of_the_header(name: str) -> None:
 
 def plan(name: str, **wanted: Any) -> ExportPlan:
     """Return the plan of a relation without columns. wanted: fields of the request."""
-    relation = Relation(1, "public", name, "table", False, (), None, None, None)
+    relation = Relation(1, "public", name, "table", False, (), None, None)
     return make_plan(ExportRequest(RelationName(name), **wanted), relation)
 
 

@@ -522,6 +522,40 @@ async def test_the_limit_is_for_the_whole_preview(
         holder.close()
 
 
+async def test_a_preview_is_tried_again_within_its_limit_if_the_table_is_rewritten_meanwhile(
+    postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt waits for a TRUNCATE and ends by it; the second one waits for another lock."""
+    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 3.0)
+    postgres.run("CREATE TABLE rewritten (a int); INSERT INTO rewritten VALUES (1)")
+    locks = "SELECT mode FROM pg_locks WHERE relation = 'rewritten'::regclass AND NOT granted ORDER BY mode"
+    truncating, locking = postgres.connect(), postgres.connect()
+    waiting: asyncio.Future[None] | None = None
+    try:
+        with truncating.cursor() as first, locking.cursor() as second:
+            first.execute("BEGIN; TRUNCATE rewritten; INSERT INTO rewritten VALUES (2)")
+            started = time.monotonic()
+            asking = asyncio.create_task(answer(client, "/relations/rewritten/preview", 504))
+            await eventually("the preview waits", lambda: postgres.run(locks) == [("AccessShareLock",)])
+            second.execute("BEGIN")
+            lock = "LOCK TABLE rewritten IN ACCESS EXCLUSIVE MODE"
+            waiting = asyncio.ensure_future(asyncio.to_thread(second.execute, lock))
+            await eventually("the other lock waits", lambda: len(postgres.run(locks)) == 2)
+            await asyncio.sleep(1.5 - (time.monotonic() - started))
+            first.execute("COMMIT")
+            await waiting
+            await eventually("the preview waits again", lambda: postgres.run(locks) == [("AccessShareLock",)])
+            assert (await asking)["code"] == "query_timeout"
+            assert time.monotonic() - started < 4.2
+            second.execute("COMMIT")
+        assert (await answer(client, "/relations/rewritten/preview"))["rows"] == [["2"]]
+    finally:
+        truncating.close()
+        if waiting is not None:
+            await waiting
+        locking.close()
+
+
 async def test_a_shorter_statement_timeout_applies_to_previews_too(settings: Settings, postgres: Postgres) -> None:
     postgres.run(SLOW)
     async with serving(replace(settings, statement_timeout=0.5)) as client:
@@ -684,17 +718,18 @@ def large_table(postgres: Postgres) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("query", "scan", "readers", "reason"),
     [
-        ("", "block ranges", 3, None),
-        ("select=id", "block ranges", 3, None),
-        ("filler=neq.y", "block ranges", 3, None),
-        ("delimiter=;&timezone=UTC", "block ranges", 3, None),
-        ("parallel=2", "block ranges", 2, None),
-        ("parallel=64", "block ranges", 3, None),
-        ("parallel=1", "single", 1, "one reader was asked for"),
-        ("order=filler", "single", 1, "sorted"),
-        ("limit=5", "single", 1, "limit or offset"),
-        ("offset=5", "single", 1, "limit or offset"),
-        ("id=eq.7", "single", 1, "PostgreSQL plans Index Scan"),
+        ("", "cursor, block ranges", 3, None),
+        ("select=id", "cursor, block ranges", 3, None),
+        ("filler=neq.y", "cursor, block ranges", 3, None),
+        ("delimiter=;&timezone=UTC", "cursor, block ranges", 3, None),
+        ("parallel=2", "cursor, block ranges", 2, None),
+        ("parallel=64", "cursor, block ranges", 3, None),
+        ("parallel=1", "cursor", 1, "one reader was asked for"),
+        ("order=id", "cursor", 1, "sorted"),
+        ("order=filler", "cursor, parallel plan", 1, "sorted"),
+        ("limit=5", "cursor", 1, "limit or offset"),
+        ("offset=5", "cursor", 1, "limit or offset"),
+        ("id=eq.7", "cursor", 1, "PostgreSQL plans Index Scan"),
     ],
 )
 async def test_an_explanation_says_how_the_export_would_be_read(
@@ -707,7 +742,7 @@ async def test_an_explanation_says_how_the_export_would_be_read(
             assert document.keys() == {"scan", "readers", "reason", "ranges", "estimatedRows"}
             assert (document["scan"], document["readers"]) == (scan, readers)
             assert document["reason"] is None if reason is None else document["reason"].startswith(reason)
-            assert (document["ranges"] > 0) == (scan == "block ranges")
+            assert (document["ranges"] > 0) == (scan == "cursor, block ranges")
             assert document["estimatedRows"] >= 0
             if not query:
                 assert document["estimatedRows"] == FEWEST_BLOCKS
@@ -719,7 +754,7 @@ async def test_an_explanation_runs_no_query(settings: Settings, postgres: Postgr
     postgres.run("CREATE VIEW endless AS SELECT pg_sleep(3600)::text AS x")
     async with serving(settings) as client, asyncio.timeout(30):
         document = await answer(client, "/relations/endless?explain")
-    assert (document["scan"], document["reason"], document["estimatedRows"]) == ("single", "a view", 1)
+    assert (document["scan"], document["reason"], document["estimatedRows"]) == ("cursor", "a view", 1)
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_the_format_is_in_the_pages_address(suffix: str) -> None:
 
 def test_an_unreadable_column_is_left_out() -> None:
     columns = (column("id", "bigint"), column("salary", "numeric", readable=False))
-    form = form_of_query(Relation(1, "public", "people", "table", False, columns, 1, 1, None), "")
+    form = form_of_query(Relation(1, "public", "people", "table", False, columns, 1, 1), "")
     assert [row.column for row in form.columns] == ["id"]
     assert form.query == "select=id"
 
