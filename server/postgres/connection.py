@@ -16,10 +16,17 @@ from typing import Any
 
 import aiopg
 
+from server import errors
 from server.postgres import messages, tls
 from server.postgres.queries import Query, Results, Row, encode_values
 from server.postgres.server_errors import connection_lost, error_in
 from server.postgres.wire import Wire
+
+# The length that the first message after those of libpq may state. If libpq has read the beginning of a message, the
+# rest of it comes first, which is the end of a text. The four bytes that are taken for a length there hold characters
+# of the text. If only the zeros at its end are left, they are followed by the type of the next message (0x31 or more)
+# and a zero. Either way the number is at least 0x3000.
+LONGEST_FIRST = 0x2FFF
 
 
 class Connection(aiopg.Connection):
@@ -37,9 +44,9 @@ class Connection(aiopg.Connection):
         # Held by the thread that reads, and by `close`.
         self._reading = threading.Lock()
         self._wire: Wire | None = None
-        self._messages = messages.Messages()
+        self._messages = messages.Messages(LONGEST_FIRST)
         self.unanswered = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
         self._prepared: dict[str, str] = {}
         self._names = map("sluice_{}".format, itertools.count())
         self.direct = False
@@ -50,8 +57,8 @@ class Connection(aiopg.Connection):
 
         libpq has read up to the ReadyForQuery of its last statement. Messages that came after it, if any, belong to no
         statement, and libpq may have read them. If it holds the beginning of one, the first answer here is the rest of
-        that message. It cannot pass for an answer: `Messages` finds no possible type and length in it, and the
-        connection is closed.
+        that message. It cannot pass for an answer: `Messages` finds no possible type and length in it (see
+        LONGEST_FIRST), and the connection is closed.
 
         Raise OSError if TLS or GSS is in use in a way that only libpq can read.
         """
@@ -92,22 +99,27 @@ class Connection(aiopg.Connection):
         """Send the queries together and return the rows of each, as dictionaries by column name.
 
         If one fails, those after it are not run. Raise what `server_errors.error_for` makes of the server's error, or
-        ConnectionLost. If the caller is cancelled, the queries may still run, and the connection is not `clean`.
+        ConnectionLost, after which the connection is closed. If the caller is cancelled, the queries may still run. The
+        connection is not `clean` then and takes no more queries.
         """
+        if self.unanswered:
+            raise connection_lost()
         parsed: list[tuple[str, str]] = []  # the text and the name of each statement that is parsed, "" for unnamed
         data = b"".join([part for query in queries for part in self._messages_for(query, parsed)])
         results = Results(queries)
         self.unanswered += 1
         try:
-            await self._send(data + messages.SYNC)
-            await self._receive(results)
+            await self._exchange(data + messages.SYNC, results)
+            if results.error is not None:
+                raise error_in(results.error)
         except (OSError, messages.ProtocolError):
             self._lose()
             raise connection_lost() from None
+        except errors.ConnectionLost:
+            self.close()
+            raise
         finally:
             self._prepared.update(pair for pair in parsed[: results.parsed] if pair[1])
-        if results.error is not None:
-            raise error_in(results.error)
         return results.finished
 
     def _messages_for(self, query: Query, parsed: list[tuple[str, str]]) -> Iterator[bytes]:
@@ -123,23 +135,21 @@ class Connection(aiopg.Connection):
         if query.then is not None:
             yield messages.FLUSH
 
-    async def _send(self, data: bytes) -> None:
-        sent = self.wire.send(data)
-        while sent < len(data):
-            await self._watched(asyncio.get_running_loop().add_writer, asyncio.get_running_loop().remove_writer)
-            sent += self.wire.send(data[sent:])
-
-    async def _receive(self, results: Results) -> None:
+    async def _exchange(self, data: bytes, results: Results) -> None:
+        """Send the data and take the answers up to ReadyForQuery."""
         while True:
-            data = self.wire.receive()
-            if data == b"":
+            if data:
+                data = data[self.wire.send(data) :]
+            # Also before everything is sent: the server may read no more until its answers are taken.
+            received = self.wire.receive()
+            if received == b"":
                 self._lose()
                 # What the server said before it closed the connection.
                 raise connection_lost() if results.error is None else error_in(results.error)
-            if data is None:
-                await self._watched(asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+            if received is None:
+                await self._ready_again(sending=bool(data))
                 continue
-            self._messages.feed(data)
+            self._messages.feed(received)
             for kind, body in self._messages:
                 if results.take(kind, body):
                     self.unanswered -= 1
@@ -150,18 +160,20 @@ class Connection(aiopg.Connection):
         self.unanswered = 0
         self.close()
 
-    async def _watched(self, watch: Any, unwatch: Any) -> None:
-        """Wait until the socket is ready, or until the connection is closed. watch, unwatch: methods of the loop."""
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
-        descriptor = self.wire.descriptor
-        watch(descriptor, _finish, waiter)
+    async def _ready_again(self, *, sending: bool) -> None:
+        """Wait until bytes have arrived, or the connection is closed. sending: or until bytes can be sent."""
+        loop, descriptor = asyncio.get_running_loop(), self.wire.descriptor
+        waiting = self._waiting = loop.create_future()
+        loop.add_reader(descriptor, _finish, waiting)
+        if sending:
+            loop.add_writer(descriptor, _finish, waiting)
         try:
-            await waiter
+            await waiting
         finally:
             # After `close` the number may belong to another connection.
-            if self._waiter is waiter:
-                self._waiter = None
-                unwatch(descriptor)
+            if self._waiting is waiting:
+                self._waiting = None
+                _unwatch(descriptor)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Wire | None]:
@@ -176,12 +188,10 @@ class Connection(aiopg.Connection):
         """Close the connection, unless a thread is reading from it, which libpq does not survive."""
         if not self.closed and self._reading.acquire(blocking=False):
             try:
-                if self._waiter is not None and self._wire is not None:
-                    waiter, self._waiter = self._waiter, None
-                    descriptor = self._wire.descriptor
-                    asyncio.get_running_loop().remove_reader(descriptor)
-                    asyncio.get_running_loop().remove_writer(descriptor)
-                    _finish(waiter)  # which then finds no `wire`
+                if self._waiting is not None and self._wire is not None:
+                    waiting, self._waiting = self._waiting, None
+                    _unwatch(self._wire.descriptor)
+                    _finish(waiting)  # which then finds no `wire`
                 return super().close()
             finally:
                 self._reading.release()
@@ -190,6 +200,12 @@ class Connection(aiopg.Connection):
         return done
 
 
-def _finish(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _finish(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+def _unwatch(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(descriptor)
+    loop.remove_writer(descriptor)

@@ -172,7 +172,9 @@ class Connections:
             raise
         if connection.raw.server_version < OLDEST_SERVER:
             connection.close()
-            raise errors.DatabaseUnavailable("The database is older than PostgreSQL 14, the oldest that Sluice reads.")
+            too_old = "The database is older than PostgreSQL 14, the oldest that Sluice reads."
+            emit(DatabaseUnreachable(reason=too_old))
+            raise errors.DatabaseUnavailable(too_old, hint="Ask the operator to upgrade PostgreSQL to 14 or later.")
         return connection
 
 

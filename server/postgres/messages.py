@@ -25,6 +25,8 @@ _FIXED = {
 _ANY_LENGTH = frozenset(
     (COMMAND_COMPLETE, DATA_ROW, ERROR, NOTICE, NOTIFICATION, PARAMETERS, PARAMETER_STATUS, ROW_DESCRIPTION)
 )
+# The length that a message may state: a signed number of 32 bits.
+_LONGEST = (1 << 31) - 1
 # Most values of one Bind message, which counts them in 16 bits.
 MOST_VALUES = 65535
 
@@ -86,7 +88,9 @@ FLUSH = _message(b"H")
 class Messages:
     """Received bytes, split into messages. Feed it, then iterate over the messages that are complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_first: int = _LONGEST) -> None:
+        """longest_first: the length that the first message may state."""
+        self._longest = longest_first
         self._data = b""
         self._at = 0
         # Of a message that is longer than what has arrived of it: joined once, when it is complete.
@@ -119,7 +123,7 @@ class Messages:
             kind, length = _HEADER.unpack_from(data, at)
             if kind not in _ANY_LENGTH and _FIXED.get(kind) != length:
                 raise ProtocolError(f"a message of type {kind:#04x} and length {length}")
-            if not 4 <= length < 1 << 31:
+            if not 4 <= length <= self._longest:
                 raise ProtocolError(f"a message of length {length}")
             end = at + 1 + length
             if end > size:
@@ -127,6 +131,7 @@ class Messages:
                 self._data, self._at = b"", 0
                 return
             self._at = end
+            self._longest = _LONGEST
             yield kind, data[at + _HEADER.size : end]
             at = end
 

@@ -83,6 +83,8 @@ class Results:
 
     def take(self, kind: int, body: bytes) -> bool:
         """Take the next message. Return whether it was ReadyForQuery, which ends the pipeline. Raise ProtocolError."""
+        if kind == messages.READY and self.error is None and len(self.finished) < len(self._queries):
+            raise messages.ProtocolError("fewer results than queries")
         if kind == messages.DATA_ROW:
             values = messages.fields(body, len(self._columns))
             self._rows.append(

@@ -27,8 +27,9 @@ def error_for(state: str | None, primary: str) -> errors.ExportError:
     state: the five characters of the SQLSTATE; None if the server gave none. primary: the primary message.
     """
     primary = primary[:LONGEST_MESSAGE]
-    # 26000: something in the session has dropped the statements that Sluice had prepared.
-    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03", "26000"):
+    # 26000: something in the session has dropped the statements that Sluice had prepared. 57P05: the session was idle
+    # for too long.
+    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05", "26000"):
         return connection_lost()
     if state == "57014":
         return query_cancelled()

@@ -156,7 +156,7 @@ class Session:
         """
         if not self._clean:
             return False
-        if not self.backend_pid:  # never sent
+        if self._unsent:  # there is no transaction
             return True
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT):
