@@ -1,4 +1,4 @@
-"""Connections that are opened by name or address, detached for a thread, and closed at shutdown: a real PostgreSQL."""
+"""Connections that are opened by name or address, taken over from libpq, and closed at shutdown: a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import re
 import socket
 import threading
 import time
@@ -24,10 +25,13 @@ import uvloop
 import server.postgres
 from server import errors
 from server.events import Event
+from server.postgres.connection import Connection
 from server.postgres.connections import Connections
 from server.postgres.database import Database
 from server.postgres.events import ConnectionsLeftOpen, DatabaseUnreachable, StatementNotCancelled
-from server.postgres.rows import FAILED, MORE, WOKEN, RowReader
+from server.postgres.queries import Query
+from server.postgres.reader import MORE, WOKEN, Bytes, RowReader
+from server.postgres.rows import Select
 from server.postgres.session import Session
 from server.query.dialect import Dialect
 from server.settings import Settings
@@ -36,7 +40,8 @@ from tests.support.engines import encoders, make_threads, open_database
 from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
 
-SLEEP = b"SELECT pg_sleep(3600)::text"
+SLEEP = Select("SELECT pg_sleep(3600)::text")
+MANY = Select("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
 # Seconds. More than a test machine under load needs, far less than the sleep above.
 SOON = 30
 
@@ -78,73 +83,51 @@ def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 # --- the private parts of aiopg ---------------------------------------------------------------------------------
 
 
-async def test_a_detached_connection_is_not_watched_until_it_is_reattached(database_url: str) -> None:
+async def test_a_connection_that_was_taken_over_is_not_watched(database_url: str) -> None:
     # Fails if aiopg renames what Connection uses, or watches the descriptor in another way.
     loop = asyncio.get_running_loop()
     async with make_connections(database_url) as connections:
         connection = await connections.acquire()
-        descriptor = connection.raw.fileno()
-        assert (connection.detached, connection._fileno) == (False, descriptor)
-        assert connection._weakref() is connection
-        connection.detach()
-        assert (connection.detached, connection._fileno) == (True, None)
-        assert not loop.remove_reader(descriptor)  # whether it was watched
-        connection.reattach()
-        assert (connection.detached, connection._fileno) == (False, descriptor)
-        assert loop.remove_reader(descriptor)
-        connection.reattach()
-        async with asyncio.timeout(SOON):  # an answer that the event loop does not watch for never arrives
-            cursor = await connection.cursor()
-            await cursor.execute("SELECT 1")
-            assert await cursor.fetchone() == (1,)
+        assert connection._fileno is None
+        assert connection.wire.descriptor == connection.raw.fileno()
+        assert not loop.remove_reader(connection.wire.descriptor)  # whether it was watched
+        assert await connection.run([Query("SELECT pg_sleep(0.05)::text AS x")]) == [[{"x": ""}]]
+        assert not loop.remove_reader(connection.wire.descriptor)
+        assert not loop.remove_writer(connection.wire.descriptor)
 
 
-async def test_aiopg_reads_from_a_connection_only_while_it_is_attached(
+async def test_aiopg_reads_from_a_connection_only_until_it_is_taken_over(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    ready = aiopg.Connection._ready
+    ready, take_over = aiopg.Connection._ready, Connection.take_over
 
     def counted(weak: weakref.ref[Any]) -> None:
         called.append(weak())
         ready(weak)
 
+    def taken_over(connection: Connection) -> None:
+        assert called
+        assert {*called} == {connection}
+        take_over(connection)
+        called.clear()
+
     monkeypatch.setattr(aiopg.Connection, "_ready", staticmethod(counted))
+    monkeypatch.setattr(Connection, "take_over", taken_over)
     async with make_connections(database_url) as connections:
         connection = await connections.acquire()
-        connection.detach()
-        called.clear()
-        connection.raw.cursor().execute("SELECT 1")
-        await eventually("the answer is there", lambda: readable(connection.raw.fileno()))
-        await asyncio.sleep(0)
-        assert called == []
-        connection.reattach()
-        await eventually("aiopg reads", lambda: called)
-        assert called[0] is connection
+        assert await connection.run([Query("SELECT pg_sleep(0.05)::text AS x")]) == [[{"x": ""}]]
+        connections.release(connection, reusable=False)
+    assert called == []
 
 
-def readable(descriptor: int) -> bool:
-    """Return whether something can be read from this socket."""
-    with socket.socket(fileno=descriptor) as shared:
-        try:
-            shared.settimeout(0)
-            return bool(shared.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return False
-        finally:
-            shared.detach()
-
-
-async def test_closing_a_detached_connection_leaves_the_event_loop_alone(database_url: str) -> None:
+async def test_closing_a_connection_leaves_the_event_loop_alone(database_url: str) -> None:
     loop = asyncio.get_running_loop()
     async with make_connections(database_url) as connections:
         connection = await connections.acquire()
         descriptor = connection.raw.fileno()
-        connection.detach()
         connection.close()
         assert connection.closed
-        connection.reattach()  # has no effect any more
-        assert connection.detached
         one, other = socket.socketpair()
         with one, other:
             # Another part of the process has the same descriptor by now.
@@ -155,42 +138,54 @@ async def test_closing_a_detached_connection_leaves_the_event_loop_alone(databas
             assert loop.remove_reader(descriptor)
 
 
-def test_one_class_uses_the_private_parts_of_aiopg() -> None:
-    private = {name for name in dir(aiopg.Connection) if name.startswith("_") and not name.startswith("__")}
-    private |= {"_fileno", "_weakref", "_waiter", "_conn", "_loop", "_writing", "_notifies", "_impl", "_echo"}
-    # Methods of our own classes with the same names.
-    own = {"self._connect", "self._cursor", "self._close"}
-    (folder,) = server.postgres.__path__
-    for path in Path(folder).glob("*.py"):
-        others = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") != "Connection"]
-        for node in ast.walk(ast.Module(others, [])):
-            if isinstance(node, ast.Attribute) and node.attr in private:
-                assert ast.unparse(node) in own, f"{path.name}, line {node.lineno}"
+SOURCES = {path.name: path.read_text() for path in Path(*server.postgres.__path__).glob("*.py")}
+
+
+def attributes(tree: ast.AST) -> list[ast.Attribute]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+
+
+async def test_one_class_uses_one_private_part_of_aiopg(database_url: str) -> None:
+    async with make_connections(database_url) as connections:
+        connection = await connections.acquire()
+        made_by_aiopg = {node.attr for node in attributes(ast.parse(inspect.getsource(aiopg.Connection)))}
+        private = {name for name in {*dir(aiopg.Connection), *made_by_aiopg} if re.match("_[^_]", name)}
+        assert "_fileno" in private & {*vars(connection)}
+    # Our class has no attribute of the same name, except the one that it means to use.
+    (own,) = ast.parse(inspect.getsource(Connection)).body
+    assert {node.attr for node in attributes(own)} & private == {"_fileno"}
+    # Methods of our other classes with the same names.
+    methods = {"self._connect", "self._ready"}
+    for name, text in SOURCES.items():
+        others = [node for node in ast.parse(text).body if getattr(node, "name", "") != "Connection"]
+        for node in attributes(ast.Module(others, [])):
+            if node.attr in private:
+                assert ast.unparse(node) in methods, f"{name}, line {node.lineno}"
 
 
 # --- closing while a thread reads -------------------------------------------------------------------------------
 
 
 class BlockedReader:
-    """A RowReader that does not return before it is released, not even when it is woken.
+    """A RowReader that does not return before it is released, not even when it is woken."""
 
-    ended: how its read ends. result: the address that it gives for the PGresult with the error.
-    """
+    clean = False
 
     def __init__(self) -> None:
         self.started = threading.Event()
         self.released = threading.Event()
-        self.ended = WOKEN
-        self.result = 0
 
-    def read(self, connection: int, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
-        assert connection
+    def start(self, messages: bytes, units: int, more: bytes, /) -> None:
+        self._messages = messages
+
+    def read(self, wire: Bytes, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
+        assert wire.send(self._messages) == len(self._messages)
         self.started.set()
         assert self.released.wait(SOON)
-        return b"", 0, self.ended
+        return b"", 0, WOKEN
 
-    def failure(self) -> int:
-        return self.result
+    def failure(self) -> None:
+        return None
 
 
 @contextlib.contextmanager
@@ -205,9 +200,10 @@ def blocked_reader() -> Iterator[BlockedReader]:
 async def export_blocked(database: Database, reader: BlockedReader, sessions: list[Session]) -> None:
     """Read in a session, which is added to `sessions`."""
     async with database.session() as session:
+        await session.open()
         sessions.append(session)
         with session.rows(reader) as rows:
-            rows.start(SLEEP, 200)
+            rows.start(SLEEP)
             await rows.read(1)
 
 
@@ -222,13 +218,14 @@ async def test_closing_the_database_leaves_a_connection_open_that_a_thread_still
             open_database(settings) as database,
             database.session() as session,
         ):
+            await session.open()
             idle = session.connection
             exporting = asyncio.create_task(export_blocked(database, reader, sessions))
             await eventually("the thread reads", reader.started.is_set)
         # The thread has not ended: `released` is not set.
         assert idle.closed
         assert not sessions[0].connection.closed
-        assert sessions[0].connection.pgconn
+        assert sessions[0].connection.wire.descriptor >= 0
         assert backends(postgres, [sessions[0].backend_pid]) == ["active"]
         assert emitted == [ConnectionsLeftOpen(count=1)]
         assert not exporting.done()
@@ -258,25 +255,7 @@ async def test_a_cancelled_export_waits_for_its_thread_also_after_the_database_h
         with pytest.raises(asyncio.CancelledError):
             await exporting
     assert sessions[0].connection.closed
-    gc.collect()
-
-
-async def test_an_error_that_a_cancelled_export_does_not_read_is_freed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    freed: list[int] = []
-    monkeypatch.setattr("server.postgres.libpq.take_error", freed.append)
-    async with open_database(settings) as database:
-        with blocked_reader() as reader:
-            exporting = asyncio.create_task(export_blocked(database, reader, []))
-            await eventually("the thread reads", reader.started.is_set)
-            reader.ended, reader.result = FAILED, 4711
-            exporting.cancel()
-            await asyncio.sleep(0)
-            reader.released.set()
-            with pytest.raises(asyncio.CancelledError):
-                await exporting
-    assert freed == [4711]
+    gc.collect()  # warns of a connection that is still open
 
 
 async def test_closing_the_database_stops_its_readers_and_leaves_no_backend(
@@ -286,15 +265,17 @@ async def test_closing_the_database_stops_its_readers_and_leaves_no_backend(
 
     async def export(database: Database) -> None:
         async with database.session() as session:
+            await session.open()
             pids.append(session.backend_pid)
             with session.rows(encoder()) as rows:
-                rows.start(SLEEP, 200)
-                while rows.running:
+                rows.start(SLEEP)
+                while rows.pending:
                     await rows.read(1)
 
     async with asyncio.timeout(SOON):
         async with open_database(settings) as database:
             async with database.session() as session:  # one that is idle afterwards
+                await session.open()
                 pids.append(session.backend_pid)
             exporting = [asyncio.create_task(export(database)) for _ in range(3)]
             await eventually("three sleep", lambda: len(pids) == 4 and sleeping(postgres, pids) == 3)
@@ -312,14 +293,15 @@ def sleeping(postgres: Postgres, pids: list[int]) -> int:
 
 
 def encoder() -> RowReader:
-    return encoders(native=True).for_streams(Dialect(), "csv")
+    return encoders(native=True).reader(Dialect(), "csv")
 
 
 async def test_a_reader_that_is_stopped_between_two_reads_reads_no_more(settings: Settings) -> None:
     async with open_database(settings) as database, database.session() as session:
+        await session.open()
         session.stop()  # nothing is read yet
         with session.rows(encoder()) as rows:
-            rows.start(b"SELECT repeat('x', 1000) FROM generate_series(1, 100000)", 200)
+            rows.start(MANY)
             assert (await rows.read(1)).rows
             session.stop()
             for _ in range(2):
@@ -332,15 +314,21 @@ async def test_a_reader_to_which_rows_always_come_is_stopped_too(settings: Setti
     class BusyReader:
         """Never waits at the socket, so it never sees that it is woken."""
 
-        def read(self, connection: int, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
+        clean = False
+
+        def start(self, messages: bytes, units: int, more: bytes, /) -> None:
+            pass
+
+        def read(self, wire: Bytes, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
             return b"1\n", 1, MORE
 
-        def failure(self) -> int:
-            return 0
+        def failure(self) -> None:
+            return None
 
     async with open_database(settings) as database, database.session() as session:
+        await session.open()
         with session.rows(BusyReader()) as rows:
-            rows.start(SLEEP, 200)
+            rows.start(SLEEP)
             assert (await rows.read(1)).rows == 1
             session.stop()
             with pytest.raises(errors.QueryCancelled):
@@ -356,6 +344,7 @@ async def test_a_session_that_does_not_end_loses_its_connection_when_the_databas
 
     async def export(database: Database) -> None:
         async with database.session() as session:
+            await session.open()
             pids.append(session.backend_pid)
             await closed.wait()
             assert session.connection.closed
@@ -364,15 +353,19 @@ async def test_a_session_that_does_not_end_loses_its_connection_when_the_databas
 
     async def stream(database: Database) -> None:
         async with database.session() as session:
+            await session.open()
             pids.append(session.backend_pid)
             with session.rows(encoder()) as rows:
-                rows.start(b"SELECT 1", 200)
-                while rows.running:
+                rows.start(Select("SELECT 1"))
+                while rows.pending:
                     await rows.read(1)
                 await closed.wait()
                 assert session.connection.closed
-                with pytest.raises(errors.ConnectionLost):
-                    rows.start(b"SELECT 2", 200)
+                rows.start(Select("SELECT 2"))
+                with pytest.raises(errors.QueryCancelled):
+                    await rows.read(1)
+            with pytest.raises(errors.ConnectionLost):
+                session.rows(encoder())
 
     pids: list[int] = []
     async with asyncio.timeout(SOON):
@@ -386,13 +379,14 @@ async def test_a_session_that_does_not_end_loses_its_connection_when_the_databas
 
 async def test_a_connection_that_is_closed_between_two_reads_is_lost(settings: Settings) -> None:
     async with open_database(settings) as database, database.session() as session:
+        await session.open()
         with session.rows(encoder()) as rows:
-            rows.start(b"SELECT repeat('x', 1000) FROM generate_series(1, 100000)", 200)
+            rows.start(MANY)
             assert (await rows.read(1)).rows
             session.connection.close()
             with pytest.raises(errors.ConnectionLost):
                 await rows.read(1)
-            assert (rows.running, rows.lost) == (False, True)
+            assert (rows.pending, rows.clean) == (0, False)
 
 
 async def test_what_does_not_end_in_the_background_does_not_keep_the_database_from_closing(
@@ -628,7 +622,7 @@ async def test_ports_that_do_not_fit_the_hosts_are_an_error_of_libpq(settings: S
 
 Scenario = Callable[..., Coroutine[object, object, None]]
 SCENARIOS: list[Scenario] = [
-    test_aiopg_reads_from_a_connection_only_while_it_is_attached,
+    test_aiopg_reads_from_a_connection_only_until_it_is_taken_over,
     test_closing_the_database_leaves_a_connection_open_that_a_thread_still_reads,
     test_a_cancelled_export_waits_for_its_thread_also_after_the_database_has_closed,
     test_closing_the_database_stops_its_readers_and_leaves_no_backend,
