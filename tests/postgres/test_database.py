@@ -408,6 +408,8 @@ async def test_a_database_that_is_away_is_unavailable_within_seconds(
         ("57P01", errors.ConnectionLost, 503),
         ("57P02", errors.ConnectionLost, 503),
         ("57P03", errors.ConnectionLost, 503),
+        ("57P05", errors.ConnectionLost, 503),
+        ("26000", errors.ConnectionLost, 503),
         ("22012", errors.InvalidRequest, 400),
         ("22P02", errors.InvalidRequest, 400),
         ("42501", errors.Forbidden, 403),
