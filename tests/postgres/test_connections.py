@@ -36,7 +36,7 @@ from server.postgres.session import Session
 from server.query.dialect import Dialect
 from server.settings import Settings
 from server.threads import NAME_THREADS
-from tests.support.engines import encoders, make_threads, open_database
+from tests.support.engines import encoders, make_threads, open_connections, open_database
 from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
 
@@ -44,18 +44,6 @@ SLEEP = Select("SELECT pg_sleep(3600)::text")
 MANY = Select("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
 # Seconds. More than a test machine under load needs, far less than the sleep above.
 SOON = 30
-
-
-@contextlib.asynccontextmanager
-async def make_connections(dsn: str) -> AsyncIterator[Connections]:
-    """Return connections to this database, with the thread pools of a worker."""
-    threads = make_threads(Settings())
-    connections = Connections(dsn, 1, threads.names)
-    try:
-        yield connections
-    finally:
-        connections.close()
-        threads.close()
 
 
 def backends(postgres: Postgres, pids: list[int]) -> list[str]:
@@ -86,7 +74,7 @@ def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 async def test_a_connection_that_was_taken_over_is_not_watched(database_url: str) -> None:
     # Fails if aiopg renames what Connection uses, or watches the descriptor in another way.
     loop = asyncio.get_running_loop()
-    async with make_connections(database_url) as connections:
+    async with open_connections(database_url) as connections:
         connection = await connections.acquire()
         assert connection._fileno is None
         assert connection.wire.descriptor == connection.raw.fileno()
@@ -114,7 +102,7 @@ async def test_aiopg_reads_from_a_connection_only_until_it_is_taken_over(
 
     monkeypatch.setattr(aiopg.Connection, "_ready", staticmethod(counted))
     monkeypatch.setattr(Connection, "take_over", taken_over)
-    async with make_connections(database_url) as connections:
+    async with open_connections(database_url) as connections:
         connection = await connections.acquire()
         assert await connection.run([Query("SELECT pg_sleep(0.05)::text AS x")]) == [[{"x": ""}]]
         connections.release(connection, reusable=False)
@@ -123,7 +111,7 @@ async def test_aiopg_reads_from_a_connection_only_until_it_is_taken_over(
 
 async def test_closing_a_connection_leaves_the_event_loop_alone(database_url: str) -> None:
     loop = asyncio.get_running_loop()
-    async with make_connections(database_url) as connections:
+    async with open_connections(database_url) as connections:
         connection = await connections.acquire()
         descriptor = connection.raw.fileno()
         connection.close()
@@ -146,7 +134,7 @@ def attributes(tree: ast.AST) -> list[ast.Attribute]:
 
 
 async def test_one_class_uses_one_private_part_of_aiopg(database_url: str) -> None:
-    async with make_connections(database_url) as connections:
+    async with open_connections(database_url) as connections:
         connection = await connections.acquire()
         made_by_aiopg = {node.attr for node in attributes(ast.parse(inspect.getsource(aiopg.Connection)))}
         private = {name for name in {*dir(aiopg.Connection), *made_by_aiopg} if re.match("_[^_]", name)}
@@ -352,11 +340,11 @@ async def test_a_session_that_does_not_end_loses_its_connection_when_the_databas
     async def stream(database: Database) -> None:
         async with database.session() as session:
             await session.open()
-            pids.append(session.backend_pid)
             with session.rows(encoder()) as rows:
                 rows.start(Select("SELECT 1"))
                 while rows.pending:
                     await rows.read(1)
+                pids.append(session.backend_pid)
                 await closed.wait()
                 assert session.connection.closed
                 rows.start(Select("SELECT 2"))
@@ -434,7 +422,7 @@ async def test_a_connection_that_opens_while_the_database_closes_is_closed(
         return opened[-1]
 
     monkeypatch.setattr(Connections, "_connect", late)
-    async with make_connections(database_url) as connections:
+    async with open_connections(database_url) as connections:
         with pytest.raises(errors.DatabaseUnavailable, match="shutting down"):
             await connections.acquire()
         assert opened[0].closed
@@ -556,7 +544,7 @@ async def test_a_look_up_that_hangs_does_not_delay_the_connects_of_others(
 ) -> None:
     resolver = replace_resolver(1)
     dsn = psycopg2.extensions.make_dsn(settings.dsn, host="db.example", port=str(relay_port))
-    async with make_connections(dsn) as connections:
+    async with open_connections(dsn) as connections:
         hanging = asyncio.create_task(connections.acquire())
         await eventually("it hangs", lambda: resolver.asked)
         connections.release(await connections.acquire(), reusable=False)
@@ -595,13 +583,13 @@ async def test_the_next_host_is_tried_where_one_cannot_be_reached(
             host=hosts.format(folder=tmp_path),
             port=ports.format(port=relay_port) or str(relay_port),
         )
-        async with make_connections(dsn) as connections:
+        async with open_connections(dsn) as connections:
             assert not (await connections.acquire()).closed
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "nobody.invalid"])
 async def test_a_host_that_has_no_address_is_unavailable(settings: Settings, host: str, emitted: list[Event]) -> None:
-    async with make_connections(psycopg2.extensions.make_dsn(settings.dsn, host=host)) as connections:
+    async with open_connections(psycopg2.extensions.make_dsn(settings.dsn, host=host)) as connections:
         with pytest.raises(errors.DatabaseUnavailable, match="cannot be reached"):
             await connections.acquire()
     assert [type(event) for event in emitted] == [DatabaseUnreachable]
@@ -609,7 +597,7 @@ async def test_a_host_that_has_no_address_is_unavailable(settings: Settings, hos
 
 async def test_ports_that_do_not_fit_the_hosts_are_an_error_of_libpq(settings: Settings, emitted: list[Event]) -> None:
     dsn = psycopg2.extensions.make_dsn(settings.dsn, host="127.0.0.1,127.0.0.1,127.0.0.1", port="1,2")
-    async with make_connections(dsn) as connections:
+    async with open_connections(dsn) as connections:
         with pytest.raises(errors.DatabaseUnavailable):
             await connections.acquire()
     assert isinstance(emitted[0], DatabaseUnreachable)

@@ -17,6 +17,7 @@ import pytest
 
 from server import errors
 from server.export.pipeline import open_export
+from server.postgres.queries import Query
 from server.query.request import parse_export_request
 from server.settings import Settings
 from tests.support.engines import make_engine, open_database
@@ -386,6 +387,18 @@ async def test_bytes_that_arrive_in_odd_pieces_are_put_together(
         for relation in ("ten", "few"):
             body = await exported(chosen, f"{relation}.csv", native=encoder == "native")
             assert body == postgres.copy(f"SELECT * FROM {relation}")
+
+
+async def test_large_queries_and_answers_in_one_pipeline_do_not_block_each_other(
+    settings: Settings, tls: TlsPostgres
+) -> None:
+    # Both ways are full before the last query is sent.
+    async with open_database(replace(settings, database_url=tls.url())) as database, database.session() as session:
+        await session.open()
+        large = [letter * 100_000 for letter in "abcdefghij" * 5]
+        found = await session.connection.run([Query("SELECT repeat($1, 2) AS double", (value,)) for value in large])
+        assert found == [[{"double": value * 2}] for value in large]
+        assert session.connection.clean
 
 
 # --- the server is verified ----------------------------------------------------------------------------------------

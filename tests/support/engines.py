@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from server.encode.encoders import Encoders, choose_encoders
 from server.export.engine import Engine
+from server.postgres.connections import Connections
 from server.postgres.database import Database, reading_connections
 from server.postgres.portal import PortalReader
 from server.postgres.tls import addresses
@@ -26,6 +27,18 @@ def encoders(*, native: bool) -> Encoders:
     chosen = choose_encoders(addresses(), PortalReader, pure_python=not native)
     assert chosen.native is native, "the native encoder is not built"
     return chosen
+
+
+@contextlib.asynccontextmanager
+async def open_connections(dsn: str) -> AsyncIterator[Connections]:
+    """The connections of a worker to this database, of which one is kept when it is idle."""
+    threads = make_threads(Settings())
+    connections = Connections(dsn, 1, threads.names)
+    try:
+        yield connections
+    finally:
+        connections.close()
+        threads.close()
 
 
 @contextlib.asynccontextmanager
