@@ -1,12 +1,12 @@
-"""Both encoders against the PostgreSQL manual's rules for CSV and the dialect's own, over results that libpq builds
-without a server.
+"""Both encoders against the PostgreSQL manual's rules for CSV and the dialect's own, over messages without a server.
 
 The rules are written down here a second time, without any code of `server/encode/`. What a real server writes is tested
-in tests/export/test_differential.py and test_dialects.py.
+in tests/export/test_differential.py and test_dialects.py; how its messages are read, in tests/postgres/test_portal.py.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -22,24 +22,32 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.encode import encoders as pure_encoder
-from server.encode.encoders import Encoder, NativeEncoder, PureEncoder, bind_libpq, file_start, make_encoder
-from server.postgres import rows as row_reader
-from server.postgres.libpq import LIBPQ
+from server.encode.encoders import choose_encoders, file_start
+from server.postgres import reader as row_reader
+from server.postgres.portal import PortalReader
+from server.postgres.reader import END, LOST, MORE, RowReader
+from server.postgres.wire import Wire
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
-from tests.support.encode_fuzz import BYTEA, INT4, MONEY, TEXT, MadeResult, Row
+from tests.support.engines import encoders
+from tests.support.fake_backend import BOOL, COMPLETE, INT4, JSON, READY, TEXT, FakeBackend, description
+from tests.support.fake_backend import row as data_row
+
+Row = Sequence[bytes | None]
 
 ROOT = Path(__file__).parents[2]
 # Bytes that need quotes, and bytes that differ from them in one bit, which a search by words might confuse.
 SPECIAL = b'",\r\n'
 NEARLY_SPECIAL = sorted({byte ^ 1 << bit for byte in SPECIAL for bit in range(8)} - {0} - set(SPECIAL))
-
+# OIDs of pg_type.dat: binary data, a number that may hold commas, a number of any length.
+BYTEA, MONEY, NUMERIC = 17, 790, 1700
+# Bytes of the native encoder's receive buffer: a larger row is encoded field by field as it arrives.
+BUFFER = 64 << 10
 
 DEFAULT = Dialect()
-JSON = 114
 LINE_BREAKS_AS_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 # Without a compiler there is no native encoder, and only the pure one is tested. CI must have it.
-NATIVE = bind_libpq(LIBPQ)
+NATIVE = importlib.util.find_spec("server.encode._encode") is not None
 needs_native = pytest.mark.skipif(
     not NATIVE and os.environ.get("CI") != "true", reason="the native encoder is not built here"
 )
@@ -56,13 +64,13 @@ def numbers_in_the_native_encoder() -> dict[str, int]:
     return {name: int(number) for name, number in re.findall(r"^    ([A-Z_]+) = (\d+)\b", source, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("module", [pure_encoder, row_reader], ids=["kinds of columns", "how a read ended"])
+@pytest.mark.parametrize("module", [pure_encoder, row_reader], ids=["kinds of columns", "reads"])
 def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType) -> None:
     native = numbers_in_the_native_encoder()
     shared = {name: number for name, number in vars(module).items() if name in native}
     expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON"}
     if module is row_reader:
-        expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN"}
+        expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN", "LINGER", "UNITS_AHEAD"}
     assert shared == {name: native[name] for name in expected}
 
 
@@ -157,6 +165,30 @@ def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None
     return bytes(output)
 
 
+def encode(reader: RowReader, rows: Sequence[Row], types: Sequence[int] | None = None) -> bytes:
+    """Let the reader read these rows, as a statement of its own. types: text where none are given."""
+    types = [TEXT] * (len(rows[0]) if rows else 1) if types is None else types
+    stream = b"".join([description(types), *[data_row(*values) for values in rows], COMPLETE, READY])
+    reader.start(b"messages", 1, b"")
+    lines, count, ended = [], 0, MORE
+    with FakeBackend() as backend:
+        if len(stream) < BUFFER:
+            backend.send(stream)
+        else:
+            backend.play([stream])
+        while ended == MORE:
+            some, more, ended = reader.read(backend.wire, backend.wake, 1 << 40, 20_000)
+            lines.append(some)
+            count += more
+    assert (ended, count, reader.clean) == (END, len(rows), True)
+    return b"".join(lines)
+
+
+def readers(dialect: Dialect, format: str = "csv") -> list[RowReader]:
+    """Return the native encoder, where it is built, and the one in Python."""
+    return [encoders(native=native).reader(dialect, format) for native in ([True, False] if NATIVE else [False])]
+
+
 def assert_all_agree(
     rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT, format: str = "csv"
 ) -> bytes:
@@ -165,12 +197,11 @@ def assert_all_agree(
         expected = b"".join(value.translate(LINE_BREAKS_AS_SPACES) + b"\n" for (value,) in rows if value is not None)
     else:
         expected = written_by_the_rules(rows, types, dialect)
-    with MadeResult(rows, types) as batch:
-        for native in [True, False] if NATIVE else [False]:
-            written = make_encoder(dialect, format, native=native).encode(batch)
-            # Compared outside the assertion: pytest would take minutes to show how megabytes differ.
-            differs = written != expected
-            assert not differs, f"native {native}, {dialect}: {written[:500]!r}, the rules: {expected[:500]!r}"
+    for reader in readers(dialect, format):
+        written = encode(reader, rows, types)
+        # Compared outside the assertion: pytest would take minutes to show how megabytes differ.
+        differs = written != expected
+        assert not differs, f"{reader}, {dialect}: {written[:500]!r}, the rules: {expected[:500]!r}"
     return expected
 
 
@@ -301,18 +332,21 @@ def test_all_quotes_at_any_length(length: int) -> None:
     assert_all_agree([[b'"' * length]] * 3)
 
 
-@needs_native
-def test_a_buffer_grows_many_times_after_a_tiny_batch() -> None:
-    encoder = make_encoder(DEFAULT, "csv", native=True)
+@pytest.mark.parametrize("filler", [b"x", b'"', b"\r\n", b"=,"])
+@pytest.mark.parametrize("size", [*range(BUFFER - 20, BUFFER + 4), 3 * BUFFER])
+def test_a_row_as_large_as_the_receive_buffer(size: int, filler: bytes) -> None:
+    assert_all_agree([[b"before", filler * (size // len(filler))], [None, b"after"]], dialect=Dialect(guard=True))
+
+
+def test_a_buffer_grows_many_times_after_a_tiny_statement() -> None:
     tiny: list[Row] = [[b"x", None, None]]
     large: list[Row] = [[b"%d" % number, b'"' * (number % 50), None] for number in range(20_000)]
-    with MadeResult(tiny) as batch:
-        assert encoder.encode(batch) == b"x,,\n"
-    with MadeResult(large) as batch:
-        grown = encoder.encode(batch) == make_encoder(DEFAULT, "csv", native=False).encode(batch)
-    assert grown
-    with MadeResult(tiny) as batch:  # and does not keep the size of the large one
-        assert encoder.encode(batch) == b"x,,\n"
+    expected = written_by_the_rules(large)
+    for reader in readers(DEFAULT):
+        assert encode(reader, tiny) == b"x,,\n"
+        grown = encode(reader, large) == expected
+        assert grown
+        assert encode(reader, tiny) == b"x,,\n"
 
 
 def test_rows_without_columns_fill_more_than_a_buffer() -> None:
@@ -323,7 +357,7 @@ VALUES = st.none() | st.one_of(
     st.binary(max_size=30),
     st.lists(st.sampled_from([b'"', b",", b"\n", b"\r", b"\\.", b"a", b"12345678", b"\xff"])).map(b"".join),
     st.binary(min_size=1, max_size=3).map(lambda repeated: repeated * 700),
-).map(lambda value: value.replace(b"\0", b"\1"))  # libpq ends a value at a NUL; PostgreSQL's text has none
+)
 TABLES = st.integers(1, 6).flatmap(lambda columns: st.lists(st.lists(VALUES, min_size=columns, max_size=columns)))
 
 
@@ -373,7 +407,7 @@ def awkward_rows(null: bytes) -> tuple[list[Row], list[int]]:
         [values[number % len(values)] for values in (numbers, text, money, binary, text[::-1], numbers)]
         for number in range(len(text))
     ]
-    return rows, [INT4, TEXT, MONEY, BYTEA, JSON, NO_TEXT["boolean"]]
+    return rows, [INT4, TEXT, MONEY, BYTEA, JSON, BOOL]
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["no guard", "guard"])
@@ -389,6 +423,17 @@ def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: s
         assert_all_agree(rows, types, dialect)
         for column, oid in enumerate(types):  # and each alone on its line
             assert_all_agree([[row[column]] for row in rows], [oid], dialect)
+        # And all in one row that is larger than the receive buffer, after a number without end.
+        values = [(value, oid) for row in rows for value, oid in zip(row, types, strict=True)]
+        assert_large_row_agrees([value for value, _ in values], [oid for _, oid in values], dialect)
+
+
+def assert_large_row_agrees(values: Row, types: Sequence[int], dialect: Dialect) -> None:
+    """Assert that both encoders write the values as the rules say, in a row larger than the receive buffer."""
+    expected = written_by_the_rules([[b"8", *values]], [NUMERIC, *types], dialect).replace(b"8", b"8" * BUFFER, 1)
+    for reader in readers(dialect):
+        differs = encode(reader, [[b"8" * BUFFER, *values]], [NUMERIC, *types]) != expected
+        assert not differs, f"{reader}, {dialect}, {values}"
 
 
 @pytest.mark.parametrize(
@@ -499,7 +544,7 @@ def dialects(draw: st.DrawFn) -> Dialect:
 
 
 def tables_for(dialect: Dialect) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
-    """(types, batches) of one to four columns. Numbers are as PostgreSQL writes them."""
+    """(types, statements) of one to four columns. Numbers are as PostgreSQL writes them."""
     numbers = st.none() | st.integers().map(lambda number: b"%d" % number) | st.just(dialect.null)
     texts = (
         VALUES
@@ -518,12 +563,13 @@ def tables_for(dialect: Dialect) -> st.SearchStrategy[tuple[list[int], list[list
 @given(st.data())
 def test_any_table_in_any_dialect_is_written_by_the_rules(data: st.DataObject) -> None:
     dialect = data.draw(dialects())
-    types, batches = data.draw(tables_for(dialect))
-    encoders = [make_encoder(dialect, "csv", native=native) for native in ([True, False] if NATIVE else [False])]
-    for rows in batches:
+    types, statements = data.draw(tables_for(dialect))
+    both = readers(dialect)
+    for rows in statements:
         expected = written_by_the_rules(rows, types, dialect)
-        with MadeResult(rows, types) as batch:
-            assert [encoder.encode(batch) for encoder in encoders] == [expected] * len(encoders)
+        assert [encode(reader, rows, types) for reader in both] == [expected] * len(both)
+    values = [(value, oid) for rows in statements for row in rows for value, oid in zip(row, types, strict=True)]
+    assert_large_row_agrees([value for value, _ in values], [oid for _, oid in values], dialect)
 
 
 # --- JSON lines. ---
@@ -569,56 +615,40 @@ def test_any_json_stays_equal_and_on_its_line(documents: list[tuple[Any, Any, bo
     assert [json.loads(line) for line in lines] == [document for document, _, _ in documents]
 
 
-# --- One encoder, many batches. ---
+# --- One encoder, many statements. ---
 
 
-@needs_native
 @given(st.data())
-def test_batches_follow_each_other_through_one_encoder(data: st.DataObject) -> None:
+def test_statements_follow_each_other_through_one_encoder(data: st.DataObject) -> None:
     columns = data.draw(st.integers(1, 6))
-    batches = data.draw(
+    statements = data.draw(
         st.lists(st.lists(st.lists(VALUES, min_size=columns, max_size=columns), max_size=6), max_size=4)
     )
     dialect = Dialect(
         delimiter=data.draw(st.sampled_from([b",", b";", b"|", b"\t"])), quote=data.draw(st.sampled_from([b'"', b"'"]))
     )
-    encoder = make_encoder(dialect, "csv", native=True)
-    for rows in batches:
-        with MadeResult(rows, [TEXT] * columns) as batch:
-            assert encoder.encode(batch) == written_by_the_rules(rows, dialect=dialect)
+    for reader in readers(dialect):
+        for rows in statements:
+            assert encode(reader, rows, [TEXT] * columns) == written_by_the_rules(rows, dialect=dialect)
 
 
 @needs_native
-def test_batches_of_one_encoder_have_the_same_columns() -> None:
-    encoder = make_encoder(DEFAULT, "csv", native=True)
-    with MadeResult([[b"a", b"b"]]) as batch:
-        encoder.encode(batch)
-    with MadeResult([[b"a"]]) as batch, pytest.raises(ValueError, match="have the same columns"):
-        encoder.encode(batch)
+def test_statements_of_one_native_encoder_have_the_same_columns() -> None:
+    reader = encoders(native=True).reader(DEFAULT, "csv")
+    assert encode(reader, [[b"a", b"b"]]) == b"a,b\n"
+    with pytest.raises(ValueError, match="have the same columns"):
+        encode(reader, [[b"a"]])
+    assert not reader.clean
+    with FakeBackend() as backend:
+        assert reader.read(backend.wire, backend.wake, 1, 0) == (b"", 0, LOST)
 
 
-@needs_native
-def test_what_was_encoded_outlives_the_result() -> None:
+def test_lines_are_unchanged_by_later_reads() -> None:
     rows: list[Row] = [[b"small", b'"' * 100_000], [None, b""]]
-    batch = MadeResult(rows)
-    encoder = make_encoder(DEFAULT, "csv", native=True)
-    kept = encoder.encode(batch)
-    batch.clear()
-    with MadeResult([[b"y" * 100_000, b"z" * 100_000]] * 4) as other:  # likely in the memory just freed
-        encoder.encode(other)
-    assert kept == written_by_the_rules(rows)
-
-
-@needs_native
-@pytest.mark.parametrize("format", ["csv", "ndjson"])
-def test_the_result_is_only_read(format: str) -> None:
-    rows: list[Row] = [[b'a"b'], [b"x" * 5000], [b"\r\n"], [b"=1"]]
-    with MadeResult(rows) as batch:
-        encoders = [make_encoder(Dialect(guard=True), format, native=True) for _ in range(2)]
-        written = [encoders[0].encode(batch), encoders[0].encode(batch), encoders[1].encode(batch)]
-        again = make_encoder(DEFAULT, "csv", native=True).encode(batch)
-    assert written == [written[0]] * 3
-    assert again == written_by_the_rules(rows)
+    for reader in readers(DEFAULT):
+        kept = encode(reader, rows)
+        encode(reader, [[b"y" * 100_000, b"z" * 100_000]] * 4)  # likely in memory that was freed
+        assert kept == written_by_the_rules(rows)
 
 
 # --- The bytes before the first row. ---
@@ -670,32 +700,29 @@ def test_json_lines_have_no_header_and_no_mark(options: dict[str, Any]) -> None:
 # --- The choice of the encoder, and what it rejects. ---
 
 
-@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
 @pytest.mark.parametrize("format", ["csv", "tsv", "ndjson"])
-def test_the_caller_chooses_the_encoder(native: bool, format: str) -> None:
-    assert isinstance(make_encoder(DEFAULT, format, native=native), NativeEncoder if native else PureEncoder)
+def test_the_settings_choose_the_encoder(format: str) -> None:
+    pure = choose_encoders({}, PortalReader, pure_python=True)
+    assert not pure.native
+    assert isinstance(pure.reader(DEFAULT, format), PortalReader)
+    chosen = choose_encoders({}, PortalReader, pure_python=False)
+    assert chosen.native == NATIVE
+    assert isinstance(chosen.reader(DEFAULT, format), PortalReader) == (not NATIVE)
+
+
+def kind_of_nothing(description: bytes) -> bytes:
+    raise AssertionError(f"nobody asks for the kinds of {description!r}")
 
 
 @needs_native
-def test_without_a_result_nothing_is_encoded() -> None:
-    encoder: Encoder = make_encoder(DEFAULT, "csv", native=True)
-    with MadeResult([[b"x"]]) as batch:
-        batch.clear()
-        with pytest.raises(ValueError, match="no result to encode"):
-            encoder.encode(batch)
-
-
-def kind_of_nothing(oid: int) -> int:
-    raise AssertionError(f"nobody asks for the kind of {oid}")
-
-
-@needs_native
-@pytest.mark.parametrize("address", [-1, 1 << 64])
-def test_an_invalid_address_is_rejected(address: int) -> None:
+@pytest.mark.parametrize("ssl", [-1, 1 << 64])
+def test_an_invalid_address_is_rejected(ssl: int) -> None:
     from server.encode import _encode
 
+    wire = Wire(-1, 0)
+    wire.ssl = ssl
     with pytest.raises(OverflowError):
-        _encode.Encoder(b",", b'"', b"", b"\n", kind_of_nothing).encode(address)
+        _encode.Encoder(b",", b'"', b"", b"\n", kind_of_nothing).read(wire, -1, 1, 0)
 
 
 @needs_native
@@ -708,39 +735,33 @@ def test_delimiter_and_quote_are_one_byte_each(delimiter: bytes, quote: bytes) -
 
 
 @needs_native
-def test_the_native_encoder_raises_before_libpq_is_bound() -> None:
-    # In another process, since libpq is bound in this one. Reading the address would crash it.
+def test_the_native_encoder_reads_no_tls_without_the_functions_of_openssl() -> None:
+    # In another process, since they are bound in this one. A call would crash it.
     program = """
-from server.encode import _encode
+from server.encode.encoders import choose_encoders
+from server.postgres.portal import PortalReader
+from server.postgres.wire import Wire
+from server.query.dialect import Dialect
+chosen = choose_encoders({}, PortalReader, pure_python=False)
 try:
-    _encode.Encoder(b",", b'"', b"", b"\\n", lambda oid: 0).encode(1)
+    chosen.reader(Dialect(), "csv").read(Wire(0, ssl=1), 0, 1, 0)
 except ValueError as error:
-    print(error)
+    print(chosen.native, error)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("no result to encode\n", 0), done.stderr
-
-
-def test_the_pure_encoder_is_used_if_the_library_hides_its_functions() -> None:
-    program = """
-import ctypes
-from server.encode.encoders import bind_libpq
-print(bind_libpq(ctypes.CDLL(None)))
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("True the functions of OpenSSL are not bound\n", 0), done.stderr
 
 
 def test_the_pure_encoder_is_used_without_the_extension() -> None:
     program = """
 import sys
 sys.modules["server.encode._encode"] = None  # makes the import fail, as if it was not built
-from server.postgres import rows as row_reader
-from server.postgres.libpq import LIBPQ
+from server.encode.encoders import choose_encoders
+from server.postgres.portal import PortalReader
+from server.postgres.tls import addresses
 from server.query.dialect import Dialect
-from server.encode.encoders import bind_libpq, make_encoder
-native = bind_libpq(LIBPQ)
-print(native, type(make_encoder(Dialect(), "csv", native=native)).__name__)
+chosen = choose_encoders(addresses(), PortalReader, pure_python=False)
+print(chosen.native, type(chosen.reader(Dialect(), "csv")).__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("False PureEncoder\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("False PortalReader\n", 0), done.stderr
