@@ -86,13 +86,7 @@ class Results:
         if kind == messages.READY and self.error is None and len(self.finished) < len(self._queries):
             raise messages.ProtocolError("fewer results than queries")
         if kind == messages.DATA_ROW:
-            values = messages.fields(body, len(self._columns))
-            self._rows.append(
-                {
-                    name: None if value is None else decode(value.decode(errors="replace"))
-                    for (name, decode), value in zip(self._columns, values, strict=True)
-                }
-            )
+            self._rows.append(self._row(body))
         elif kind == messages.ROW_DESCRIPTION:
             self._columns = [(name, _DECODERS.get(oid, str)) for name, oid in messages.columns(body)]
         elif kind in (messages.COMMAND_COMPLETE, messages.EMPTY_QUERY):
@@ -101,7 +95,19 @@ class Results:
             self.error = self.error or body
         elif kind == messages.PARSE_COMPLETE:
             self.parsed += 1
+        elif kind == messages.READY and self.error is None and len(self.finished) < len(self._queries):
+            raise messages.ProtocolError("fewer results than queries")
         return kind == messages.READY
+
+    def _row(self, body: bytes) -> Row:
+        values = messages.fields(body, len(self._columns))
+        try:
+            return {
+                name: None if value is None else decode(value.decode(errors="replace"))
+                for (name, decode), value in zip(self._columns, values, strict=True)
+            }
+        except ValueError:
+            raise messages.ProtocolError("a value that is not of the type of its column") from None
 
     def _finish(self) -> None:
         if len(self.finished) == len(self._queries):
