@@ -1,416 +1,469 @@
-"""The rows of running SELECTs, read from a connection that is detached from aiopg and reattached: a real PostgreSQL.
+"""The rows of SELECTs, read by both encoders from a real PostgreSQL.
 
-On asyncio's own event loop, and most tests again on uvloop, which the server uses: each keeps its own record of the
-descriptors that it watches.
+On asyncio's own event loop, and some tests again on uvloop, which the server uses. What a real server does not send, or
+not in such pieces, is tested in test_portal.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import inspect
 import os
 import socket
-import time
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
-import uvloop
 
 from server import errors
-from server.encode.encoders import NativeEncoder, bind_libpq, make_encoder
+from server.postgres import messages
 from server.postgres.database import Database
-from server.postgres.libpq import HAS_CHUNKS, LIBPQ
-from server.postgres.rows import Rows
-from server.postgres.session import Session
-from server.query.dialect import Dialect
+from server.postgres.queries import Value
+from server.postgres.reader import BATCH_ROWS, Bytes, RowReader
+from server.postgres.rows import Rows, Select
 from server.settings import Settings
 from tests.support.engines import open_database
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
+from tests.support.rows import (
+    ENDLESS,
+    MOST,
+    SLEEP,
+    SUSPENDING,
+    Scenario,
+    assert_usable,
+    assert_used_again,
+    backend,
+    counting,
+    encoder,
+    numbers,
+    open_descriptors,
+    opened,
+    read_all,
+    read_on,
+    run_on_uvloop,
+)
 from tests.support.waiting import sleeping_backends
 
-MOST = 256 << 10
-# More than the sockets and a chunk hold.
-ENDLESS = b"SELECT n, repeat('x', 1000) FROM generate_series(1, 1000000) AS n"
-SLEEP = b"SELECT pg_sleep(3600)::text"
+# Executed as a whole, and in batches: one or two are asked for at once.
+BATCHES = pytest.mark.parametrize("batches", [0, 1, 2])
 
 
-@pytest.fixture(autouse=True)
-def _native_encoder() -> None:
-    assert bind_libpq(LIBPQ)
-    assert HAS_CHUNKS
+@pytest.fixture(params=[True, False], ids=["native", "pure"])
+def native(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
-def encoder() -> NativeEncoder:
-    made = make_encoder(Dialect(), "csv", native=True)
-    assert isinstance(made, NativeEncoder)
-    return made
+# --- Statements, one after another. ---
 
 
-async def read_all(rows: Rows, sql: bytes, chunk_rows: int = 200, most: int = MOST) -> bytes:
-    """Return the lines of this statement."""
-    rows.start(sql, chunk_rows)
-    data = b""
-    while rows.running:
-        data += (await rows.read(most)).data
-    return data
-
-
-def numbers(count: int) -> bytes:
-    return b"".join(b"%d\n" % n for n in range(1, count + 1))
-
-
-def backend(postgres: Postgres, session: Session) -> tuple[str, str]:
-    """Return the state of the session's backend and what it waits for; ("gone", "") if it has ended."""
-    found = postgres.run(
-        "SELECT state, coalesce(wait_event, '') FROM pg_stat_activity WHERE pid = %s", (session.backend_pid,)
-    )
-    return found[0] if found else ("gone", "")
-
-
-def idle_or_gone(postgres: Postgres, session: Session) -> Callable[[], bool]:
-    return lambda: backend(postgres, session)[0] in ("idle", "gone")
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def assert_usable(session: Session) -> None:
-    """Check that queries run through aiopg again, with the event loop watching the descriptor."""
-    assert not session.connection.detached
-    async with asyncio.timeout(30):  # an answer that the event loop does not watch for never arrives
-        assert await session.query("SELECT 1 AS one") == [{"one": 1}]
-        assert await session.query("SELECT pg_sleep(0.01)::text AS x") == [{"x": ""}]
-
-
-# --- statements, one after another ------------------------------------------------------------------------------
-
-
-async def test_statements_follow_one_another_on_one_connection(database: Database) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
+@BATCHES
+async def test_statements_follow_one_another_on_one_connection(database: Database, native: bool, batches: int) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
             for count in (0, 1, 199, 200, 201, 50_000, 3):
-                assert await read_all(rows, b"SELECT generate_series(1, %d)" % count) == numbers(count)
-                assert not rows.running
+                assert await read_all(rows, counting(count, batches)) == numbers(count)
+                assert (rows.pending, rows.clean) == (0, True)
         await assert_usable(session)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 200, 100_000])
+@BATCHES
 @pytest.mark.parametrize("most", [1, 1000, 1 << 30])
-async def test_the_lines_do_not_depend_on_the_size_of_chunks_and_reads(
-    database: Database, chunk_rows: int, most: int
+async def test_the_lines_do_not_depend_on_the_size_of_batches_and_reads(
+    database: Database, native: bool, batches: int, most: int
 ) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(b"SELECT generate_series(1, 1000)", chunk_rows)
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(counting(1000, batches))
             chunks = []
-            while rows.running:
+            while rows.pending:
                 chunks.append(await rows.read(most))
     assert b"".join(chunk.data for chunk in chunks) == numbers(1000)
     assert sum(chunk.rows for chunk in chunks) == 1000
-    if most == 1:  # each read ends with the first chunk of rows that arrives
-        assert all(chunk.rows <= chunk_rows for chunk in chunks)
+    assert all(chunk.rows == chunk.data.count(b"\n") for chunk in chunks)
+    if most == 1:  # each read ends with the first row
+        assert all(chunk.rows <= 1 for chunk in chunks)
 
 
-async def test_a_session_can_be_detached_and_reattached_many_times(database: Database) -> None:
-    async with database.session() as session:
+@BATCHES
+@pytest.mark.parametrize("count", [BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS, 3 * BATCH_ROWS + 1])
+async def test_about_as_many_rows_as_a_batch_has(database: Database, native: bool, batches: int, count: int) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            assert await read_all(rows, counting(count, batches)) == numbers(count)
+            assert rows.clean
+        await assert_usable(session)
+    await assert_used_again(database, session.backend_pid, native)
+
+
+async def test_a_portal_that_was_read_in_batches_makes_room_for_the_next(database: Database, native: bool) -> None:
+    # Each is the same portal, and the server knows no portal of that name at the end. Values, texts and batches change.
+    async with opened(database) as session:
+        for _ in range(2):
+            with session.rows(encoder(native)) as rows:
+                assert await read_all(rows, counting(BATCH_ROWS, 2)) == numbers(BATCH_ROWS)
+                assert await read_all(rows, counting(5, 2)) == numbers(5)
+                assert await read_all(rows, counting(6)) == numbers(6)
+                assert await read_all(rows, Select("SELECT generate_series(1, 7)", (), 1)) == numbers(7)
+                assert await read_all(rows, counting(8, 1)) == numbers(8)
+            await assert_usable(session)
+
+
+@dataclass
+class Recorder:
+    """A reader that keeps what it is told to send."""
+
+    reader: RowReader
+    started: list[bytes]
+
+    def start(self, messages: bytes, units: int, more: bytes, /) -> None:
+        self.started.append(messages)
+        self.reader.start(messages, units, more)
+
+    def read(self, wire: Bytes, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
+        return self.reader.read(wire, wake, most, patience)
+
+    def failure(self) -> bytes | None:
+        return self.reader.failure()
+
+    @property
+    def clean(self) -> bool:
+        return self.reader.clean
+
+
+async def test_a_statement_that_is_started_again_at_once_is_parsed_once(database: Database, native: bool) -> None:
+    text = "SELECT generate_series($1::int, $2::int)"
+    ranges: list[Sequence[Value]] = [(1, 30_000), (30_001, 30_000), (30_001, 30_001), (30_002, 70_000)]
+    recorder = Recorder(encoder(native), [])
+    async with opened(database) as session:
+        with session.rows(recorder) as rows:
+            for values in ranges:
+                rows.start(Select(text, values))
+            assert rows.pending == 4  # nothing was sent yet
+            received = b""
+            ends = []
+            while rows.pending:
+                pending = rows.pending
+                received += (await rows.read(MOST)).data
+                if rows.pending < pending:
+                    ends.append(received.count(b"\n"))
+            assert received == numbers(70_000)
+            assert ends == [30_000, 30_000, 30_001, 70_000]
+            assert rows.clean
+            assert [messages.parse(text) in each for each in recorder.started] == [True, False, False, False]
+            # Another text takes its place.
+            assert await read_all(rows, counting(3)) == numbers(3)
+            assert await read_all(rows, Select(text, (1, 2))) == numbers(2)
+            assert [messages.parse(text) in each for each in recorder.started[4:]] == [False, True]
+        await assert_usable(session)
+
+
+async def test_the_next_statement_is_sent_while_the_one_before_is_read(database: Database, native: bool) -> None:
+    select = "SELECT n, repeat('x', 100) FROM generate_series($1::int, $2::int) AS n"
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(Select(select, (0, 9_999)))
+            received = b""
+            for start in range(10_000, 100_000, 10_000):
+                pending = rows.pending
+                received += (await rows.read(MOST)).data
+                assert rows.pending == pending  # it has not ended
+                rows.start(Select(select, (start, start + 9_999)))
+                while rows.pending == 2:
+                    received += (await rows.read(MOST)).data
+            received += await read_on(rows)
+            assert rows.clean
+        await assert_usable(session)
+    assert received == b"".join(b"%d,%s\n" % (n, b"x" * 100) for n in range(100_000))
+
+
+async def test_a_session_can_read_rows_many_times(database: Database, native: bool) -> None:
+    async with opened(database) as session:
         before = open_descriptors()
         for _ in range(20):
-            with session.rows(encoder()) as rows:
-                assert await read_all(rows, b"SELECT 1") == b"1\n"
+            with session.rows(encoder(native)) as rows:
+                assert await read_all(rows, "SELECT 1") == b"1\n"
             await assert_usable(session)
         assert open_descriptors() == before
 
 
-async def test_a_connection_that_streamed_serves_the_next_session(database: Database) -> None:
+@BATCHES
+async def test_a_connection_that_streamed_serves_the_next_session(
+    database: Database, native: bool, batches: int
+) -> None:
     pids = set()
     for _ in range(5):
-        async with database.session() as session:
+        async with opened(database) as session:
             pids.add(session.backend_pid)
-            with session.rows(encoder()) as rows:
-                assert await read_all(rows, b"SELECT generate_series(1, 1000)") == numbers(1000)
+            with session.rows(encoder(native)) as rows:
+                assert await read_all(rows, counting(20_000, batches)) == numbers(20_000)
     assert len(pids) == 1
 
 
-async def test_a_block_without_a_statement_leaves_the_connection_as_it_was(database: Database) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()):
-            assert session.connection.detached
+async def test_a_block_without_a_statement_leaves_the_connection_as_it_was(database: Database, native: bool) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            assert (rows.pending, rows.clean) == (0, True)
         await assert_usable(session)
+    await assert_used_again(database, session.backend_pid, native)
 
 
-async def test_a_statement_larger_than_the_socket_takes(settings: Settings, postgres: Postgres) -> None:
-    async with open_database(settings) as database, database.session() as session:
+async def test_rows_are_read_only_in_an_open_transaction(database: Database, native: bool) -> None:
+    async with database.session() as session:
+        with pytest.raises(RuntimeError, match="not opened"):
+            session.rows(encoder(native))
+        await session.open()
+        with session.rows(encoder(native)) as rows:
+            assert await read_all(rows, "SELECT 1") == b"1\n"
+
+
+@pytest.mark.parametrize("as_parameter", [True, False])
+async def test_a_statement_larger_than_the_socket_takes(settings: Settings, native: bool, as_parameter: bool) -> None:
+    async with open_database(settings) as database, opened(database) as session:
         # A small send buffer: the statement is sent in pieces, while the rows are waited for.
         with socket.socket(fileno=os.dup(session.connection.raw.fileno())) as shared:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        value = os.urandom(64 << 10).hex().encode()
-        assert len(value) == 128 << 10
-        with session.rows(encoder()) as rows:
-            assert await read_all(rows, b"SELECT '%s'::text" % value) == value + b"\n"
-            assert await read_all(rows, b"SELECT generate_series(1, 3)") == numbers(3)
+        value = os.urandom(256 << 10).hex()
+        assert len(value) == 512 << 10
+        select = Select("SELECT $1::text", (value,)) if as_parameter else Select(f"SELECT '{value}'::text")
+        with session.rows(encoder(native)) as rows:
+            assert await read_all(rows, select) == value.encode() + b"\n"
+            assert await read_all(rows, "SELECT '3'::text") == b"3\n"
+            assert rows.clean
         await assert_usable(session)
 
 
-# --- errors -----------------------------------------------------------------------------------------------------
+async def test_values_of_parameters_arrive_as_they_are(database: Database, native: bool) -> None:
+    texts = [
+        "",
+        "NULL",
+        "null",
+        " ",
+        "{}",
+        "a,b",
+        'say "hi"',
+        "C:\\dir",
+        "\\",
+        '\\"',
+        "'",
+        "$1",
+        "%s",
+        "größe",
+        "\U0001f40d",
+    ]
+    texts += ["a\nb", "\r", "\t", "x" * 100_000, "{{1},{2}}", ";--"]
+    wanted = [{"x": text} for text in texts]
+    async with opened(database) as session:
+        assert await session.query("SELECT x FROM unnest($1::text[]) AS x", (texts,)) == wanted
+        assert await session.query("SELECT x FROM unnest($1::text[]) AS x", ([],)) == []
+        row = await session.query("SELECT $1::text AS a, $2::text[] AS b, $3::bigint AS c", (None, None, -(2**63)))
+        assert row == [{"a": None, "b": None, "c": -(2**63)}]
+        with session.rows(encoder(native)) as rows:
+            select = Select("SELECT encode(convert_to(x, 'UTF8'), 'hex') FROM unnest($1::text[]) AS x", (texts,))
+            lines = (await read_all(rows, select)).decode().split("\n")
+            assert [bytes.fromhex(line.strip('"')).decode() for line in lines[:-1]] == texts
 
 
-async def test_an_error_ends_the_statement_and_not_the_connection(database: Database) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(b"SELECT 1 / (n - 1000) FROM generate_series(1, 2000) AS n", 8)
-            received = 0
+# --- Rows of unusual sizes: the reference is the server's own COPY. ---
+
+UNUSUAL = {
+    "no columns": "SELECT FROM generate_series(1, 3)",
+    "no columns and no rows": "SELECT WHERE false",
+    "1,600 columns": "SELECT " + ", ".join(f"repeat('{n},', 60) AS c{n}" for n in range(1600)),
+    "empty values": "SELECT ''::text, NULL::text, '' FROM generate_series(1, 30000)",
+    "values larger than the receive buffer": (
+        "SELECT n, repeat('x', 200000), NULL::text, repeat('\"', 70000), repeat(E'a\\n', 100000), n "
+        "FROM generate_series(1, 20) AS n"
+    ),
+    "small rows and large ones": (
+        "SELECT n, repeat(CASE WHEN n % 2 = 0 THEN 'x' ELSE ',' END, (n * 7919) % 150001), n "
+        "FROM generate_series(1, 100) AS n"
+    ),
+    "rows about as large as the receive buffer": "SELECT repeat('v', 65300 + n) FROM generate_series(1, 300) AS n",
+    "a value of 30 MB": "SELECT 1, repeat('0123456789', 3000000), 2",
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_rows_of_unusual_sizes(database: Database, postgres: Postgres, native: bool, name: str) -> None:
+    expected = postgres.copy(UNUSUAL[name], "HEADER false")
+    async with opened(database) as session:
+        for batches in (0, 1, 2):
+            with session.rows(encoder(native)) as rows:
+                assert await read_all(rows, Select(UNUSUAL[name], (), batches)) == expected
+                assert rows.clean
+        with session.rows(encoder(native)) as rows:
+            assert await read_all(rows, Select(UNUSUAL[name]), most=1 << 30) == expected
+        await assert_usable(session)
+
+
+async def test_many_batches_of_rows_without_columns(database: Database, native: bool) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            count = 5 * BATCH_ROWS
+            assert await read_all(rows, Select(f"SELECT FROM generate_series(1, {count})", (), 2)) == b"\n" * count
+        await assert_usable(session)
+
+
+# --- Errors. ---
+
+
+@BATCHES
+@pytest.mark.parametrize("n", [1, 2, 1000, BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS, 3 * BATCH_ROWS + 1000])
+async def test_an_error_ends_the_statement_and_not_the_connection(
+    database: Database, native: bool, batches: int, n: int
+) -> None:
+    # In the first, a middle and the last row of a batch.
+    select = Select("SELECT n + 0 / (n - $1::int) FROM generate_series(1, 50000) AS n", (n,), batches)
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(select)
+            received = b""
 
             async def rest() -> None:
                 nonlocal received
-                while rows.running:
-                    received += (await rows.read(1)).rows
+                while rows.pending:
+                    received += (await rows.read(100)).data
 
             with pytest.raises(errors.InvalidRequest, match="division by zero") as caught:
                 await rest()
             assert caught.value.code == "invalid_value"
-            assert 0 < received < 1000
-            assert (rows.running, rows.lost) == (False, False)
+            assert (received != b"") == (n >= 1000)
+            assert numbers(n - 1).startswith(received)
+            assert (rows.pending, rows.clean) == (0, True)
         # The transaction has failed; the connection has not.
+        assert not session.statement_left_running
         with pytest.raises(errors.QueryFailed, match="25P02"):
             await session.query("SELECT 1")
-        pid = session.backend_pid
-    async with database.session() as session:
-        assert session.backend_pid == pid
-        with session.rows(encoder()) as rows:
-            assert await read_all(rows, b"SELECT 1") == b"1\n"
+    await assert_used_again(database, session.backend_pid, native)
 
 
-@pytest.mark.parametrize(
-    ("sql", "error"),
-    [
-        (b"SELEC 1", errors.QueryFailed),
-        (b"SELECT nothing", errors.RelationGone),
-        (b"SELECT * FROM pg_authid_of_nobody", errors.RelationGone),
-        (b"SELECT 'x'::int", errors.InvalidRequest),
-        (b"SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(60)", errors.QueryCancelled),
-        (b"CREATE TABLE written (x int)", errors.QueryFailed),
-    ],
-)
+async def test_an_error_in_the_first_of_several_statements_ends_all(database: Database, native: bool) -> None:
+    select = "SELECT n + 0 / (n - 7000) FROM generate_series($1::int, $2::int) AS n"
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            for values in ((1, 5000), (5001, 10_000), (10_001, 15_000), (15_001, 20_000)):
+                rows.start(Select(select, values))
+            received = b""
+
+            async def rest() -> None:
+                nonlocal received
+                while rows.pending:
+                    received += (await rows.read(100)).data
+
+            with pytest.raises(errors.InvalidRequest, match="division by zero"):
+                await rest()
+            assert received.startswith(numbers(5000))
+            assert numbers(6999).startswith(received)
+            assert (rows.pending, rows.clean) == (0, True)
+    await assert_used_again(database, session.backend_pid, native)
+
+
+FAILING = [
+    ("SELEC 1", errors.QueryFailed),
+    ("SELECT nothing", errors.RelationGone),
+    ("SELECT * FROM pg_authid_of_nobody", errors.RelationGone),
+    ("SELECT 'x'::int", errors.InvalidRequest),
+    ("SELECT 1 / 0", errors.InvalidRequest),
+    ("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(60)", errors.QueryCancelled),
+    ("CREATE TABLE written (x int)", errors.QueryFailed),
+    ("SELECT 1; SELECT 2", errors.QueryFailed),
+]
+
+
+@pytest.mark.parametrize(("sql", "error"), FAILING)
+@BATCHES
 async def test_a_statement_that_fails_before_its_first_row_raises_its_error(
-    database: Database, sql: bytes, error: type[errors.ExportError]
+    database: Database, native: bool, sql: str, error: type[errors.ExportError], batches: int
 ) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(sql, 200)
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(Select(sql, (), batches))
             with pytest.raises(error):
                 await rows.read(1)
-            assert (rows.running, rows.lost) == (False, False)
+            assert (rows.pending, rows.clean) == (0, True)
+    await assert_used_again(database, session.backend_pid, native)
 
 
-async def test_a_backend_that_is_terminated_is_a_lost_connection(database: Database, postgres: Postgres) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(SLEEP, 200)
+async def test_a_value_that_the_type_of_its_parameter_rejects(database: Database, native: bool) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(Select("SELECT $1::int", ("seven",)))
+            with pytest.raises(errors.InvalidRequest, match="invalid input syntax for type integer"):
+                await rows.read(1)
+            assert (rows.pending, rows.clean) == (0, True)
+    await assert_used_again(database, session.backend_pid, native)
+
+
+async def test_a_backend_that_is_terminated_is_a_lost_connection(
+    database: Database, postgres: Postgres, native: bool
+) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(SLEEP)
             reading = asyncio.create_task(rows.read(1))
             await eventually("it sleeps", lambda: backend(postgres, session)[1] == "PgSleep")
             postgres.run("SELECT pg_terminate_backend(%s)", (session.backend_pid,))
             with pytest.raises(errors.ConnectionLost):
                 await reading
-            assert (rows.running, rows.lost) == (False, True)
+            assert (rows.pending, rows.clean) == (0, False)
         pid = session.backend_pid
-    async with database.session() as session:
+    async with opened(database) as session:
         assert session.backend_pid != pid
         await assert_usable(session)
 
 
 async def test_a_backend_terminated_between_two_reads_is_a_lost_connection(
-    database: Database, postgres: Postgres
+    database: Database, postgres: Postgres, native: bool
 ) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(ENDLESS, 200)
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(ENDLESS)
             assert (await rows.read(1)).rows
             await eventually("it waits for us", lambda: backend(postgres, session)[1] == "ClientWrite")
             postgres.run("SELECT pg_terminate_backend(%s, 10000)", (session.backend_pid,))
-
-            async def rest() -> None:
-                while rows.running:
-                    await rows.read(MOST)
-
             with pytest.raises(errors.ConnectionLost):
-                await rest()
-            assert rows.lost
+                await read_on(rows)
+            assert (rows.pending, rows.clean) == (0, False)
+
+
+async def test_a_backend_terminated_between_two_batches_is_a_lost_connection(
+    database: Database, postgres: Postgres, native: bool
+) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(SUSPENDING)
+            assert (await rows.read(1)).rows
+            await eventually("it is suspended", lambda: backend(postgres, session)[0] == "idle in transaction")
+            postgres.run("SELECT pg_terminate_backend(%s, 10000)", (session.backend_pid,))
+            with pytest.raises(errors.ConnectionLost):
+                await read_on(rows)
+            assert (rows.pending, rows.clean) == (0, False)
 
 
 async def test_a_statement_on_a_connection_that_is_gone_is_a_lost_connection(
-    database: Database, postgres: Postgres
+    database: Database, postgres: Postgres, native: bool
 ) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            assert await read_all(rows, b"SELECT 1") == b"1\n"
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            assert await read_all(rows, "SELECT 1") == b"1\n"
             postgres.run("SELECT pg_terminate_backend(%s, 10000)", (session.backend_pid,))
-
-            async def another() -> None:
-                await read_all(rows, b"SELECT 2")
-
             with pytest.raises(errors.ConnectionLost):
-                await another()
-            assert (rows.running, rows.lost) == (False, True)
+                await read_all(rows, "SELECT 2")
+            assert (rows.pending, rows.clean) == (0, False)
 
 
-async def test_a_connection_that_was_closed_before_is_a_lost_connection(database: Database) -> None:
-    # aiopg may notice that it broke before it is detached.
-    async with database.session() as session:
+async def test_a_connection_that_was_closed_before_is_a_lost_connection(database: Database, native: bool) -> None:
+    async with opened(database) as session:
         session.connection.close()
         with pytest.raises(errors.ConnectionLost):
-            session.rows(encoder())
+            session.rows(encoder(native))
 
 
-# --- cancellation and time-outs ---------------------------------------------------------------------------------
+# --- Several connections. ---
 
 
-async def test_cancelling_a_task_ends_its_thread_and_its_statement(database: Database, postgres: Postgres) -> None:
-    sessions: list[Session] = []
-
-    async def work() -> None:
-        async with database.session() as session:
-            sessions.append(session)
-            with session.rows(encoder()) as rows:
-                rows.start(SLEEP, 200)
-                await rows.read(1)
-
-    task = asyncio.create_task(work())
-    await eventually("it sleeps", lambda: sessions and backend(postgres, sessions[0])[1] == "PgSleep")
-    task.cancel()
-    async with asyncio.timeout(30):  # the thread would wait for an hour
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert task.cancelled()
-    assert sessions[0].connection.closed
-    await eventually("the statement is cancelled", idle_or_gone(postgres, sessions[0]))
-    # The thread and the export slot are free again.
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            assert await read_all(rows, b"SELECT 1") == b"1\n"
-
-
-async def test_a_task_cancelled_at_any_moment_leaves_nothing_behind(settings: Settings, postgres: Postgres) -> None:
-    async with open_database(replace(settings, max_concurrent_exports=1, parallel_readers=1)) as database:
-
-        async def work() -> None:
-            async with database.session() as session:
-                with session.rows(encoder()) as rows:
-                    while True:
-                        await read_all(rows, b"SELECT generate_series(1, 2000)", most=1000)
-
-        async def whole() -> None:
-            async with database.session() as session:
-                with session.rows(encoder()) as rows:
-                    assert await read_all(rows, b"SELECT generate_series(1, 1000)") == numbers(1000)
-                await assert_usable(session)
-
-        await whole()
-        for attempt in range(60):
-            task = asyncio.create_task(work())
-            await asyncio.sleep(attempt / 3000)  # not a wait: each task is cancelled at another point
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        await whole()
-        await eventually("nothing is running", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
-    gc.collect()
-
-
-async def test_many_tasks_cancelled_at_once_leave_no_descriptors_open(settings: Settings, postgres: Postgres) -> None:
-    async def work(database: Database) -> None:
-        async with database.session() as session:
-            with session.rows(encoder()) as rows:
-                rows.start(SLEEP, 200)
-                await rows.read(1)
-
-    async def round_of_six(database: Database) -> None:
-        tasks = [asyncio.create_task(work(database)) for _ in range(6)]
-        await eventually("six sleep", lambda: len(sleeping_backends(postgres)) == 6)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await eventually("none sleeps", lambda: {state for state, _ in postgres.statements()} <= {"idle"})
-
-    before = []
-    connected = len(postgres.statements())  # connections of a server that other tests share
-    async with open_database(settings) as database:
-        for _ in range(4):
-            await round_of_six(database)
-            await asyncio.gather(*database._background)
-            before.append(open_descriptors())
-        assert max(before[1:]) <= before[0] + 4  # connections that are kept for cancelling
-    await eventually("all are closed", lambda: len(postgres.statements()) <= connected)
-
-
-async def test_a_statement_that_returns_no_row_in_time_is_a_query_timeout(
-    settings: Settings, postgres: Postgres
-) -> None:
-    async with open_database(replace(settings, statement_timeout=0.2)) as database:
-        sessions: list[Session] = []
-
-        async def work() -> None:
-            async with database.session() as session:
-                await session.check_snapshot(streaming=True)
-                sessions.append(session)
-                with session.rows(encoder()) as rows:
-                    rows.start(SLEEP, 200)
-                    await rows.read(1)
-
-        with pytest.raises(errors.QueryTimeout):
-            await work()
-        assert sessions[0].connection.closed
-        await eventually("the statement is cancelled", idle_or_gone(postgres, sessions[0]))
-
-
-async def test_a_consumer_that_pauses_causes_no_timeout(settings: Settings, postgres: Postgres) -> None:
-    async with open_database(replace(settings, statement_timeout=0.3)) as database, database.session() as session:
-        await session.check_snapshot(streaming=True)
-        with session.rows(encoder()) as rows:
-            rows.start(b"SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) AS n", 200)
-            received = (await rows.read(1)).rows
-            await eventually("PostgreSQL waits", lambda: backend(postgres, session)[1] == "ClientWrite")
-            await asyncio.sleep(1)  # longer than STATEMENT_TIMEOUT, which limits PostgreSQL only
-            assert backend(postgres, session)[0] == "active"
-            while rows.running:
-                received += (await rows.read(MOST)).rows
-        assert received == 5000
-
-
-async def test_the_timeout_starts_again_with_every_row(settings: Settings) -> None:
-    # Each row fills PostgreSQL's send buffer (8 kB), so it is sent at once, and arrives well within the timeout. All
-    # rows together take longer.
-    async with open_database(replace(settings, statement_timeout=1)) as database, database.session() as session:
-        await session.check_snapshot(streaming=True)
-        with session.rows(encoder()) as rows:
-            started = time.monotonic()
-            sql = b"SELECT n, repeat('x', 9000), pg_sleep(0.05)::text FROM generate_series(1, 30) AS n"
-            data = await read_all(rows, sql, chunk_rows=200)
-            assert data.count(b"\n") == 30
-            assert time.monotonic() - started > 1  # 30 x 0.05 s on any machine
-
-
-async def test_rows_that_arrive_slowly_are_returned_as_they_arrive(database: Database, postgres: Postgres) -> None:
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
-            rows.start(
-                b"SELECT n, repeat('x', 9000), CASE n WHEN 5 THEN pg_sleep(3600)::text END "
-                b"FROM generate_series(1, 9) AS n",
-                1,
-            )
-            received = 0
-            async with asyncio.timeout(30):
-                while received < 3:  # the fourth may not all have been sent
-                    received += (await rows.read(1 << 30)).rows
-            assert rows.running
-
-
-async def test_the_event_loop_is_responsive_while_rows_are_read(database: Database) -> None:
+async def test_the_event_loop_is_responsive_while_rows_are_read(database: Database, native: bool) -> None:
     iterations = 0
 
     async def count() -> None:
@@ -419,63 +472,52 @@ async def test_the_event_loop_is_responsive_while_rows_are_read(database: Databa
             iterations += 1
             await asyncio.sleep(0)
 
-    async with database.session() as session:
-        with session.rows(encoder()) as rows:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
             counting = asyncio.create_task(count())
-            await read_all(rows, b"SELECT pg_sleep(0.2)::text")
+            await read_all(rows, "SELECT pg_sleep(0.2)::text")
             counting.cancel()
     assert iterations > 10
 
 
-async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postgres) -> None:
+async def test_every_slot_can_stream_at_once(settings: Settings, postgres: Postgres, native: bool) -> None:
     # Each has a thread of its own: one that waits for rows does not delay the others.
     async with (
         open_database(replace(settings, max_concurrent_exports=5, parallel_readers=1)) as database,
         contextlib.AsyncExitStack() as stack,
     ):
-        every: list[tuple[Session, Rows]] = []
+        every: list[Rows] = []
         for _ in range(5):
-            session = await stack.enter_async_context(database.session())
-            every.append((session, stack.enter_context(session.rows(encoder()))))
+            session = await stack.enter_async_context(opened(database))
+            every.append(stack.enter_context(session.rows(encoder(native))))
         waiting = []
-        for _, rows in every[:4]:
-            rows.start(SLEEP, 200)
+        for rows in every[:4]:
+            rows.start(SLEEP)
             waiting.append(asyncio.create_task(rows.read(1)))
         await eventually("four sleep", lambda: len(sleeping_backends(postgres)) == 4)
         async with asyncio.timeout(30):
-            assert await read_all(every[4][1], b"SELECT generate_series(1, 100)") == numbers(100)
+            assert await read_all(every[4], counting(100)) == numbers(100)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-# --- the same on uvloop -----------------------------------------------------------------------------------------
+# --- The same on uvloop. ---
 
-Scenario = Callable[..., Coroutine[object, object, None]]
 SCENARIOS: list[Scenario] = [
-    test_statements_follow_one_another_on_one_connection,
-    test_a_session_can_be_detached_and_reattached_many_times,
-    test_a_connection_that_streamed_serves_the_next_session,
+    test_a_portal_that_was_read_in_batches_makes_room_for_the_next,
+    test_a_session_can_read_rows_many_times,
     test_a_block_without_a_statement_leaves_the_connection_as_it_was,
-    test_a_statement_larger_than_the_socket_takes,
-    test_an_error_ends_the_statement_and_not_the_connection,
+    test_an_error_in_the_first_of_several_statements_ends_all,
+    test_a_value_that_the_type_of_its_parameter_rejects,
     test_a_backend_that_is_terminated_is_a_lost_connection,
     test_a_backend_terminated_between_two_reads_is_a_lost_connection,
+    test_a_backend_terminated_between_two_batches_is_a_lost_connection,
     test_a_statement_on_a_connection_that_is_gone_is_a_lost_connection,
     test_a_connection_that_was_closed_before_is_a_lost_connection,
-    test_cancelling_a_task_ends_its_thread_and_its_statement,
-    test_a_task_cancelled_at_any_moment_leaves_nothing_behind,
-    test_many_tasks_cancelled_at_once_leave_no_descriptors_open,
-    test_a_statement_that_returns_no_row_in_time_is_a_query_timeout,
 ]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_same_on_uvloop(settings: Settings, postgres: Postgres, scenario: Scenario) -> None:
-    async def run_scenario() -> None:
-        async with open_database(settings) as database:
-            given = {"database": database, "settings": settings, "postgres": postgres}
-            await scenario(**{name: given[name] for name in inspect.signature(scenario).parameters})
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_scenario())
+def test_the_same_on_uvloop(settings: Settings, postgres: Postgres, native: bool, scenario: Scenario) -> None:
+    run_on_uvloop(scenario, settings, postgres, native)
