@@ -97,7 +97,7 @@ async def test_about_as_many_rows_as_a_batch_has(database: Database, native: boo
 
 
 async def test_a_portal_that_was_read_in_batches_makes_room_for_the_next(database: Database, native: bool) -> None:
-    # Each is the same portal, and the server knows no portal of that name at the end. Values, texts and batches change.
+    # All portals have the same name. Their values, texts and batches change.
     async with opened(database) as session:
         for _ in range(2):
             with session.rows(encoder(native)) as rows:
