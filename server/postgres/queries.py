@@ -95,8 +95,6 @@ class Results:
             self.error = self.error or body
         elif kind == messages.PARSE_COMPLETE:
             self.parsed += 1
-        elif kind == messages.READY and self.error is None and len(self.finished) < len(self._queries):
-            raise messages.ProtocolError("fewer results than queries")
         return kind == messages.READY
 
     def _row(self, body: bytes) -> Row:
