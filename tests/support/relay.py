@@ -24,8 +24,9 @@ class Relay:
         self._ended.close()
 
     def _copy(self) -> None:
+        watched: list[int | socket.socket] = [self._server, self._client, self._ended]
         while True:
-            ready, _, _ = select.select([self._server, self._client, self._ended], [], [])
+            ready, _, _ = select.select(watched, [], [])
             if self._ended in ready:
                 return
             if self._server in ready:
