@@ -6,6 +6,7 @@ complete file ends cleanly. After each failure the same server continues to serv
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import psycopg2.errors
 import pytest
 
+from server.export.scan import FIRST_CHUNK_BYTES
 from server.postgres.reader import BATCH_ROWS
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
@@ -23,9 +25,20 @@ from tests.support.raw_http import Answer, Client, ask
 from tests.support.stalled import stalled
 
 ROWS = 2 * BATCH_ROWS + 5000
-# The first row that is not sent by itself, the rows around the first 8 kB, which PostgreSQL sends at once, those around
-# the ends of two batches, and the last row.
-ROWS_AT_EDGES = [2, 3, 256, 257, 258, BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS, 2 * BATCH_ROWS + 1, ROWS]
+
+
+def row_after(size: int) -> int:
+    """Return the first row of `divides_by_zero` that is not among those that make up this many bytes of the file."""
+    ends = itertools.accumulate(len(f"{n},0,some text\n") for n in itertools.count(1))
+    return 2 + sum(1 for _ in itertools.takewhile(lambda end: end < size, ends))
+
+
+# Rows that PostgreSQL sends together, since it sends 8 kB at a time, so they reach the first chunk together.
+FIRST_ROWS = [1, 2, 200]
+# A row that is not in the first chunk of the file.
+LATER = row_after(FIRST_CHUNK_BYTES)
+# The first rows after the first chunk, the rows around the ends of two batches, and the last row.
+LATER_ROWS = [LATER, LATER + 1, BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS, 2 * BATCH_ROWS + 1, ROWS]
 
 # About 12 MB, more than the sockets between server and client hold. PostgreSQL makes a row when it is fetched.
 LARGE = "SELECT generate_series(1, 12000) AS n, repeat('x', 1000) AS filler"
@@ -74,8 +87,9 @@ def stream_backends(postgres: Postgres, function: str) -> None:
 
 
 @pytest.mark.parametrize("http", ["1.0", "1.1"])
-def test_an_error_in_the_first_row_is_a_status(live: LiveServer, postgres: Postgres, http: str) -> None:
-    divides_by_zero(postgres, 1)
+@pytest.mark.parametrize("row", FIRST_ROWS)
+def test_an_error_among_the_first_rows_is_a_status(live: LiveServer, postgres: Postgres, http: str, row: int) -> None:
+    divides_by_zero(postgres, row)
     answer = ask(live, "/export/failing.csv", http=http)
     assert answer.status == 400
     assert answer.problem()["code"] == "invalid_value"
@@ -84,7 +98,7 @@ def test_an_error_in_the_first_row_is_a_status(live: LiveServer, postgres: Postg
 
 
 @pytest.mark.parametrize("http", ["1.0", "1.1"])
-@pytest.mark.parametrize("row", ROWS_AT_EDGES)
+@pytest.mark.parametrize("row", LATER_ROWS)
 def test_an_error_after_the_first_byte_cuts_and_resets(
     live: LiveServer, postgres: Postgres, row: int, http: str
 ) -> None:
@@ -94,7 +108,7 @@ def test_an_error_after_the_first_byte_cuts_and_resets(
 
 
 @pytest.mark.parametrize("option", ["--http1.1", "--http1.0"])
-@pytest.mark.parametrize("row", [9, 74, ROWS])
+@pytest.mark.parametrize("row", [LATER, BATCH_ROWS, ROWS])
 def test_curl_reports_that_the_transfer_failed(
     live: LiveServer, postgres: Postgres, tmp_path: Path, row: int, option: str
 ) -> None:
@@ -128,7 +142,7 @@ def test_a_backend_ended_while_it_works_cuts_the_stream(
     assert_cut(answer, right)
     line = live.export_line(request_id)
     assert (line["outcome"], line["code"]) == ("failed", code)
-    # The first row is sent at once. The last rows before the error may have been read and not sent.
+    # The last rows before the error may have been read and not sent.
     lines_received = answer.body.count(b"\n")
     assert max(1, lines_received - 1) <= int(line["rows"]) < 20
     assert_serves(live, postgres)
@@ -279,11 +293,11 @@ def test_the_log_line_of_a_whole_export(live: LiveServer, postgres: Postgres) ->
 
 
 def test_the_log_line_of_a_cut_export(live: LiveServer, postgres: Postgres) -> None:
-    divides_by_zero(postgres, 74)
+    divides_by_zero(postgres, LATER)
     ask(live, "/export/failing.csv", headers={"X-Request-Id": "log-failed"})
     line = live.export_line("log-failed")
     assert (line["relation"], line["outcome"], line["code"]) == ("failing", "failed", "invalid_value")
-    assert int(line["rows"]) in range(1, 74)
+    assert int(line["rows"]) in range(1, LATER)
     assert int(line["bytes"]) > 0
 
 
