@@ -6,7 +6,10 @@ complete file ends cleanly. After each failure the same server continues to serv
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import math
 import signal
 import socket
 import subprocess
@@ -18,6 +21,7 @@ import psycopg2.errors
 import pytest
 
 from server.export.scan import FIRST_CHUNK_BYTES
+from server.export.strategy import RANGE_BLOCKS
 from server.postgres.reader import BATCH_ROWS
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
@@ -194,34 +198,52 @@ RACES = {
 }
 
 
+def ask_while_ddl_holds_the_lock(server: LiveServer, postgres: Postgres, ddl: str, path: str) -> Answer:
+    """Run the DDL, commit it when the request waits for its lock, and return the response."""
+    with contextlib.closing(postgres.connect()) as other, Client(server.connect()) as client:
+        other.autocommit = False
+        other.cursor().execute(ddl)
+        client.send(path)
+        wait_until(
+            "the request waits for the lock",
+            lambda: postgres.run(
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+            ),
+        )
+        other.commit()
+        return client.read()
+
+
 @pytest.mark.parametrize(("ddl", "expected"), RACES.values(), ids=RACES)
 def test_ddl_that_holds_the_lock_first_never_gives_a_wrong_file(
     live: LiveServer, postgres: Postgres, ddl: str, expected: str
 ) -> None:
     postgres.run("CREATE TABLE raced AS SELECT n, 'old ' || n AS text FROM generate_series(1, 1000) AS n")
     before = postgres.copy("SELECT * FROM raced")
-    other = postgres.connect()
-    other.autocommit = False
-    try:
-        other.cursor().execute(ddl)
-        with Client(live.connect()) as client:
-            client.send("/export/raced.csv")
-            wait_until(
-                "the export waits for the lock",
-                lambda: postgres.run(
-                    "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
-                ),
-            )
-            other.commit()
-            answer = client.read()
-    finally:
-        other.close()
+    answer = ask_while_ddl_holds_the_lock(live, postgres, ddl, "/export/raced.csv")
     if expected == "nothing":
         assert answer.problem()["code"] == "relation_not_found"
     else:
         assert answer.body == (before if expected == "before" else postgres.copy("SELECT * FROM raced"))
         assert answer.ending == "terminator"
     assert_serves(live, postgres)
+
+
+def test_a_preview_is_repeated_if_the_table_was_changed_before_its_lock(live: LiveServer, postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE raced AS SELECT n, 'old ' || n AS text FROM generate_series(1, 1000) AS n")
+    answer = ask_while_ddl_holds_the_lock(live, postgres, RACES["reload"][0], "/relations/raced/preview")
+    assert answer.status == 200, answer.body
+    assert json.loads(answer.body)["rows"] == [[str(n), f"new {n}"] for n in range(1, 21)]
+
+
+def test_an_explanation_is_repeated_if_the_table_was_changed_before_its_lock(
+    live: LiveServer, postgres: Postgres
+) -> None:
+    postgres.run("CREATE TABLE raced AS SELECT n, 'old ' || n AS text FROM generate_series(1, 1000) AS n")
+    ddl = RACES["reload"][0] + "; ANALYZE raced"
+    answer = ask_while_ddl_holds_the_lock(live, postgres, ddl, "/relations/raced?explain")
+    assert answer.status == 200, answer.body
+    assert json.loads(answer.body)["estimatedRows"] == 900
 
 
 @pytest.mark.parametrize(
@@ -290,6 +312,18 @@ def test_the_log_line_of_a_whole_export(live: LiveServer, postgres: Postgres) ->
     assert int(line["rows"]) == postgres.run("SELECT count(*) FROM users")[0][0]
     assert int(line["bytes"]) == len(answer.body)
     assert 0 < float(line["seconds"]) < 30
+    assert line["scan"] == "cursor"
+    assert "ranges" not in line
+
+
+def test_the_log_line_of_an_export_by_block_ranges(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
+    server = start_live(PARALLEL_READERS="2")
+    postgres.run(f"CREATE TABLE large AS {LARGE}")
+    ((blocks,),) = postgres.run("SELECT pg_relation_size('large') / current_setting('block_size')::int")
+    ask(server, "/export/large.csv", headers={"X-Request-Id": "log-ranges"})
+    line = server.export_line("log-ranges")
+    assert (line["scan"], line["outcome"]) == ("cursor, block ranges", "complete")
+    assert int(line["ranges"]) == math.ceil(blocks / RANGE_BLOCKS) > 1
 
 
 def test_the_log_line_of_a_cut_export(live: LiveServer, postgres: Postgres) -> None:
