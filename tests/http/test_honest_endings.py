@@ -10,10 +10,11 @@ import contextlib
 import itertools
 import json
 import math
+import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ import pytest
 
 from server.export.scan import FIRST_CHUNK_BYTES
 from server.export.strategy import RANGE_BLOCKS
+from server.pages.table import FORM_ACTION, PARTIAL_HEADER
 from server.postgres.reader import BATCH_ROWS
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
@@ -198,12 +200,14 @@ RACES = {
 }
 
 
-def ask_while_ddl_holds_the_lock(server: LiveServer, postgres: Postgres, ddl: str, path: str) -> Answer:
+def ask_while_ddl_holds_the_lock(
+    server: LiveServer, postgres: Postgres, ddl: str, path: str, headers: Mapping[str, str] | None = None
+) -> Answer:
     """Run the DDL, commit it when the request waits for its lock, and return the response."""
     with contextlib.closing(postgres.connect()) as other, Client(server.connect()) as client:
         other.autocommit = False
         other.cursor().execute(ddl)
-        client.send(path)
+        client.send(path, headers=headers)
         wait_until(
             "the request waits for the lock",
             lambda: postgres.run(
@@ -234,6 +238,16 @@ def test_a_preview_is_repeated_if_the_table_was_changed_before_its_lock(live: Li
     answer = ask_while_ddl_holds_the_lock(live, postgres, RACES["reload"][0], "/relations/raced/preview")
     assert answer.status == 200, answer.body
     assert json.loads(answer.body)["rows"] == [[str(n), f"new {n}"] for n in range(1, 21)]
+
+
+def test_the_preview_of_the_page_is_repeated_if_the_table_was_changed_before_its_lock(
+    live: LiveServer, postgres: Postgres
+) -> None:
+    postgres.run("CREATE TABLE raced AS SELECT n, 'old ' || n AS text FROM generate_series(1, 1000) AS n")
+    partial = {PARTIAL_HEADER: "1"}
+    answer = ask_while_ddl_holds_the_lock(live, postgres, RACES["reload"][0], f"{FORM_ACTION}raced?", partial)
+    assert answer.status == 200
+    assert re.findall(r"new \d+", answer.body.decode()) == [f"new {n}" for n in range(1, 21)]
 
 
 def test_an_explanation_is_repeated_if_the_table_was_changed_before_its_lock(
