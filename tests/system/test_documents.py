@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from server.export.strategy import BlockRanges, Strategy
+from server.http.events import ExportStreamed
 from server.query.filters import OPERATORS
 from server.query.request import FORMATS, PARAMETERS, parse_export_request
 from server.settings import describe_settings
@@ -62,6 +66,19 @@ def test_every_operator_and_format_is_in_the_readme() -> None:
     formats = re.search(r"^Formats: (.+)", README, re.MULTILINE)
     assert formats is not None
     assert re.findall(r"`\.(\w+)`", formats[1]) == [*FORMATS, "gz"]
+
+
+def test_the_log_line_in_the_readme_has_the_fields_of_the_event() -> None:
+    line = re.search(r"^time=.* event=export .*\n.*", README, re.MULTILINE)
+    assert line is not None
+    shown = dict(field.split("=", 1) for field in shlex.split(line[0]))
+    of_a_failure = ("error", "context", "code", "reason")
+    own = [each.name for each in fields(ExportStreamed) if each.name not in of_a_failure]
+    assert list(shown) == ["time", "level", "event", *own, "requestId"]
+    by_ranges = Strategy(
+        BlockRanges([("public", "orders", 1)]), readers=2, estimated_rows=1, parallel_plan=False, reason=""
+    )
+    assert shown["scan"] == by_ranges.name
 
 
 def module(path: str) -> Path:
