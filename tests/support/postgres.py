@@ -46,15 +46,18 @@ class Postgres:
     def streams_at_rest(self, count: int = 1) -> bool:
         """Return whether at least `count` backends wait for their clients, and no backend of Sluice does otherwise.
 
-        Looks several times, because a backend can be idle between two statements.
+        A further reader of an export may wait for its first range, after its last setting. Looks several times, because
+        a backend can be idle between two statements.
         """
         for _ in range(5):
-            ((backends, resting),) = self.run(
+            ((backends, reading, waiting),) = self.run(
                 "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT source.%' "
-                "AND (state = 'idle in transaction' OR wait_event = 'ClientWrite')) FROM pg_stat_activity "
+                "AND (state = 'idle in transaction' OR wait_event = 'ClientWrite')), "
+                "count(*) FILTER (WHERE query LIKE 'SELECT set_config(''enable_tidscan''%' "
+                "AND state = 'idle in transaction') FROM pg_stat_activity "
                 "WHERE application_name = 'sluice' AND xact_start IS NOT NULL"
             )
-            if backends != resting or resting < count:
+            if backends != reading + waiting or reading < count:
                 return False
             time.sleep(0.02)
         return True
