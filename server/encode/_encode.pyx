@@ -461,10 +461,10 @@ cdef class Encoder:
         return MORE
 
     cdef int on_suspended(self) except -1 nogil:
-        if self.failed:
-            return MORE
         if not self.batches:
             return LOST
+        if self.failed:
+            return MORE
         self.suspended = True
         with gil:
             while self.unanswered < UNITS_AHEAD:
