@@ -289,6 +289,7 @@ cdef class Encoder:
         # A value that was begun must stay in the buffer.
         cdef bint lingers = self.out > self.first and self.value_left < 0
         cdef bint naps = self.out - self.first + self.last_size >= FLOW_BYTES
+        cdef bint closed
         if self.low:
             memmove(self.inbox, self.inbox + self.low, self.high - self.low)
             self.high -= self.low
@@ -298,8 +299,8 @@ cdef class Encoder:
         watched[1].events = POLLIN
         while True:
             wanted = POLLIN
-            if self.sends and not self.flush(descriptor, ssl, &wanted):
-                return LOST
+            # The server may have said why, before it closed the connection.
+            closed = self.sends and not self.flush(descriptor, ssl, &wanted)
             if ssl == NULL:
                 count = recv(descriptor, self.inbox + self.high, RECEIVE_BYTES - self.high, 0)
                 if count < 0 and errno != EAGAIN and errno != EINTR:
@@ -315,7 +316,7 @@ cdef class Encoder:
                     elif ready != SSL_ERROR_WANT_READ:
                         return LOST
                     count = -1
-            if count == 0:
+            if count == 0 or (count < 0 and closed):
                 return LOST
             if count < 0 and naps:
                 naps = False

@@ -115,13 +115,19 @@ class PortalReader:
 
     def _receive(self, wire: Bytes, wake: int, patience: int) -> int | None:
         """Send and receive what is possible. Return how the read ends, or None after something was received."""
+        closed = False
         while True:
             if self._unsent:
-                self._unsent = self._unsent[wire.send(self._unsent) :]
+                try:
+                    self._unsent = self._unsent[wire.send(self._unsent) :]
+                except OSError:  # the server may have said why, before it closed the connection
+                    closed = True
             data = wire.receive()
             if data is not None:
                 self._messages.feed(data)
                 return None if data else LOST
+            if closed:
+                return LOST
             poll = select.poll()
             poll.register(wire.descriptor, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             poll.register(wake, select.POLLIN)

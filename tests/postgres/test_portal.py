@@ -313,6 +313,21 @@ def test_an_error_before_the_connection_ends_is_known(native: bool, backend: Fak
     assert reader.failure() == failure[5:]
 
 
+def test_an_error_is_known_if_the_connection_was_closed_before_the_messages_were_sent(
+    native: bool, backend: FakeBackend
+) -> None:
+    # As when a conflict with recovery ends a session between two statements.
+    failure = error(S="FATAL", C="40001", M="terminating connection due to conflict with recovery")
+    reader = started(native)
+    backend.send(STREAM)
+    assert read_on(reader, backend).ended == END
+    backend.send(failure)
+    backend.close()
+    reader.start(b"more", 1, b"")
+    assert read_on(reader, backend) == Result(b"", 0, LOST, False)
+    assert reader.failure() == failure[5:]
+
+
 @pytest.mark.parametrize("size", [70_000, 1_000_000])
 def test_the_beginning_of_a_large_error_is_kept(native: bool, backend: FakeBackend, size: int) -> None:
     failure = error(S="ERROR", C="22P02", M="invalid", D="d" * size)

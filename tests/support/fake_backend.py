@@ -111,6 +111,10 @@ class FakeBackend:
         """Send no more: the other end reads the end of the connection after what was sent."""
         self._backend.shutdown(socket.SHUT_WR)
 
+    def close(self) -> None:
+        """Close the connection: the other end reads what was sent, and its own messages fail."""
+        self._backend.close()
+
     def received(self) -> bytes:
         """Return what the other end has sent since the last call."""
         data = b""
