@@ -34,7 +34,7 @@ from server.query.request import parse_export_request
 
 pytestmark = pytest.mark.timeout(30)
 
-RANGES = 4
+RANGES = 8
 CHUNKS = 3
 CHUNK = 1000  # bytes
 RELATION = Relation(1, "public", "t", "table", False, (Column("n", "integer", False, True, False),), 10, 10)
@@ -172,7 +172,7 @@ class Scan:
         strategy = Strategy(
             BlockRanges([("public", "t", RANGES * RANGE_BLOCKS)]), 2, 16, parallel_plan=False, reason=""
         )
-        self.ranges = Ranges(RANGES, ahead=3)
+        self.ranges = Ranges(RANGES, ahead=4)
         # Nothing is encoded: the fake rows are lines already.
         self.scan = _Scan(plan, strategy, lambda: cast("RowReader", None), self.ranges)
         self.sessions = first, further
@@ -223,15 +223,9 @@ def assert_reported(failures: list[events.Event], error: BaseException) -> None:
         assert event.error is error
 
 
-@pytest.mark.parametrize("error", PASSING, ids=name_of)
-@pytest.mark.parametrize("at", ["connect", "lock", "enter", "start 2", "read 2.0", "read 2.2"])
-async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
-    failures: list[events.Event], error: BaseException, at: str
-) -> None:
-    # The first reader has range 0 and has reserved range 1. It waits until the other one, which has range 2, has
-    # failed, so that no byte of range 2 is handed over.
+def failure_of_a_reader(failures: list[events.Event]) -> asyncio.Event:
+    """An event that is set when the first failure is reported."""
     failed = asyncio.Event()
-    first, further = FakeSession(gates={(0, 1): failed}), FakeSession(at, error)
     emit = failures.append
 
     def observe(event: events.Event) -> None:
@@ -239,6 +233,19 @@ async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
         failed.set()
 
     events._observers[:] = [observe]
+    return failed
+
+
+@pytest.mark.parametrize("error", PASSING, ids=name_of)
+@pytest.mark.parametrize(
+    "at", ["connect", "lock", "enter", "start 1", "read 1.0", "read 1.2", "start 3", "read 2.0", "read 2.2", "read 3.0"]
+)
+async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
+    failures: list[events.Event], error: BaseException, at: str
+) -> None:
+    # The first reader has range 0. It waits until the other one, which has range 1, then 2, and then 3, which it has
+    # reserved, has failed, so that no byte of these is handed over.
+    first, further = FakeSession(gates={(0, 1): failure_of_a_reader(failures)}), FakeSession(at, error)
     assert await Scan(first, further).file() == (WHOLE, None)
     assert_reported(failures, error)
     assert further.steps[-1] == at
@@ -246,32 +253,38 @@ async def test_a_range_that_a_further_reader_cannot_read_is_read_by_the_first(
 
 @pytest.mark.parametrize("error", FINAL, ids=name_of)
 @pytest.mark.parametrize("place", range(CHUNKS))
+@pytest.mark.parametrize("number", [1, 2, 3])
 async def test_an_error_of_the_query_ends_the_file_at_its_range(
-    failures: list[events.Event], error: BaseException, place: int
+    failures: list[events.Event], error: BaseException, number: int, place: int
 ) -> None:
-    received, failure = await Scan(FakeSession(), FakeSession(f"read 2.{place}", error)).file()
+    first = FakeSession(gates={(0, 1): failure_of_a_reader(failures)})
+    received, failure = await Scan(first, FakeSession(f"read {number}.{place}", error)).file()
     assert failure is error
-    # A chunk before the failed one was handed over or not, but nothing else may be missing.
-    assert received == WHOLE[: len(chunk_of(0, 0)) * (2 * CHUNKS + place)]
+    # Everything before the failed chunk was handed over.
+    assert received == WHOLE[: len(chunk_of(0, 0)) * (number * CHUNKS + place)]
     assert_reported(failures, error)
 
 
 @pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
 @pytest.mark.parametrize(
-    ("at", "chunks"), [("enter", 0), ("start 0", 0), ("start 1", 0), ("read 0.0", 0), ("read 0.1", 1), ("read 1.0", 3)]
+    ("at", "chunks"),
+    [
+        *(("enter", 0), ("start 0", 0), ("read 0.0", 0), ("read 0.1", 1), ("start 1", 3)),
+        *(("start 2", 3), ("read 1.0", 3), ("start 3", 6), ("read 2.0", 6), ("read 2.2", 8)),
+    ],
 )
 async def test_any_error_of_the_first_reader_ends_the_file(error: BaseException, at: str, chunks: int) -> None:
-    received, failure = await Scan(FakeSession(at, error), FakeSession()).file()
+    # The other reader finds no connection, so the first one has every range.
+    received, failure = await Scan(FakeSession(at, error), FakeSession("connect", errors.ServerBusy("busy"))).file()
     assert failure is error
     assert received == WHOLE[: len(chunk_of(0, 0)) * chunks]
 
 
 @pytest.mark.parametrize("error", PASSING + FINAL, ids=name_of)
-@pytest.mark.parametrize("at", ["read 1.2", "read 2.0", "read 2.2"])
+@pytest.mark.parametrize("at", ["read 2.2", "read 3.0", "read 3.2"])
 async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_new_one(
     failures: list[events.Event], monkeypatch: pytest.MonkeyPatch, error: BaseException, at: str
 ) -> None:
-    monkeypatch.setattr(ranges_module, "RANGE_BUFFER_BYTES", 1)
     calls: list[tuple[RangeReader, bool]] = []
     fail = RangeReader.fail
 
@@ -280,14 +293,20 @@ async def test_an_error_in_a_range_that_was_exchanged_is_not_the_fault_of_the_ne
         fail(self, error, give_back=give_back)
 
     monkeypatch.setattr(RangeReader, "fail", observed)
-    # The other reader has range 1, has reserved range 2 and waits for the file. A third one has range 0 and loses its
-    # connection: the other exchanges its range for that one, and then meets the error in the rest of what it started.
-    scan = Scan(FakeSession(), FakeSession(at, error))
+    # The other reader has range 2, has reserved range 3 and waits for the file. A third one has range 0 and loses its
+    # connection: the other exchanges its ranges for that one, and then meets the error in the rest of what it started.
+    full = asyncio.Event()
+    scan = Scan(FakeSession(), FakeSession(at, error, gates={(2, 1): full}))
     third = scan.ranges.reader()
     assert await third.take()
     further = asyncio.create_task(
         scan.scan.read_on_another_connection(cast("Database", FakeDatabase(scan.sessions[1])), "snapshot", {})
     )
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert scan.sessions[1].steps[-2:] == ["start 3", "read 2.0"]
+    monkeypatch.setattr(ranges_module, "RANGE_BUFFER_BYTES", 1)
+    full.set()
     for _ in range(50):
         await asyncio.sleep(0)
     third.fail(errors.ConnectionLost("lost"), give_back=True)
