@@ -67,7 +67,11 @@ async def scan(engine: Engine, session: Session, plan: ExportPlan, strategy: Str
                 yield chunk
             elif chunk.data:  # before the first row an error still becomes an HTTP status
                 started = True
-                yield chunk._replace(data=start + chunk.data)
+                if len(chunk.data) <= FILE_CHUNK_BYTES:
+                    yield chunk._replace(data=start + chunk.data)
+                else:  # joined, it would be in memory twice
+                    yield Chunk(start, 0)
+                    yield chunk
     if not started:
         yield Chunk(start, 0)
 
@@ -82,22 +86,22 @@ async def read_rows(session: Session, statement: Statement, writer: RowWriter) -
 async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: Strategy) -> AsyncGenerator[Chunk, None]:
     if strategy.ranges:
         await session.read_by_blocks()
-    with engine.database.spare_readers(strategy.readers - 1) as spare:
-        shared = await session.export_snapshot() if spare else ("", {})
-        ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER * (1 + spare))
-        scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
-        # The first task takes the first range before any other reader has connected.
-        tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
-        tasks += [asyncio.create_task(scan.read_on_another_connection(engine.database, *shared)) for _ in range(spare)]
-        try:
-            async with contextlib.aclosing(ranges.chunks()) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            for task in tasks:
-                task.cancel()
-            # No reader may use its connection after the sessions are closed, however often this task is cancelled.
-            await wait_until_ended(asyncio.gather(*tasks, return_exceptions=True))
+    further = strategy.readers - 1
+    shared = await session.export_snapshot() if further else ("", {})
+    ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER * strategy.readers)
+    scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
+    # The first task takes the first range before any other reader has connected.
+    tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
+    tasks += [asyncio.create_task(scan.read_on_another_connection(engine.database, *shared)) for _ in range(further)]
+    try:
+        async with contextlib.aclosing(ranges.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        for task in tasks:
+            task.cancel()
+        # No reader may use its connection after the sessions are closed, however often this task is cancelled.
+        await wait_until_ended(asyncio.gather(*tasks, return_exceptions=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,19 @@ class _Scan:
     async def read_on_another_connection(self, database: Database, snapshot: str, settings: dict[str, str]) -> None:
         """Read ranges under the snapshot of the first reader. Raise nothing: emit the error as an event.
 
-        The file meets the error only at a range that cannot be given back (`RangeReader.fail`). settings: those that
-        `Session.export_snapshot` returned with the snapshot.
+        Steps back when other exports start, and comes back when they have ended. The file meets the error only at a
+        range that cannot be given back (`RangeReader.fail`). settings: those that `Session.export_snapshot` returned
+        with the snapshot.
         """
+        reader = None
         try:
-            async with database.reader_session(snapshot) as session:
-                await session.lock(lock_statements(self.strategy.ranges.tables), settings)
-                await self.read(session, self.ranges.reader(), stops=lambda: database.crowded)
+            while True:
+                async with database.reader_session(snapshot) as (session, spare):
+                    await session.lock(lock_statements(self.strategy.ranges.tables), settings)
+                    reader = reader or self.ranges.reader()
+                    await self.read(session, reader, stops=spare.steps_back)
+                    if not spare.stepped_back:
+                        return
         except ExportError as error:
             emit(ReaderFailed(reason=error.detail))
         except Exception as error:

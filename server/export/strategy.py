@@ -34,9 +34,9 @@ MOST_BYTES_OF_VALUES = 8 << 10
 _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 
 # Facts about each table that the whole query would scan, in the order of the scans. Parameters: the schemas and the
-# names of the tables, the OID of the requested relation. They are as of now, so later than
-# the snapshot: no row in the snapshot lies beyond `blocks`. If the requested relation is the parent of these tables,
-# its policies and the expressions of its virtual columns apply, and not theirs.
+# names of the tables, the OID of the requested relation. They are as of now, so later than the snapshot: no row in the
+# snapshot lies beyond `blocks`. If the requested relation is the parent of these tables, its policies and the
+# expressions of its virtual columns apply, and not theirs.
 FACTS = """
 SELECT
     wanted.schema,

@@ -46,6 +46,7 @@ class Connection(aiopg.Connection):
         self._wire: Wire | None = None
         self._messages = messages.Messages(LONGEST_FIRST)
         self.unanswered = 0
+        self._status = b""
         self._waiting: asyncio.Future[None] | None = None
         self._prepared: dict[str, str] = {}
         self._names = map("sluice_{}".format, itertools.count())
@@ -84,16 +85,23 @@ class Connection(aiopg.Connection):
         """Whether the server waits for a statement and everything that it has sent was read."""
         return not (self.closed or self.unanswered) and self._messages.empty
 
+    @property
+    def idle(self) -> bool:
+        """Whether the connection is clean and in no transaction."""
+        return self.clean and self._status == messages.IDLE
+
     def still_open(self) -> bool:
-        """Return whether an unused connection is still open. Drop what the server has sent meanwhile."""
+        """Return whether a clean connection is still open. Drop what the server has sent meanwhile."""
         try:
-            while data := self.wire.receive():
+            while True:
+                if any(True for _ in self._messages):
+                    return False  # an answer to nothing
+                data = self.wire.receive()
+                if not data:
+                    return data is None and self._messages.empty
                 self._messages.feed(data)
-                if any(kind not in messages.ASYNCHRONOUS for kind, _ in self._messages):
-                    return False
-        except (OSError, messages.ProtocolError):
+        except (errors.ConnectionLost, OSError, messages.ProtocolError):
             return False
-        return data is None and self._messages.empty
 
     async def run(self, queries: Sequence[Query]) -> list[list[Row]]:
         """Send the queries together and return the rows of each, as dictionaries by column name.
@@ -153,10 +161,11 @@ class Connection(aiopg.Connection):
             for kind, body in self._messages:
                 if results.take(kind, body):
                     self.unanswered -= 1
+                    self._status = body
                     return
 
     def _lose(self) -> None:
-        """Close the connection, which the server has ended, and with it what was sent."""
+        """Close the connection, on which no answer can come any more."""
         self.unanswered = 0
         self.close()
 

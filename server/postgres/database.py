@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from server.postgres import statements
 from server.postgres.connections import Connections
 from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
+from server.postgres.spare_readers import SpareReader, SpareReaders
 from server.query import catalogue
 from server.settings import Settings
 from server.shutdown import DATABASE_SECONDS
@@ -60,9 +61,7 @@ class Database:
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
-        self._spare_readers = _spare_readers(settings)
-        self._spare_in_use = 0
-        self._exports = 0
+        self._spare_readers = SpareReaders(settings.most_readers, _spare_readers(settings))
         most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
         self._connections = Connections(settings.dsn, most_idle, threads.names)
         self._threads = threads.rows
@@ -108,12 +107,9 @@ class Database:
         if self._export_slots.locked():
             raise errors.ServerBusy("All export slots of this server are in use.", hint=errors.TRY_AGAIN)
         async with self._export_slots:
-            self._exports += 1
-            try:
+            with self._spare_readers.export():
                 async with self._transaction(self._statement_timeout) as session:
                     yield session
-            finally:
-                self._exports -= 1
 
     @contextlib.asynccontextmanager
     async def control_session(self) -> AsyncIterator[Session]:
@@ -132,34 +128,17 @@ class Database:
         finally:
             self._control_slots.release()
 
-    @contextlib.contextmanager
-    def spare_readers(self, wanted: int) -> Iterator[int]:
-        """Reserve readers for an export in addition to its first, at most `wanted`. Yield how many it may use.
-
-        All exports together get no more than `most_readers` allows: the processors are busy then, and more readers only
-        cost time.
-        """
-        free = min(self._spare_readers, self.most_readers - self._exports) - self._spare_in_use
-        given = max(0, min(wanted, free))
-        self._spare_in_use += given
-        try:
-            yield given
-        finally:
-            self._spare_in_use -= given
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so many exports have started meanwhile that the spare readers should stop."""
-        return self._exports + self._spare_in_use > self.most_readers
-
     @contextlib.asynccontextmanager
-    async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:
-        """Open a session that has the snapshot of another one, within `spare_readers`. Raise DatabaseUnavailable.
+    async def reader_session(self, snapshot: str) -> AsyncIterator[tuple[Session, SpareReader]]:
+        """Open a session for a further reader of an export, as soon as one is useful. Raise DatabaseUnavailable.
 
         snapshot: the name that `Session.export_snapshot` returned.
         """
-        async with self._transaction(self._statement_timeout, snapshot) as session:
-            yield session
+        async with (
+            self._spare_readers.reader() as reader,
+            self._transaction(self._statement_timeout, snapshot) as session,
+        ):
+            yield session, reader
 
     async def relations(self, *, columns: bool = True) -> list[catalogue.Relation]:
         """Return all relations that may be exported. Raise ServerBusy, DatabaseUnavailable.

@@ -14,8 +14,10 @@ BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, DATA_ROW, EMPTY_QUERY = b"23CDI
 ERROR, NO_DATA, NOTICE, NOTIFICATION, PARAMETERS = b"EnNAt"
 PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION = b"S1sZT"
 
+# The status in ReadyForQuery of a session without a transaction.
+IDLE = b"I"
 # Messages that the backend may send between any two others. They belong to no statement.
-ASYNCHRONOUS = frozenset((NOTICE, NOTIFICATION, PARAMETER_STATUS))
+_ASYNCHRONOUS = frozenset((NOTICE, NOTIFICATION, PARAMETER_STATUS))
 # Messages whose length is always the same, and that length, which includes its own four bytes.
 _FIXED = {
     **dict.fromkeys((BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_DATA, PARSE_COMPLETE, PORTAL_SUSPENDED), 4),
@@ -86,7 +88,10 @@ FLUSH = _message(b"H")
 
 
 class Messages:
-    """Received bytes, split into messages. Feed it, then iterate over the messages that are complete."""
+    """Received bytes, split into messages. Feed it, then iterate over the messages that are complete.
+
+    Messages that belong to no statement (notices, notifications, parameters of the session) are dropped.
+    """
 
     def __init__(self, longest_first: int = _LONGEST) -> None:
         """longest_first: the length that the first message may state."""
@@ -96,15 +101,21 @@ class Messages:
         # Of a message that is longer than what has arrived of it: joined once, when it is complete.
         self._pieces: list[bytes] = []
         self._missing = 0
+        # How many bytes are still to come of a message that is dropped.
+        self._dropped = 0
 
     @property
     def empty(self) -> bool:
         """Whether every received byte belongs to a message that was taken."""
-        return self._at == len(self._data) and not self._pieces
+        return self._at == len(self._data) and not (self._pieces or self._dropped)
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
-        if self._pieces:
+        if self._dropped:
+            dropped = min(self._dropped, len(data))
+            self._dropped -= dropped
+            self._data, self._at = data[dropped:], 0
+        elif self._pieces:
             self._pieces.append(data)
             self._missing -= len(data)
             if self._missing <= 0:
@@ -126,6 +137,11 @@ class Messages:
             if not 4 <= length <= self._longest:
                 raise ProtocolError(f"a message of length {length}")
             end = at + 1 + length
+            if kind in _ASYNCHRONOUS:
+                self._longest = _LONGEST
+                self._dropped = max(0, end - size)
+                self._at = at = min(end, size)
+                continue
             if end > size:
                 self._pieces, self._missing = [data[at:]], end - size
                 self._data, self._at = b"", 0

@@ -30,7 +30,7 @@ PORTAL = "sluice"
 class Select:
     """One SELECT whose rows are the lines of a file.
 
-    sql: with the parameters $1, $2, … values: theirs, in text form. batches: how many Executes with a row limit to send
+    sql: with the parameters $1, $2, … values: theirs. batches: how many Executes with a row limit to send
     at once; 0 to execute the portal as a whole, which is what a parallel plan needs (PostgreSQL manual, "When Can
     Parallel Query Be Used?").
     """

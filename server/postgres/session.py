@@ -144,7 +144,7 @@ class Session:
         """
         if self._unsent:
             raise RuntimeError("the transaction was not opened yet")
-        if self.connection.closed:
+        if not self.connection.still_open():
             raise connection_lost()
         self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
         return self._rows
@@ -163,7 +163,7 @@ class Session:
                 await self.connection.run([Query("ROLLBACK")])
         except (TimeoutError, errors.ExportError):
             return False
-        return self.connection.clean
+        return self.connection.idle
 
     @property
     def _clean(self) -> bool:
@@ -186,7 +186,7 @@ class Session:
         limit = self._statement_timeout
         started = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(limit * len(queries) + ANSWER_MARGIN if limit else None):
+            async with asyncio.timeout(limit + ANSWER_MARGIN if limit else None):
                 return await self.connection.run(queries)
         except TimeoutError:
             raise errors.QueryTimeout("The database did not answer in time.") from None

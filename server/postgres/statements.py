@@ -91,6 +91,8 @@ def session_settings(statement_timeout: float, idle_timeout: float) -> dict[str,
         "quote_all_identifiers": "off",
         "synchronize_seqscans": "off",
         "jit": "off",
+        # As EXPLAIN plans: the SELECT of an export for its own values.
+        "plan_cache_mode": "auto",
         # Nothing reads notices.
         "client_min_messages": "error",
         "statement_timeout": f"{round(statement_timeout * 1000)}ms",

@@ -19,8 +19,8 @@ FUNCTIONS = ("SSL_read", "SSL_write", "SSL_get_error", "ERR_clear_error")
 # OpenSSL could not use the objects of this one.
 _DRIVER = ctypes.CDLL(psycopg2._psycopg.__file__)
 
-# Results of SSL_get_error that mean: call again when the socket is readable, or writable (ssl.h).
-WANT_READ, WANT_WRITE = 2, 3
+# Results of SSL_get_error (ssl.h): call again when the socket is readable, or writable; the session has ended.
+WANT_READ, WANT_WRITE, ZERO_RETURN = 2, 3, 6
 
 
 def addresses() -> dict[str, int]:
@@ -75,6 +75,6 @@ def _check(error: int) -> int:
     """Return 0 at the end of the session. Raise BlockingIOError if the call has to be repeated, OSError otherwise."""
     if error in (WANT_READ, WANT_WRITE):
         raise BlockingIOError
-    if error == 6:  # SSL_ERROR_ZERO_RETURN
+    if error == ZERO_RETURN:
         return 0
     raise OSError("the TLS session is broken")

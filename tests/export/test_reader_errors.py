@@ -28,6 +28,7 @@ from server.postgres.reader import RowReader
 from server.postgres.rows import Select
 from server.postgres.server_errors import error_for
 from server.postgres.session import Session
+from server.postgres.spare_readers import SpareReader, SpareReaders
 from server.query.catalogue import Column, Relation
 from server.query.plan import make_plan
 from server.query.request import parse_export_request
@@ -153,15 +154,14 @@ class FakeSession:
 class FakeDatabase:
     """A database whose only reader session is this one."""
 
-    crowded = False
-
     def __init__(self, session: FakeSession) -> None:
         self._session = session
 
     @contextlib.asynccontextmanager
-    async def reader_session(self, snapshot: str) -> AsyncIterator[FakeSession]:
+    async def reader_session(self, snapshot: str) -> AsyncIterator[tuple[FakeSession, SpareReader]]:
         self._session.step("connect")
-        yield self._session
+        async with SpareReaders(2, 1).reader() as reader:
+            yield self._session, reader
 
 
 class Scan:

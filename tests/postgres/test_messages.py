@@ -9,6 +9,7 @@ import datetime
 import itertools
 import re
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,16 @@ EVERY_MESSAGE = [
     READY,
 ]
 EVERY_BYTE = b"".join(EVERY_MESSAGE)
-EVERY = [(each[0], each[5:]) for each in EVERY_MESSAGE]
+# Types of messages that belong to no statement. They are dropped.
+DROPPED = b"ANS"
+
+
+def taken(sent: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """Return the messages that are taken when these were sent."""
+    return [(each[0], each[5:]) for each in sent if each[0] not in DROPPED]
+
+
+EVERY = taken(EVERY_MESSAGE)
 
 
 def split_up(pieces: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], Messages]:
@@ -144,8 +154,8 @@ def test_a_message_is_there_with_its_last_byte_and_nothing_is_left_of_it() -> No
             assert list(received) == []
             assert received.empty == (at == 0)
             received.feed(each[at : at + 1])
-        assert not received.empty
-        assert list(received) == [(each[0], each[5:])]
+        assert received.empty == (each[0] in DROPPED)
+        assert list(received) == taken([each])
         assert received.empty
 
 
@@ -162,18 +172,43 @@ def test_an_iteration_goes_on_where_the_one_before_has_stopped() -> None:
     assert received.empty
 
 
-def test_a_large_message_in_many_pieces() -> None:
-    large = message(b"D", bytes(range(256)) * 4096)
-    stream = READY + large + READY
+@pytest.mark.parametrize("kind", [b"D", b"N"])
+def test_a_large_message_in_many_pieces(kind: bytes) -> None:
+    sent = [READY, message(kind, bytes(range(256)) * 4096), READY]
+    stream = b"".join(sent)
     found, received = split_up(split(stream, range(3, len(stream), 10_007)))
-    assert found == [(ord("Z"), b"T"), (ord("D"), bytes(range(256)) * 4096), (ord("Z"), b"T")]
+    assert found == taken(sent)
     assert received.empty
+
+
+@pytest.mark.parametrize("kind", [b"A", b"N", b"S"])
+def test_a_message_that_is_dropped_is_not_kept_while_it_arrives(kind: bytes) -> None:
+    received = Messages()
+    received.feed(kind + struct.pack("!I", (1 << 31) - 1))
+    assert list(received) == []
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            received.feed(bytes(100_000))
+            assert list(received) == []
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert not received.empty
 
 
 # Types and the lengths that they may have, None for any.
 ALLOWED = {b"1": 4, b"2": 4, b"3": 4, b"I": 4, b"n": 4, b"s": 4, b"Z": 5} | dict.fromkeys(
     (b"A", b"C", b"D", b"E", b"N", b"S", b"T", b"t")
 )
+
+
+def allowed(kind: bytes, length: int) -> bool:
+    """Whether a message of this type may state this length."""
+    right = ALLOWED.get(kind, -1)
+    return length == right or (right is None and 4 <= length < 0x80000000)
+
+
 LENGTHS = [0, 1, 2, 3, 4, 5, 6, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 
 
@@ -182,9 +217,8 @@ def test_every_type_with_every_length(length: int) -> None:
     for kind in (bytes([code]) for code in range(256)):
         received = Messages()
         received.feed(kind + struct.pack("!I", length) + b"xxxx")
-        right = ALLOWED.get(kind, -1)
-        if length == right or (right is None and 4 <= length < 0x80000000):
-            complete = 5 + length - 4 <= 9
+        if allowed(kind, length):
+            complete = 5 + length - 4 <= 9 and kind not in DROPPED
             assert next(iter(received), None) == ((kind[0], b"x" * (length - 4)) if complete else None), kind
         else:
             for _ in range(2):  # it stays wrong
@@ -213,23 +247,27 @@ def test_any_messages_in_any_pieces(sent: list[bytes], data: st.DataObject) -> N
     stream = b"".join(sent)
     places = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     found, received = split_up(split(stream, places))
-    assert found == [(each[0], each[5:]) for each in sent]
+    assert found == taken(sent)
     assert received.empty
 
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from(EVERY_MESSAGE), max_size=12))
 def test_any_bytes_are_messages_or_an_error(pieces: list[bytes]) -> None:
-    found, received = [], Messages()
+    found, received, wrong = [], Messages(), False
     try:
         for piece in pieces:
             received.feed(piece)
             for kind, body in received:
                 found.append(message(bytes([kind]), body))
     except ProtocolError:
-        assert not received.empty
-    stream, taken = b"".join(pieces), b"".join(found)
-    assert stream.startswith(taken)
-    assert len(taken) < len(stream) or received.empty
+        wrong = True
+    expected, rest = [], b"".join(pieces)
+    while len(rest) >= 5 and allowed(rest[:1], length := int.from_bytes(rest[1:5], "big")) and len(rest) > length:
+        expected.append(rest[: length + 1])
+        rest = rest[length + 1 :]
+    assert found == [each for each in expected if each[0] not in DROPPED]
+    assert wrong == (len(rest) >= 5 and not allowed(rest[:1], length))
+    assert received.empty == (not rest)
 
 
 # --- Parsed: what is in them. ---
