@@ -8,6 +8,7 @@ import gc
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -341,6 +342,27 @@ async def test_several_readers_give_one_file_in_order(parallel: Database, postgr
     shares = [chunk.done for chunk in every]
     assert shares == sorted(shares)
     assert shares[0] == 0
+
+
+async def test_further_readers_step_back_for_other_exports_and_come_back(
+    parallel: Database, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_blocks(postgres)
+    monkeypatch.setattr("server.export.strategy.RANGE_BLOCKS", 16)
+    async with scanning(parallel, "blocks") as (_, chunks):
+        every = [await anext(chunks)]
+        await eventually("three read", lambda: readers(postgres) == 3)
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                await (await stack.enter_async_context(parallel.session())).open()
+            while parallel._spare_readers.in_use:
+                every.append(await anext(chunks))
+            # What they had started is read to its end.
+            while readers(postgres) > 3:
+                every.append(await anext(chunks))
+        await eventually("three read again", lambda: readers(postgres) == 3)
+        every += [chunk async for chunk in chunks]
+    assert b"".join(chunk.data for chunk in every) == postgres.copy("SELECT * FROM blocks")
 
 
 async def test_closing_a_scan_of_several_readers_leaves_nothing_behind(
