@@ -182,7 +182,9 @@ class Connection(aiopg.Connection):
             # After `close` the number may belong to another connection.
             if self._waiting is waiting:
                 self._waiting = None
-                _unwatch(descriptor)
+                loop.remove_reader(descriptor)
+                if sending:
+                    loop.remove_writer(descriptor)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Wire | None]:
@@ -199,7 +201,9 @@ class Connection(aiopg.Connection):
             try:
                 if self._waiting is not None and self._wire is not None:
                     waiting, self._waiting = self._waiting, None
-                    _unwatch(self._wire.descriptor)
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(self._wire.descriptor)
+                    loop.remove_writer(self._wire.descriptor)
                     _finish(waiting)  # which then finds no `wire`
                 return super().close()
             finally:
@@ -212,9 +216,3 @@ class Connection(aiopg.Connection):
 def _finish(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
-
-
-def _unwatch(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    loop.remove_reader(descriptor)
-    loop.remove_writer(descriptor)

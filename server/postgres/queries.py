@@ -6,10 +6,10 @@ Pure: queries → messages, messages → rows. `connection.py` sends and receive
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.errors import InvalidRequest
 from server.postgres import messages
@@ -29,8 +29,7 @@ _DECODERS: dict[int, Callable[[str], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """One statement whose result is small.
 
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
@@ -60,6 +59,12 @@ def encode_values(values: Sequence[Value]) -> list[bytes | None]:
     return [encode_value(value) for value in values]
 
 
+@functools.lru_cache(maxsize=64)  # there are fewer queries than that
+def _decoders(description: bytes) -> tuple[tuple[str, Callable[[str], Any]], ...]:
+    """Return the name and the decoder of each column of a RowDescription. Raise ProtocolError if it is malformed."""
+    return tuple((name, _DECODERS.get(oid, str)) for name, oid in messages.columns(description))
+
+
 def _array(items: Sequence[str]) -> bytes:
     """Return the text form of an array (PostgreSQL manual, "Arrays", "Array Input and Output Syntax")."""
     quoted = ('"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
@@ -75,7 +80,7 @@ class Results:
 
     def __init__(self, queries: Sequence[Query]) -> None:
         self._queries = queries
-        self._columns: list[tuple[str, Callable[[str], Any]]] = []
+        self._columns: tuple[tuple[str, Callable[[str], Any]], ...] = ()
         self._rows: list[Row] = []
         self.finished: list[list[Row]] = []
         self.parsed = 0
@@ -88,7 +93,7 @@ class Results:
         if kind == messages.DATA_ROW:
             self._rows.append(self._row(body))
         elif kind == messages.ROW_DESCRIPTION:
-            self._columns = [(name, _DECODERS.get(oid, str)) for name, oid in messages.columns(body)]
+            self._columns = _decoders(body)
         elif kind in (messages.COMMAND_COMPLETE, messages.EMPTY_QUERY):
             self._finish()
         elif kind == messages.ERROR:
@@ -112,6 +117,6 @@ class Results:
             raise messages.ProtocolError("more results than queries")
         query, rows = self._queries[len(self.finished)], self._rows
         self.finished.append(rows)
-        self._columns, self._rows = [], []
+        self._columns, self._rows = (), []
         if query.then is not None:
             query.then(rows)
