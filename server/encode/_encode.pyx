@@ -157,6 +157,10 @@ cdef class Encoder:
     cdef char *first
     cdef char *out
     cdef char *end
+    # The rows that end in it.
+    cdef Py_ssize_t rows
+    # Whether a row that does not fit the receive buffer has to wait for `read`.
+    cdef bint whole_rows
     # The receive buffer, and the bytes in it that were not taken: from `low` up to `high`.
     cdef uint8_t *inbox
     cdef Py_ssize_t low
@@ -218,6 +222,7 @@ cdef class Encoder:
             raise MemoryError
 
     def __dealloc__(self):
+        self.drop()
         free(self.inbox)
 
     def start(self, bytes messages, int units, bytes more):
@@ -232,24 +237,46 @@ cdef class Encoder:
         """Return (lines, number of rows, how the call ended): see `RowReader.read`. Raise MemoryError."""
         cdef int descriptor = wire.descriptor
         cdef size_t ssl = wire.ssl
-        cdef Py_ssize_t rows = 0
         cdef int ended
         if ssl and SSL_read == NULL:
             raise ValueError("the functions of OpenSSL are not bound")
         if self.broken:
             return b"", 0, LOST
         self.begin()
+        self.whole_rows = False
         try:
             with nogil:
-                ended = self.read_on(descriptor, <void *>ssl, wake, most, patience, &rows)
+                ended = self.read_on(descriptor, <void *>ssl, wake, most, patience)
         except BaseException:
             self.broken = True
             self.drop()
             raise
-        # A value is written in one read: what has arrived of it goes away with the buffer.
-        if ended == LOST or self.value_left >= 0:
+        return self.result(ended)
+
+    def read_arrived(self, wire, Py_ssize_t most):
+        """Return as `read` does, or None if it has to go on: see `RowReader.read_arrived`. Raise MemoryError."""
+        cdef int descriptor = wire.descriptor
+        cdef size_t ssl = wire.ssl
+        cdef int ended
+        cdef short wanted
+        if ssl and SSL_read == NULL:
+            raise ValueError("the functions of OpenSSL are not bound")
+        if self.broken:
+            return b"", 0, LOST
+        self.begin()
+        self.whole_rows = True
+        try:
+            ended = self.take(most)
+            if ended == INCOMPLETE and not self.in_row:
+                if self.receive_now(descriptor, <void *>ssl, &wanted) < 0:
+                    ended = LOST
+                else:
+                    ended = self.take(most)
+        except BaseException:
             self.broken = True
-        return self.taken(), rows, ended
+            self.drop()
+            raise
+        return None if ended == INCOMPLETE else self.result(ended)
 
     def failure(self):
         """Return the body of the first ErrorResponse, or its beginning; None if there was none."""
@@ -265,11 +292,11 @@ cdef class Encoder:
         )
 
     cdef int read_on(
-        self, int descriptor, void *ssl, int wake, Py_ssize_t most, int patience, Py_ssize_t *rows
+        self, int descriptor, void *ssl, int wake, Py_ssize_t most, int patience
     ) except -1 nogil:
         cdef int ended
         while True:
-            ended = self.take(most, rows)
+            ended = self.take(most)
             if ended == INCOMPLETE:
                 ended = self.receive(descriptor, ssl, wake, patience)
             if ended != INCOMPLETE:
@@ -289,41 +316,18 @@ cdef class Encoder:
         # A value that was begun must stay in the buffer.
         cdef bint lingers = self.out > self.first and self.value_left < 0
         cdef bint naps = self.out - self.first + self.last_size >= FLOW_BYTES
-        cdef bint closed
-        if self.low:
-            memmove(self.inbox, self.inbox + self.low, self.high - self.low)
-            self.high -= self.low
-            self.low = 0
         watched[0].fd = descriptor
         watched[1].fd = wake
         watched[1].events = POLLIN
         while True:
-            wanted = POLLIN
-            # The server may have said why, before it closed the connection.
-            closed = self.sends and not self.flush(descriptor, ssl, &wanted)
-            if ssl == NULL:
-                count = recv(descriptor, self.inbox + self.high, RECEIVE_BYTES - self.high, 0)
-                if count < 0 and errno != EAGAIN and errno != EINTR:
-                    return LOST
-            else:
-                # It is right to poll after this: a call that finds nothing has emptied OpenSSL's own buffer.
-                ERR_clear_error()
-                count = SSL_read(ssl, self.inbox + self.high, <int>(RECEIVE_BYTES - self.high))
-                if count <= 0:
-                    ready = SSL_get_error(ssl, <int>count)
-                    if ready == SSL_ERROR_WANT_WRITE:
-                        wanted |= POLLOUT
-                    elif ready != SSL_ERROR_WANT_READ:
-                        return LOST
-                    count = -1
-            if count == 0 or (count < 0 and closed):
+            count = self.receive_now(descriptor, ssl, &wanted)
+            if count < 0:
                 return LOST
-            if count < 0 and naps:
+            if count == 0 and naps:
                 naps = False
                 usleep(NAP)
                 continue
             if count > 0:
-                self.high += count
                 if not self.in_row:
                     return INCOMPLETE
                 wait = 0  # so much may follow that somebody should be able to stop it
@@ -340,6 +344,40 @@ cdef class Encoder:
                 return INCOMPLETE
             if ready == 0:
                 return MORE if lingers else TIMED_OUT
+
+    cdef Py_ssize_t receive_now(self, int descriptor, void *ssl, short *wanted) except? -2 nogil:
+        """Send and receive what is possible without waiting. Return how many bytes were received, -1 if LOST.
+
+        wanted: what to poll for before the next call.
+        """
+        cdef Py_ssize_t count
+        cdef int error
+        cdef bint closed
+        if self.low:
+            memmove(self.inbox, self.inbox + self.low, self.high - self.low)
+            self.high -= self.low
+            self.low = 0
+        wanted[0] = POLLIN
+        # The server may have said why, before it closed the connection.
+        closed = self.sends and not self.flush(descriptor, ssl, wanted)
+        if ssl == NULL:
+            count = recv(descriptor, self.inbox + self.high, RECEIVE_BYTES - self.high, 0)
+            if count == 0 or (count < 0 and errno != EAGAIN and errno != EINTR):
+                return -1
+        else:
+            # It is right to poll after this: a call that finds nothing has emptied OpenSSL's own buffer.
+            ERR_clear_error()
+            count = SSL_read(ssl, self.inbox + self.high, <int>(RECEIVE_BYTES - self.high))
+            if count <= 0:
+                error = SSL_get_error(ssl, <int>count)
+                if error == SSL_ERROR_WANT_WRITE:
+                    wanted[0] |= POLLOUT
+                elif error != SSL_ERROR_WANT_READ:
+                    return -1
+        if count > 0:
+            self.high += count
+            return count
+        return -1 if closed else 0
 
     cdef bint flush(self, int descriptor, void *ssl, short *wanted) except -1 nogil:
         """Send what is unsent as far as possible. Return whether the connection is still there."""
@@ -368,14 +406,14 @@ cdef class Encoder:
 
     # --- Messages. ---
 
-    cdef int take(self, Py_ssize_t most, Py_ssize_t *rows) except -1 nogil:
+    cdef int take(self, Py_ssize_t most) except -1 nogil:
         """Take the messages that have arrived. Return how the read ends, or INCOMPLETE."""
         cdef Py_ssize_t length
         cdef const uint8_t *at
         cdef int ended
         while True:
             if self.in_row:
-                ended = self.take_fields(most, rows)
+                ended = self.take_fields(most)
                 if ended != END:
                     return ended
                 if self.out - self.first >= most:
@@ -405,12 +443,12 @@ cdef class Encoder:
                 if self.put_row(at + 5, length - 4) < 0:
                     return LOST
                 self.low += length + 1
-                rows[0] += 1
+                self.rows += 1
                 if self.out - self.first >= most:
                     return MORE
             elif length < RECEIVE_BYTES:
                 return INCOMPLETE
-            elif self.high - self.low < 7:
+            elif self.high - self.low < 7 or self.whole_rows:
                 return INCOMPLETE
             else:
                 if count_at(at + 5) != self.columns:
@@ -564,7 +602,7 @@ cdef class Encoder:
             or (self.columns == 1 and length == 2 and value[0] == 92 and value[1] == 46)
         )
 
-    cdef int take_fields(self, Py_ssize_t most, Py_ssize_t *rows) except -1 nogil:
+    cdef int take_fields(self, Py_ssize_t most) except -1 nogil:
         """Write the fields of a large row as they arrive. Return END with its last byte; else as `take` does.
 
         The read may end between two fields, and goes on there.
@@ -587,7 +625,7 @@ cdef class Encoder:
                     return LOST
                 self.append(self.eol_at, self.eol_length)
                 self.in_row = False
-                rows[0] += 1
+                self.rows += 1
                 return END
             if self.out - self.first >= most:
                 return MORE
@@ -711,12 +749,21 @@ cdef class Encoder:
     # --- The output. ---
 
     cdef int begin(self) except -1:
+        if self.buffer != NULL:  # `read_arrived` has left it
+            return 0
         cdef Py_ssize_t capacity = self.last_size + self.last_size // 8 + 4096
         self.buffer = <PyObject *>PyBytes_FromStringAndSize_owned(capacity)
         self.first = PyBytes_AS_STRING(<object>self.buffer)
         self.out = self.first
         self.end = self.first + capacity
+        self.rows = 0
         return 0
+
+    cdef object result(self, int ended):
+        # A value is written in one read: what has arrived of it goes away with the buffer.
+        if ended == LOST or self.value_left >= 0:
+            self.broken = True
+        return self.taken(), self.rows, ended
 
     cdef void drop(self):
         if self.buffer != NULL:

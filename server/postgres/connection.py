@@ -169,6 +169,10 @@ class Connection(aiopg.Connection):
         self.unanswered = 0
         self.close()
 
+    async def readable(self) -> None:
+        """Wait until bytes have arrived, or the connection is closed."""
+        await self._ready_again(sending=False)
+
     async def _ready_again(self, *, sending: bool) -> None:
         """Wait until bytes have arrived, or the connection is closed. sending: or until bytes can be sent."""
         loop, descriptor = asyncio.get_running_loop(), self.wire.descriptor

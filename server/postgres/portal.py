@@ -6,7 +6,6 @@ Reads as the native encoder does (`encode/_encode.pyx`), with each DataRow whole
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
 from typing import Protocol
 
 from server.postgres import messages
@@ -37,6 +36,9 @@ class PortalReader:
         self._failure: bytes | None = None
         self._described = False
         self._broken = False
+        # Lines that `read_arrived` has left to `read`.
+        self._lines: list[bytes] = []
+        self._used = 0
 
     def start(self, messages: bytes, units: int, more: bytes) -> None:
         """See `RowReader.start`."""
@@ -46,11 +48,24 @@ class PortalReader:
 
     def read(self, wire: Bytes, wake: int, most: int, patience: int) -> tuple[bytes, int, int]:
         """See `RowReader.read`."""
-        lines: list[bytes] = []
         try:
-            ended = self._read(wire, wake, most, patience, lines.append)
+            ended = self._read(wire, wake, most, patience)
         except (OSError, ProtocolError):
             ended = LOST
+        return self._result(ended)
+
+    def read_arrived(self, wire: Bytes, most: int) -> tuple[bytes, int, int] | None:
+        """See `RowReader.read_arrived`."""
+        try:
+            ended = self._take_all(most)
+            if ended is None and self._receive_now(wire):
+                ended = self._take_all(most)
+        except (OSError, ProtocolError):
+            ended = LOST
+        return None if ended is None else self._result(ended)
+
+    def _result(self, ended: int) -> tuple[bytes, int, int]:
+        lines, self._lines, self._used = self._lines, [], 0
         self._broken |= ended == LOST
         return b"".join(lines), len(lines), ended
 
@@ -63,27 +78,32 @@ class PortalReader:
         """See `RowReader.clean`."""
         return not (self._broken or self._unsent or self._unanswered) and self._messages.empty
 
-    def _read(self, wire: Bytes, wake: int, most: int, patience: int, append: Callable[[bytes], None]) -> int:
+    def _read(self, wire: Bytes, wake: int, most: int, patience: int) -> int:
+        while True:
+            ended = self._take_all(most)
+            if ended is None:
+                ended = self._receive(wire, wake, LINGER if self._lines else patience)
+            if ended is not None:
+                return MORE if self._lines and ended == TIMED_OUT else ended
+
+    def _take_all(self, most: int) -> int | None:
+        """Take the messages that have arrived. Return how the read ends, or None."""
         if self._broken:
             return LOST
-        used = rows = 0
-        line_of = self._writer.line
-        while True:
-            for kind, body in self._messages:
-                if kind == DATA_ROW:
-                    if not self._described:
-                        raise ProtocolError("a row before the description of its columns")
-                    line = line_of(body)
-                    append(line)
-                    rows += 1
-                    used += len(line)
-                    if used >= most:
-                        return MORE
-                elif (ended := self._take(kind, body)) is not None:
-                    return ended
-            ended = self._receive(wire, wake, LINGER if rows else patience)
-            if ended is not None:
-                return MORE if rows and ended == TIMED_OUT else ended
+        used, line_of, append = self._used, self._writer.line, self._lines.append
+        for kind, body in self._messages:
+            if kind == DATA_ROW:
+                if not self._described:
+                    raise ProtocolError("a row before the description of its columns")
+                line = line_of(body)
+                append(line)
+                used += len(line)
+                if used >= most:
+                    return MORE
+            elif (ended := self._take(kind, body)) is not None:
+                return ended
+        self._used = used
+        return None
 
     def _take(self, kind: int, body: bytes) -> int | None:
         """Take a message that is no row. Return how the read ends, or None."""
@@ -115,19 +135,7 @@ class PortalReader:
 
     def _receive(self, wire: Bytes, wake: int, patience: int) -> int | None:
         """Send and receive what is possible. Return how the read ends, or None after something was received."""
-        closed = False
-        while True:
-            if self._unsent:
-                try:
-                    self._unsent = self._unsent[wire.send(self._unsent) :]
-                except OSError:  # the server may have said why, before it closed the connection
-                    closed = True
-            data = wire.receive()
-            if data is not None:
-                self._messages.feed(data)
-                return None if data else LOST
-            if closed:
-                return LOST
+        while not self._receive_now(wire):
             poll = select.poll()
             poll.register(wire.descriptor, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             poll.register(wake, select.POLLIN)
@@ -136,3 +144,22 @@ class PortalReader:
                 return TIMED_OUT
             if any(descriptor == wake for descriptor, _ in ready):
                 return WOKEN
+        return None
+
+    def _receive_now(self, wire: Bytes) -> bool:
+        """Send and receive what is possible without waiting. Return whether something was received.
+
+        Raise OSError at the end of the connection.
+        """
+        failed: OSError | None = None
+        if self._unsent:
+            try:
+                self._unsent = self._unsent[wire.send(self._unsent) :]
+            except OSError as error:  # the server may have said why, before it closed the connection
+                failed = error
+        data = wire.receive()
+        if data == b"" or (data is None and failed is not None):
+            raise failed or ConnectionResetError
+        if data is not None:
+            self._messages.feed(data)
+        return data is not None

@@ -57,6 +57,14 @@ class RowReader(Protocol):
         """
         ...
 
+    def read_arrived(self, wire: Bytes, most: int, /) -> tuple[bytes, int, int] | None:
+        """Send and take what is possible without waiting: what has arrived, at most as much as one receive gives.
+
+        Return as `read` does if that ends the read. Otherwise return None; the lines so far are those with which the
+        next `read` begins. A row that is larger than the receive buffer is left to that.
+        """
+        ...
+
     def failure(self) -> bytes | None:
         """Return the body of the first ErrorResponse, if there was one."""
         ...

@@ -6,6 +6,7 @@ and waits when the socket is full. Must not know plans or HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from server.postgres.queries import Value, encode_values
 from server.postgres.reader import BATCH_ROWS, END, FAILED, LOST, TIMED_OUT, WOKEN, RowReader
 from server.postgres.server_errors import SHUTTING_DOWN, connection_lost, error_in, statement_timed_out
 from server.threads import in_thread
+
+# Seconds to wait on the event loop for the first bytes. Most small results are complete with them and cost no thread.
+AT_ONCE = 0.02
 
 # The name of the portal: it stands in pg_cursors.
 PORTAL = "sluice"
@@ -56,6 +60,7 @@ class Rows:
         self._threads = threads
         self._patience = patience
         self._parsed = ""
+        self._begun = False
         self._stopped = False
         self.pending = 0
 
@@ -94,6 +99,8 @@ class Rows:
     async def read(self, most: int) -> Chunk:
         """Return the next rows of the oldest statement as lines, encoded by the reader in a thread.
 
+        The first bytes are read and encoded on the event loop, as far as that needs no waiting.
+
         most: a read ends with the row that reaches this many bytes. It ends with fewer bytes at the end of the
         statement, after which `pending` is smaller by one, and when the next row takes long to come. There may be no
         row at all, and a row that is larger than `most` may come in several reads.
@@ -106,7 +113,8 @@ class Rows:
         """
         if self._stopped:
             raise _stopped()
-        lines, rows, ended = await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
+        arrived = None if self._begun else await self._read_arrived(most)
+        lines, rows, ended = arrived or await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
         if ended in (FAILED, LOST):
             failure = self._reader.failure()
             self.pending = 0
@@ -123,6 +131,21 @@ class Rows:
         self._stopped = True
         if self.pending:
             self._interrupt()
+
+    async def _read_arrived(self, most: int) -> tuple[bytes, int, int] | None:
+        """Send the first statement and read what arrives at once. Return None if a thread has to go on."""
+        self._begun = True
+        arrived = self._arrived(most)
+        if arrived is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AT_ONCE):
+                    await self._connection.readable()
+            arrived = self._arrived(most)
+        return arrived
+
+    def _arrived(self, most: int) -> tuple[bytes, int, int] | None:
+        with self._connection.reading() as wire:
+            return (b"", 0, LOST) if wire is None else self._reader.read_arrived(wire, most)
 
     def _read(self, most: int) -> tuple[bytes, int, int]:
         # In the thread.
