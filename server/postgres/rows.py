@@ -113,8 +113,10 @@ class Rows:
         """
         if self._stopped:
             raise _stopped()
-        arrived = None if self._begun else await self._read_arrived(most)
-        lines, rows, ended = arrived or await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
+        result = None if self._begun else await self._read_arrived(most)
+        if result is None:
+            result = await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
+        lines, rows, ended = result
         if ended in (FAILED, LOST):
             failure = self._reader.failure()
             self.pending = 0

@@ -170,6 +170,9 @@ class BlockedReader:
         assert self.released.wait(SOON)
         return b"", 0, WOKEN
 
+    def read_arrived(self, wire: Bytes, most: int, /) -> None:
+        return None
+
     def failure(self) -> None:
         return None
 
@@ -307,6 +310,9 @@ async def test_a_reader_to_which_rows_always_come_is_stopped_too(settings: Setti
 
         def read(self, wire: Bytes, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
             return b"1\n", 1, MORE
+
+        def read_arrived(self, wire: Bytes, most: int, /) -> None:
+            return None
 
         def failure(self) -> None:
             return None

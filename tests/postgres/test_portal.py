@@ -85,11 +85,15 @@ def make_reader(native: bool, dialect: Dialect | None = None, format: str = "csv
     return encoders(native=native).reader(dialect or Dialect(), format)
 
 
-def read_on(reader: RowReader, backend: FakeBackend, most: int = ALL) -> Result:
-    """Read until the statement has ended, in one way or another."""
+def read_on(reader: RowReader, backend: FakeBackend, most: int = ALL, *, arrived: int = 0) -> Result:
+    """Read until the statement has ended, in one way or another. arrived: how often to read what has arrived first."""
     lines, count, ended = b"", 0, MORE
     while ended == MORE:
-        more, rows, ended = reader.read(backend.wire, backend.wake, most, PATIENCE)
+        result = None
+        while result is None and arrived:
+            result = reader.read_arrived(backend.wire, most)
+            arrived -= 1
+        more, rows, ended = result or reader.read(backend.wire, backend.wake, most, PATIENCE)
         lines += more
         count += rows
     return Result(lines, count, ended, reader.clean)
@@ -508,6 +512,73 @@ def test_a_peer_that_closes_while_messages_are_sent_is_a_lost_connection(native:
     assert read_on(reader, backend) == Result(b"", 0, LOST, False)
 
 
+# --- What has arrived. ---
+
+
+def test_the_messages_are_sent_though_nothing_has_arrived(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    assert reader.read_arrived(backend.wire, ALL) is None
+    assert backend.received() == b"messages"
+    assert not reader.clean
+    backend.send(STREAM)
+    assert reader.read_arrived(backend.wire, ALL) == (STREAM_LINES, 5, END)
+    assert reader.clean
+
+
+@pytest.mark.parametrize("most", [1, 10, ALL])
+def test_what_has_arrived_up_to_any_byte_is_the_beginning_of_the_next_read(native: bool, most: int) -> None:
+    for place in range(len(STREAM)):
+        with FakeBackend() as backend:
+            reader = started(native)
+            backend.send(STREAM[:place])
+            lines, rows = b"", 0
+            while (arrived := reader.read_arrived(backend.wire, most)) is not None:
+                assert arrived[2] == MORE
+                lines, rows = lines + arrived[0], rows + arrived[1]
+            backend.send(STREAM[place:])
+            rest = read_on(reader, backend, most)
+            assert Result(lines + rest.lines, rows + rest.rows, rest.ended, rest.clean) == Result(
+                STREAM_LINES, 5, END, True
+            ), place
+
+
+def test_rows_that_have_arrived_are_not_held_back_by_one_that_has_not(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    backend.send(OPENING + row(b"a", b"1"))
+    assert reader.read_arrived(backend.wire, ALL) is None
+    assert reader.read(backend.wire, backend.wake, ALL, PATIENCE) == (b"a,1\n", 1, MORE)
+
+
+def test_a_large_row_that_has_begun_is_left_to_the_next_read(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    value = b"x" * (BUFFER * 3)
+    stream = OPENING + row(b"a", b"1") + row(value, b"2") + CLOSING
+    backend.play([stream[:BUFFER]])
+    for _ in range(3):
+        assert reader.read_arrived(backend.wire, ALL) is None
+    backend.play([stream[BUFFER:]])
+    assert read_on(reader, backend) == Result(b"a,1\n" + value + b",2\n", 2, END, True)
+
+
+@pytest.mark.parametrize("wrong", [b"?\0\0\0\4", b"Z\0\0\0\4", row(b"too", b"early")])
+def test_nonsense_that_has_arrived_is_a_lost_connection(native: bool, backend: FakeBackend, wrong: bytes) -> None:
+    reader = started(native)
+    backend.send(wrong)
+    assert reader.read_arrived(backend.wire, ALL) == (b"", 0, LOST)
+    assert reader.read_arrived(backend.wire, ALL) == (b"", 0, LOST)
+    assert not reader.clean
+
+
+def test_an_end_that_has_arrived_is_a_lost_connection(native: bool, backend: FakeBackend) -> None:
+    failure = error(S="FATAL", C="57P01", M="terminating connection")
+    reader = started(native)
+    backend.send(OPENING + failure)
+    backend.end()
+    assert reader.read_arrived(backend.wire, ALL) is None
+    assert reader.read_arrived(backend.wire, ALL) == (b"", 0, LOST)
+    assert reader.failure() == failure[5:]
+
+
 # --- Any stream. ---
 
 TYPES = st.lists(st.sampled_from([TEXT, INT4, BOOL, JSON]), max_size=5)
@@ -526,9 +597,10 @@ def test_any_rows_in_any_pieces(data: st.DataObject) -> None:
     places = sorted(data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=10)))
     most = data.draw(st.sampled_from([1, 20, 66_000, ALL]))
     expected = Result(expected_lines(rows, types, dialect, format), len(rows), END, True)
+    arrived = data.draw(st.integers(0, 3))
     for native in (True, False):
         with FakeBackend() as backend:
             backend.play(split(stream, places))
             reader = make_reader(native, dialect, format)
             reader.start(b"messages", 1, b"")
-            assert read_on(reader, backend, most) == expected, native
+            assert read_on(reader, backend, most, arrived=arrived) == expected, native

@@ -123,6 +123,9 @@ class Recorder:
     def read(self, wire: Bytes, wake: int, most: int, patience: int, /) -> tuple[bytes, int, int]:
         return self.reader.read(wire, wake, most, patience)
 
+    def read_arrived(self, wire: Bytes, most: int, /) -> tuple[bytes, int, int] | None:
+        return self.reader.read_arrived(wire, most)
+
     def failure(self) -> bytes | None:
         return self.reader.failure()
 

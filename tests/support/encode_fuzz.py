@@ -149,7 +149,8 @@ def read_natively(rng: random.Random, stream: Stream, writing: Writing, script: 
         cut = False
         more = True
         while more:
-            lines, rows, ended = reader.read(session, session.wake, most, 0)
+            arrived = reader.read_arrived(session, most) if rng.random() < 0.3 else None
+            lines, rows, ended = arrived or reader.read(session, session.wake, most, 0)
             assert not session.faults, session.faults
             if ended == WOKEN:
                 session.sleep_again()
@@ -166,7 +167,7 @@ def read_plainly(rng: random.Random, stream: Stream, writing: Writing) -> Outcom
     wire = Plain(stream.data)
     never, waker = socket.socketpair()
     with never, waker:
-        while statements.add(*reader.read(wire, never.fileno(), most, -1)):
+        while statements.add(*(reader.read_arrived(wire, most) or reader.read(wire, never.fileno(), most, -1))):
             pass
     return Outcome(statements.ended, wire.close(), reader.clean, reader.failure())
 
