@@ -267,7 +267,8 @@ cdef class Encoder:
         self.whole_rows = True
         try:
             ended = self.take(most)
-            if ended == INCOMPLETE and not self.in_row:
+            # A full receive buffer holds the beginning of a large row.
+            if ended == INCOMPLETE and not self.in_row and self.high - self.low < RECEIVE_BYTES:
                 if self.receive_now(descriptor, <void *>ssl, &wanted) < 0:
                     ended = LOST
                 else:

@@ -553,10 +553,10 @@ def test_a_large_row_that_has_begun_is_left_to_the_next_read(native: bool, backe
     reader = started(native)
     value = b"x" * (BUFFER * 3)
     stream = OPENING + row(b"a", b"1") + row(value, b"2") + CLOSING
-    backend.play([stream[:BUFFER]])
-    for _ in range(3):
+    backend.play([stream[: 2 * BUFFER]])
+    for _ in range(100):
         assert reader.read_arrived(backend.wire, ALL) is None
-    backend.play([stream[BUFFER:]])
+    backend.play([stream[2 * BUFFER :]])
     assert read_on(reader, backend) == Result(b"a,1\n" + value + b",2\n", 2, END, True)
 
 
