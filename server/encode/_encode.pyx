@@ -226,7 +226,7 @@ cdef class Encoder:
         free(self.inbox)
 
     def start(self, bytes messages, int units, bytes more):
-        """Send these messages in the next `read`: see `RowReader.start`."""
+        """Send these messages in the next call that reads: see `RowReader.start`."""
         self.unsent += messages
         self.sends = True
         self.unanswered += units

@@ -13,8 +13,9 @@ file and exchanges its own range for that one. If the permanent reader has faile
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
 from server.chunk import Chunk
@@ -64,7 +65,7 @@ class Ranges:
     """The ranges of one file. Readers take them through `reader()`; `chunks` yields the file."""
 
     def __init__(self, count: int, ahead: int) -> None:
-        """count: of ranges. ahead: how many may be taken and not yet handed over completely."""
+        """count: of ranges. ahead: how many the first reader may have taken that are not yet handed over completely."""
         self._count = count
         self._ahead = ahead
         self._readers = 0
@@ -84,6 +85,21 @@ class Ranges:
         """
         self._readers += 1
         return RangeReader(self, permanent)
+
+    @contextlib.contextmanager
+    def more_ahead(self, count: int) -> Iterator[None]:
+        """Let so many more ranges be taken that are not yet handed over completely, while another reader reads."""
+        self._ahead += count
+        self._changed.set()
+        try:
+            yield
+        finally:
+            self._ahead -= count
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether no range is left that nobody has taken."""
+        return self._untaken == self._count
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Yield the file in order. At a range whose reader has failed, raise the reader's error.
@@ -138,14 +154,11 @@ class Ranges:
         return head
 
     def _few_left(self) -> bool:
-        """Return whether no more ranges are left than there are readers."""
+        """Return whether no more ranges are left than there have been readers."""
         return self._count - self._untaken <= self._readers
 
-    def _all_taken(self) -> bool:
-        return self._untaken == self._count
-
     def _all_ended(self) -> bool:
-        return self._all_taken() and all(each.ended for each in self._taken)
+        return self.all_taken and all(each.ended for each in self._taken)
 
     def _fail(self, error: BaseException) -> None:
         """Note that the permanent reader has failed: what nobody reads now will never be read."""
@@ -201,7 +214,7 @@ class RangeReader:
             if self._range is not None:
                 ranges._notify()
                 return True
-            if ranges._all_ended() if self._permanent else ranges._all_taken():
+            if ranges._all_ended() if self._permanent else ranges.all_taken:
                 return False
             await _wait(ranges._changed)
 

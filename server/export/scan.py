@@ -36,6 +36,8 @@ FILE_CHUNK_BYTES = 256 << 10
 # Bytes of CSV in the first chunk. Few, since nothing is sent before it is there; more than a row, since an error in it
 # still becomes an HTTP status, and since a small file then needs only one read.
 FIRST_CHUNK_BYTES = 32 << 10
+# Seconds until a reader that has stepped back asks again: small exports should not make it come and go.
+PAUSE = 0.5
 # Ranges for each reader that may be taken and not yet handed over whole: the one that it reads, and the next one, which
 # it starts before the file has reached it.
 RANGES_OF_A_READER = 2
@@ -88,7 +90,7 @@ async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: St
         await session.read_by_blocks()
     further = strategy.readers - 1
     shared = await session.export_snapshot() if further else ("", {})
-    ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER * strategy.readers)
+    ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER)
     scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
     # The first task takes the first range before any other reader has connected.
     tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
@@ -122,13 +124,16 @@ class _Scan:
         """
         reader = None
         try:
-            while True:
-                async with database.reader_session(snapshot) as (session, spare):
-                    await session.lock(lock_statements(self.strategy.ranges.tables), settings)
-                    reader = reader or self.ranges.reader()
-                    await self.read(session, reader, stops=spare.steps_back)
-                    if not spare.stepped_back:
+            while not self.ranges.all_taken:
+                async with database.spare_reader() as spare:
+                    if self.ranges.all_taken:
                         return
+                    async with database.reader_session(snapshot) as session:
+                        await session.lock(lock_statements(self.strategy.ranges.tables), settings)
+                        reader = reader or self.ranges.reader()
+                        with self.ranges.more_ahead(RANGES_OF_A_READER):
+                            await self.read(session, reader, stops=spare.step_back_if_needed)
+                await asyncio.sleep(PAUSE)
         except ExportError as error:
             emit(ReaderFailed(reason=error.detail))
         except Exception as error:

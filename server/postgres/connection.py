@@ -25,7 +25,7 @@ from server.postgres.wire import Wire
 # The length that the first message after those of libpq may state. If libpq has read the beginning of a message, the
 # rest of it comes first, which is the end of a text. The four bytes that are taken for a length there hold characters
 # of the text. If only the zeros at its end are left, they are followed by the type of the next message (0x31 or more)
-# and a zero. Either way the number is at least 0x3000.
+# and a zero. Either way the number is at least 0x3000. Notifications begin otherwise, but Sluice listens to none.
 LONGEST_FIRST = 0x2FFF
 
 

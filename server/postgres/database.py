@@ -28,7 +28,8 @@ from server.threads import Threads
 # Connections reserved for the catalogue, health checks and cancelling, which must work when all export slots are in
 # use.
 CONTROL_CONNECTIONS = 2
-# How many exports at once can have all the readers that one may have. More exports share these readers.
+# For how many exports at once there are connections for further readers: some read what they had begun before they
+# stepped back while others begin.
 EXPORTS_WITH_READERS = 2
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
@@ -128,17 +129,18 @@ class Database:
         finally:
             self._control_slots.release()
 
+    def spare_reader(self) -> contextlib.AbstractAsyncContextManager[SpareReader]:
+        """Wait until a further reader of an export is useful: see `SpareReaders.reader`."""
+        return self._spare_readers.reader()
+
     @contextlib.asynccontextmanager
-    async def reader_session(self, snapshot: str) -> AsyncIterator[tuple[Session, SpareReader]]:
-        """Open a session for a further reader of an export, as soon as one is useful. Raise DatabaseUnavailable.
+    async def reader_session(self, snapshot: str) -> AsyncIterator[Session]:
+        """Open a session that has the snapshot of another one, within `spare_reader`. Raise DatabaseUnavailable.
 
         snapshot: the name that `Session.export_snapshot` returned.
         """
-        async with (
-            self._spare_readers.reader() as reader,
-            self._transaction(self._statement_timeout, snapshot) as session,
-        ):
-            yield session, reader
+        async with self._transaction(self._statement_timeout, snapshot) as session:
+            yield session
 
     async def relations(self, *, columns: bool = True) -> list[catalogue.Relation]:
         """Return all relations that may be exported. Raise ServerBusy, DatabaseUnavailable.

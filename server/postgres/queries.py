@@ -33,7 +33,7 @@ class Query(NamedTuple):
     """One statement whose result is small.
 
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
-    texts of which there are few. then: called with the rows as soon as they are there.
+    texts of which there are few. then: called with the rows, at least one, as soon as they are there.
     """
 
     sql: str
@@ -119,4 +119,6 @@ class Results:
         self.finished.append(rows)
         self._columns, self._rows = (), []
         if query.then is not None:
+            if not rows:
+                raise messages.ProtocolError("a result without its row")
             query.then(rows)

@@ -39,7 +39,7 @@ class RowReader(Protocol):
     """Reads the rows of portals from a connection and encodes them. Only one thread may use it at a time."""
 
     def start(self, messages: bytes, units: int, more: bytes, /) -> None:
-        """Send these messages in the next `read`. They begin a statement after those that were started before.
+        """Send these messages in the next call that reads. They begin a statement after those that were started before.
 
         units: how many Syncs the messages hold. more: the unit that executes the next batch, sent whenever the portal
         is suspended; b"" if the portal is executed as a whole. A statement with `more` is the last one until it ends.

@@ -1,4 +1,4 @@
-"""The rows of an export: pulled from a named portal and encoded in a thread as they arrive.
+"""The rows of an export: pulled from a named portal and encoded as they arrive, in a thread unless they are few.
 
 The portal is a server-side cursor. PostgreSQL sends its rows straight from the executor, suspends it after each batch,
 and waits when the socket is full. Must not know plans or HTTP.
@@ -99,7 +99,7 @@ class Rows:
     async def read(self, most: int) -> Chunk:
         """Return the next rows of the oldest statement as lines, encoded by the reader in a thread.
 
-        The first bytes are read and encoded on the event loop, as far as that needs no waiting.
+        What arrives within AT_ONCE is read and encoded on the event loop.
 
         most: a read ends with the row that reaches this many bytes. It ends with fewer bytes at the end of the
         statement, after which `pending` is smaller by one, and when the next row takes long to come. There may be no
@@ -129,7 +129,10 @@ class Rows:
         return Chunk(lines, rows)
 
     def stop(self) -> None:
-        """Make the current read and every later one raise QueryCancelled. The statement may still run."""
+        """Make every later read raise QueryCancelled, and the current one unless it ends by itself within AT_ONCE.
+
+        The statement may still run.
+        """
         self._stopped = True
         if self.pending:
             self._interrupt()

@@ -91,7 +91,7 @@ def session_settings(statement_timeout: float, idle_timeout: float) -> dict[str,
         "quote_all_identifiers": "off",
         "synchronize_seqscans": "off",
         "jit": "off",
-        # As EXPLAIN plans: the SELECT of an export for its own values.
+        # The SELECT must be planned for its own values, as EXPLAIN has planned it, whatever the role has set.
         "plan_cache_mode": "auto",
         # Nothing reads notices.
         "client_min_messages": "error",

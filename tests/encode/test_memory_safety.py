@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "server" / "encode" / "_encode.pyx"
 FUZZ = ROOT / "tests" / "support" / "encode_fuzz.py"
 
-ROUNDS = 300
+ROUNDS = 200
 SEED = 1
 
 # A bytes object ends with a NUL of its own. A write of one byte too many would hit that NUL without leaving the object,

@@ -167,6 +167,28 @@ async def test_no_more_ranges_are_taken_than_the_look_ahead_allows() -> None:
     collecting.cancel()
 
 
+async def test_more_ranges_are_taken_ahead_while_another_reader_reads() -> None:
+    ranges = Ranges(10, ahead=2)
+    first, further = ranges.reader(permanent=True), ranges.reader()
+
+    def read_all_that_can_be_taken(reader: RangeReader) -> int:
+        count = 0
+        while ranges._take_new(reader) is not None:
+            count += 1
+        return count
+
+    assert read_all_that_can_be_taken(first) == 2
+    with ranges.more_ahead(2):
+        assert read_all_that_can_be_taken(further) == 2
+    assert read_all_that_can_be_taken(first) == 0
+    with ranges.more_ahead(3):
+        assert read_all_that_can_be_taken(further) == 1
+        assert not ranges.all_taken
+    with ranges.more_ahead(8):
+        assert read_all_that_can_be_taken(further) == 5
+        assert ranges.all_taken
+
+
 async def test_every_range_is_taken_once_and_then_no_one_waits_for_more() -> None:
     ranges = Ranges(5, ahead=100)
     readers = [await take(ranges) for _ in range(5)]

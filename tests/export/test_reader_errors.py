@@ -158,10 +158,12 @@ class FakeDatabase:
         self._session = session
 
     @contextlib.asynccontextmanager
-    async def reader_session(self, snapshot: str) -> AsyncIterator[tuple[FakeSession, SpareReader]]:
+    async def reader_session(self, snapshot: str) -> AsyncIterator[FakeSession]:
         self._session.step("connect")
-        async with SpareReaders(2, 1).reader() as reader:
-            yield self._session, reader
+        yield self._session
+
+    def spare_reader(self) -> contextlib.AbstractAsyncContextManager[SpareReader]:
+        return SpareReaders(2, 1).reader()
 
 
 class Scan:

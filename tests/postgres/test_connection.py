@@ -197,7 +197,7 @@ async def test_a_request_after_the_statements_were_dropped_is_answered(
 async def test_a_transaction_that_fails_before_it_has_answered_is_rolled_back(database: Database) -> None:
     for _ in range(3):
         with pytest.raises(errors.ExportError):
-            async with database.reader_session("00000000-00000000-1") as (session, _):
+            async with database.reader_session("00000000-00000000-1") as session:
                 await session.open()
         async with database.session() as session:
             assert await session.query("SELECT 1 AS one") == [{"one": 1}]

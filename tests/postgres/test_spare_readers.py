@@ -36,13 +36,13 @@ class Readers:
 
 
 @pytest.mark.parametrize(
-    ("most_readers", "most_spare", "exports", "expected"),
-    [(1, 0, 1, 0), (2, 2, 1, 1), (4, 6, 1, 3), (4, 6, 2, 2), (4, 6, 3, 1), (4, 6, 4, 0), (4, 6, 9, 0), (4, 2, 1, 2)],
+    ("most_readers", "exports", "expected"),
+    [(1, 1, 0), (2, 1, 1), (4, 1, 3), (4, 2, 2), (4, 3, 1), (4, 4, 0), (4, 9, 0)],
 )
 async def test_all_exports_together_have_no_more_readers_than_one_may_have(
-    most_readers: int, most_spare: int, exports: int, expected: int
+    most_readers: int, exports: int, expected: int
 ) -> None:
-    all = SpareReaders(most_readers, most_spare)
+    all = SpareReaders(most_readers, 2 * (most_readers - 1))
     with ExitStack() as stack:
         for _ in range(exports):
             stack.enter_context(all.export())
@@ -73,18 +73,62 @@ async def test_no_more_readers_step_back_than_others_need_and_they_come_back() -
     async with AsyncExitStack() as stack:
         stack.enter_context(all.export())
         readers = [await stack.enter_async_context(all.reader()) for _ in range(3)]
-        assert not any(reader.steps_back() for reader in readers)
+        assert not any(reader.step_back_if_needed() for reader in readers)
         with all.export():
-            assert [reader.steps_back() for reader in readers] == [True, False, False]
+            assert [reader.step_back_if_needed() for reader in readers] == [True, False, False]
             # It stays so: a reader that has said that it stops does.
-            assert [reader.steps_back() for reader in readers] == [True, False, False]
+            assert [reader.step_back_if_needed() for reader in readers] == [True, False, False]
             coming_back = Readers(all, 1)
             await turns()
             assert not coming_back.active
             assert all.in_use == 2
-        assert [reader.steps_back() for reader in readers] == [True, False, False]
+        assert [reader.step_back_if_needed() for reader in readers] == [True, False, False]
         await turns()
         assert all.in_use == 3
         await coming_back.leave(0)
         assert all.in_use == 2
     assert all.in_use == 0
+
+
+async def test_readers_that_have_stepped_back_keep_their_connections_until_they_leave() -> None:
+    all = SpareReaders(3, 4)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(all.export())
+        leaving = [await stack.enter_async_context(all.reader()) for _ in range(2)]
+        with ExitStack() as others:
+            for _ in range(2):
+                others.enter_context(all.export())
+            assert [reader.step_back_if_needed() for reader in leaving] == [True, True]
+        readers = Readers(all, 5)
+        await turns()
+        assert len(readers.active) == 2
+        # Two read, two have stepped back: there is no connection for another, although fewer are needed.
+        await readers.leave(0)
+        assert len(readers.active) == 2
+        assert all.in_use == 2
+        for task in readers.tasks:
+            task.cancel()
+        await asyncio.gather(*readers.tasks, return_exceptions=True)
+
+
+async def test_there_are_no_more_connections_than_allowed() -> None:
+    all = SpareReaders(4, 3)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(all.export())
+        first = [await stack.enter_async_context(all.reader()) for _ in range(3)]
+        with ExitStack() as others:
+            for _ in range(3):
+                others.enter_context(all.export())
+            assert all_back(first)
+        waiting = Readers(all, 2)
+        await turns()
+        assert not waiting.active
+        await stack.aclose()
+        await turns()
+        assert len(waiting.active) == 2
+        for number in range(2):
+            await waiting.leave(number)
+
+
+def all_back(readers: list[SpareReader]) -> bool:
+    return all(reader.step_back_if_needed() for reader in readers)
