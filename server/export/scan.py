@@ -38,9 +38,10 @@ FILE_CHUNK_BYTES = 256 << 10
 FIRST_CHUNK_BYTES = 32 << 10
 # Seconds until a reader that has stepped back asks again: small exports should not make it come and go.
 PAUSE = 0.5
-# Ranges for each reader that may be taken and not yet handed over whole: the one that it reads, and the next one, which
-# it starts before the file has reached it.
-RANGES_OF_A_READER = 2
+# Ranges that may be taken and not yet handed over whole: one for each reader, and one more, which a reader starts
+# before the file has reached it.
+RANGES_OF_ONE_READER = 2
+RANGES_OF_A_FURTHER_READER = 1
 
 
 async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, explained: Explained) -> Strategy:
@@ -90,7 +91,7 @@ async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: St
         await session.read_by_blocks()
     further = strategy.readers - 1
     shared = await session.export_snapshot() if further else ("", {})
-    ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_A_READER)
+    ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_ONE_READER)
     scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
     # The first task takes the first range before any other reader has connected.
     tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
@@ -131,7 +132,7 @@ class _Scan:
                     async with database.reader_session(snapshot) as session:
                         await session.lock(lock_statements(self.strategy.ranges.tables), settings)
                         reader = reader or self.ranges.reader()
-                        with self.ranges.more_ahead(RANGES_OF_A_READER):
+                        with self.ranges.more_ahead(RANGES_OF_A_FURTHER_READER):
                             await self.read(session, reader, stops=spare.step_back_if_needed)
                 await asyncio.sleep(PAUSE)
         except ExportError as error:
