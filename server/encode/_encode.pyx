@@ -73,10 +73,13 @@ cdef enum:
     UNITS_AHEAD = 3
 
 # Microseconds to wait before looking at the socket again while rows flow. PostgreSQL sends 8 kB at a time, and to wake up
-# for each costs more than to read it. Rows flow once a read, or the one before it, has given FLOW_BYTES of lines.
+# for each costs more than to read it. Rows flow once a read, or the one before it, has given FLOW_BYTES of lines. The
+# pause is longer, up to MOST_NAP, where less than NAP_BYTES came since the one before: the processors are busy then.
 # Measured in docs/performance.md.
 cdef enum:
     NAP = 200
+    MOST_NAP = 1600
+    NAP_BYTES = 96 << 10
     FLOW_BYTES = 64 << 10
 
 # Bytes of the receive buffer. A row that does not fit is encoded field by field as it arrives. Measured in
@@ -165,6 +168,9 @@ cdef class Encoder:
     cdef uint8_t *inbox
     cdef Py_ssize_t low
     cdef Py_ssize_t high
+    # The current pause, and the bytes received since the last one.
+    cdef int nap
+    cdef Py_ssize_t since_nap
     # Of a row that does not fit the receive buffer: whether one was begun, its next field, and how many bytes of its
     # message are still to come.
     cdef bint in_row
@@ -208,6 +214,8 @@ cdef class Encoder:
         self.eol_at = PyBytes_AS_STRING(eol)
         self.eol_length = len(eol)
         self.last_size = 0
+        self.nap = NAP
+        self.since_nap = NAP_BYTES
         self.buffer = NULL
         self.value_left = -1
         self.control_left = -1
@@ -326,7 +334,9 @@ cdef class Encoder:
                 return LOST
             if count == 0 and naps:
                 naps = False
-                usleep(NAP)
+                self.nap = min(2 * self.nap, MOST_NAP) if self.since_nap < NAP_BYTES else max(self.nap // 2, NAP)
+                self.since_nap = 0
+                usleep(self.nap)
                 continue
             if count > 0:
                 if not self.in_row:
@@ -377,6 +387,7 @@ cdef class Encoder:
                     return -1
         if count > 0:
             self.high += count
+            self.since_nap += count
             return count
         return -1 if closed else 0
 
