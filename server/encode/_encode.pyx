@@ -300,9 +300,7 @@ cdef class Encoder:
             and self.low == self.high
         )
 
-    cdef int read_on(
-        self, int descriptor, void *ssl, int wake, Py_ssize_t most, int patience
-    ) except -1 nogil:
+    cdef int read_on(self, int descriptor, void *ssl, int wake, Py_ssize_t most, int patience) except -1 nogil:
         cdef int ended
         while True:
             ended = self.take(most)

@@ -155,7 +155,7 @@ class Connection(aiopg.Connection):
                 # What the server said before it closed the connection.
                 raise connection_lost() if results.error is None else error_in(results.error)
             if received is None:
-                await self._ready_again(sending=bool(data))
+                await self.ready(sending=bool(data))
                 continue
             self._messages.feed(received)
             for kind, body in self._messages:
@@ -169,11 +169,7 @@ class Connection(aiopg.Connection):
         self.unanswered = 0
         self.close()
 
-    async def readable(self) -> None:
-        """Wait until bytes have arrived, or the connection is closed."""
-        await self._ready_again(sending=False)
-
-    async def _ready_again(self, *, sending: bool) -> None:
+    async def ready(self, *, sending: bool = False) -> None:
         """Wait until bytes have arrived, or the connection is closed. sending: or until bytes can be sent."""
         loop, descriptor = asyncio.get_running_loop(), self.wire.descriptor
         waiting = self._waiting = loop.create_future()

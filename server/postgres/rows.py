@@ -34,9 +34,9 @@ PORTAL = "sluice"
 class Select:
     """One SELECT whose rows are the lines of a file.
 
-    sql: with the parameters $1, $2, … values: theirs. batches: how many Executes with a row limit to send
-    at once; 0 to execute the portal as a whole, which is what a parallel plan needs (PostgreSQL manual, "When Can
-    Parallel Query Be Used?").
+    sql: with the parameters $1, $2, … values: theirs. batches: how many Executes with a row limit to send at once; 0 to
+    execute the portal as a whole, which is what a parallel plan needs (PostgreSQL manual, "When Can Parallel Query Be
+    Used?").
     """
 
     sql: str
@@ -62,18 +62,18 @@ class Rows:
         self._parsed = ""
         self._begun = False
         self._stopped = False
+        # Made when a thread is needed. A byte sent at one end ends the read of the thread, which polls the other end.
+        self._wake: tuple[socket.socket, socket.socket] | None = None
         self.pending = 0
 
     def __enter__(self) -> Rows:
-        # A byte sent at one end ends the read of the thread, which polls the other end.
-        self._wake, self._wake_up = socket.socketpair()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._wake.close()
-        self._wake_up.close()
+        for end in self._wake or ():
+            end.close()
 
     @property
     def clean(self) -> bool:
@@ -85,7 +85,7 @@ class Rows:
 
         One with batches must be the last until it ends. Raise InvalidRequest for too many values.
         """
-        # The portal before has the same name.
+        # Close the portal before this one, which has the same name.
         bound = messages.close(PORTAL) + messages.bind(encode_values(select.values), portal=PORTAL)
         if select.sql != self._parsed:
             bound = messages.parse(select.sql) + bound + messages.describe(PORTAL)
@@ -115,7 +115,11 @@ class Rows:
             raise _stopped()
         result = None if self._begun else await self._read_arrived(most)
         if result is None:
-            result = await in_thread(self._threads, self._read, most, interrupt=self._interrupt)
+            if self._stopped:  # meanwhile
+                raise _stopped()
+            self._wake = self._wake or socket.socketpair()
+            wake = self._wake[1].fileno()
+            result = await in_thread(self._threads, self._read, wake, most, interrupt=self._interrupt)
         lines, rows, ended = result
         if ended in (FAILED, LOST):
             failure = self._reader.failure()
@@ -144,7 +148,7 @@ class Rows:
         if arrived is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AT_ONCE):
-                    await self._connection.readable()
+                    await self._connection.ready()
             arrived = self._arrived(most)
         return arrived
 
@@ -152,17 +156,18 @@ class Rows:
         with self._connection.reading() as wire:
             return (b"", 0, LOST) if wire is None else self._reader.read_arrived(wire, most)
 
-    def _read(self, most: int) -> tuple[bytes, int, int]:
+    def _read(self, wake: int, most: int) -> tuple[bytes, int, int]:
         # In the thread.
         patience = round(self._patience * 1000) if self._patience else -1
         with self._connection.reading() as wire:
             if wire is None:
                 return b"", 0, LOST
-            return self._reader.read(wire, self._wake.fileno(), most, patience)
+            return self._reader.read(wire, wake, most, patience)
 
     def _interrupt(self) -> None:
-        with contextlib.suppress(OSError):  # closed: nothing reads any more
-            self._wake_up.send(b"!")
+        if self._wake is not None:
+            with contextlib.suppress(OSError):  # closed: nothing reads any more
+                self._wake[0].send(b"!")
 
 
 def _stopped() -> errors.QueryCancelled:

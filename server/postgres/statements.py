@@ -91,7 +91,7 @@ def session_settings(statement_timeout: float, idle_timeout: float) -> dict[str,
         "quote_all_identifiers": "off",
         "synchronize_seqscans": "off",
         "jit": "off",
-        # The SELECT must be planned for its own values, as EXPLAIN has planned it, whatever the role has set.
+        # PostgreSQL plans the SELECT for its own values, as it does for EXPLAIN. The role may have set something else.
         "plan_cache_mode": "auto",
         # Nothing reads notices.
         "client_min_messages": "error",

@@ -162,6 +162,18 @@ async def test_reading_can_be_stopped_in_any_phase(
     await eventually("the statement is cancelled", idle_or_gone(postgres, session))
 
 
+async def test_reading_can_be_stopped_while_it_waits_for_the_first_bytes(database: Database, native: bool) -> None:
+    async with opened(database) as session:
+        with session.rows(encoder(native)) as rows:
+            rows.start(SLEEP)
+            reading = asyncio.create_task(rows.read(1))
+            await asyncio.sleep(0)  # it has sent the statement, and no thread reads yet
+            rows.stop()
+            async with asyncio.timeout(30):
+                with pytest.raises(errors.QueryCancelled, match="shutting down"):
+                    await reading
+
+
 async def test_reading_that_is_stopped_before_or_after_a_statement(database: Database, native: bool) -> None:
     async with opened(database) as session:
         with session.rows(encoder(native)) as rows:
@@ -427,6 +439,7 @@ async def test_a_row_is_whole_or_lost_if_reading_goes_on_after_a_timeout(
 # --- The same on uvloop. ---
 
 SCENARIOS: list[Scenario] = [
+    test_reading_can_be_stopped_while_it_waits_for_the_first_bytes,
     test_reading_that_is_stopped_before_or_after_a_statement,
     test_a_task_cancelled_at_any_moment_leaves_nothing_behind,
     test_many_tasks_cancelled_at_once_leave_no_descriptors_open,
