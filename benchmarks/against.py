@@ -11,7 +11,7 @@ from statistics import median
 from benchmarks.light_client import Connection, answer_all
 from benchmarks.measure import downloaded
 from benchmarks.processes import ROOT, SLUICE, BenchmarkError, Server, postgres_cpu, start_curl, timed
-from benchmarks.report import spread
+from benchmarks.report import spread, verdict
 from benchmarks.sample import Sample
 from benchmarks.saved import Api, seconds_to_save
 from benchmarks.small import CONNECTIONS, latencies
@@ -143,8 +143,8 @@ def _check_bytes(sample: Sample, builds: Mapping[str, Mapping[str, Server]]) -> 
     verdicts = []
     for name, servers in builds.items():
         for kind, server in servers.items():
-            verdict = "PASS" if downloaded(server) == expected else "MISS"
-            verdicts.append(rf"- {verdict} {name}, {kind}: the bytes of `\copy … csv header`")
+            same = downloaded(server) == expected
+            verdicts.append(verdict(same, rf"{name}, {kind}: the bytes of `\copy … csv header`"))
     return verdicts
 
 

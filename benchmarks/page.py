@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.processes import SLUICE, BenchmarkError, Server
+from benchmarks.report import verdict
 from benchmarks.sample import Sample
 
 TABLES = 1000
@@ -128,4 +129,4 @@ def verdicts(found: Measured) -> list[str]:
 
 
 def _line(reached: bool, what: str, value: float, most: float, unit: str) -> str:
-    return f"- {'PASS' if reached else 'MISS'} web page, {what}: {value:.0f} {unit} (at most {most:.0f} {unit})"
+    return verdict(reached, f"web page, {what}: {value:.0f} {unit} (at most {most:.0f} {unit})")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.processes import BenchmarkError, Server, start_curl, timed
+from benchmarks.report import spread, verdict
 from benchmarks.sample import Sample
 
 PLAIN = "users.csv"
@@ -96,21 +97,17 @@ def table(ratios: list[tuple[Query, list[float]]]) -> str:
     lines = ["| download | compared with | × its wall time (range) |", "|---|---|--:|"]
     for query, found in ratios:
         reference = r"`\copy` of the same query" if query.copied else "the plain download"
-        lines.append(f"| {query.name} | {reference} | {median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+        lines.append(f"| {query.name} | {reference} | {spread(found)} |")
     return "\n".join(lines)
 
 
 def verdicts(ratios: list[tuple[Query, list[float]]], sizes: tuple[int, int]) -> list[str]:
     """Compare each figure with its target. Return a line with PASS or MISS for each."""
     lines = [
-        f"- {'PASS' if median(found) <= query.most else 'MISS'} {query.name}: {median(found):.2f} "
-        f"(at most {query.most})"
+        verdict(median(found) <= query.most, f"{query.name}: {median(found):.2f} (at most {query.most})")
         for query, found in ratios
     ]
     file, reference = sizes
     times = file / reference
-    lines.append(
-        f"- {'PASS' if times <= MOST_TIMES_GZIP else 'MISS'} size of the gzip file: {times:.3f} × that of gzip -6 "
-        f"(at most {MOST_TIMES_GZIP})"
-    )
-    return lines
+    text = f"size of the gzip file: {times:.3f} × that of gzip -6 (at most {MOST_TIMES_GZIP})"
+    return [*lines, verdict(times <= MOST_TIMES_GZIP, text)]

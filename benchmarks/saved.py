@@ -16,7 +16,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.processes import SLUICE, BenchmarkError, Server, start_curl, timed
-from benchmarks.report import verdict
+from benchmarks.report import spread, verdict
 
 # The targets: saving relative to streaming, and seconds.
 MOST_TIMES_STREAMING = 1.15
@@ -162,10 +162,7 @@ def table(figures: Figures) -> str:
         [
             "| saved exports | measured |",
             "|---|--:|",
-            (
-                f"| saving the users, × streaming them to curl (range) | {median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f}) |"
-            ),
+            f"| saving the users, × streaming them to curl (range) | {spread(ratios)} |",
             (
                 f"| `/health/live` while {RUNNING} run, ms: median, p99 of {len(alive)} | {median(alive) * 1e3:.1f}, "
                 f"{_p99(alive) * 1e3:.1f} |"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.processes import Server, start_curl, timed
+from benchmarks.report import verdict
 from benchmarks.sample import MEGABYTES, Sample
 
 # Rows of the tables of users that differ in size only.
@@ -125,5 +126,5 @@ def verdicts(costs: list[Cost]) -> list[str]:
     if largest is None or reference is None:
         return []
     times = largest / reference
-    verdict = "PASS" if times <= MOST_TIMES_LARGEST else "MISS"
-    return [f"- {verdict} 10,000,000 rows: {times:.2f} × the time of 3,000,000 (at most {MOST_TIMES_LARGEST})"]
+    text = f"10,000,000 rows: {times:.2f} × the time of 3,000,000 (at most {MOST_TIMES_LARGEST})"
+    return [verdict(times <= MOST_TIMES_LARGEST, text)]
