@@ -416,32 +416,31 @@ async def test_a_backend_that_is_terminated_is_a_lost_connection(
         await assert_usable(session)
 
 
-async def test_a_backend_terminated_between_two_reads_is_a_lost_connection(
-    database: Database, postgres: Postgres, native: bool
+async def assert_lost_if_terminated_in(
+    state: tuple[str, str], select: Select, database: Database, postgres: Postgres, native: bool
 ) -> None:
+    """Read once, wait for this state of `backend`, and terminate it. The connection is lost then."""
     async with opened(database) as session:
         with session.rows(encoder(native)) as rows:
-            rows.start(ENDLESS)
+            rows.start(select)
             assert (await rows.read(1)).rows
-            await eventually("it waits for us", lambda: backend(postgres, session)[1] == "ClientWrite")
+            await eventually(f"the backend is {state}", lambda: backend(postgres, session) == state)
             postgres.run("SELECT pg_terminate_backend(%s, 10000)", (session.backend_pid,))
             with pytest.raises(errors.ConnectionLost):
                 await read_on(rows)
             assert (rows.pending, rows.clean) == (0, False)
+
+
+async def test_a_backend_terminated_between_two_reads_is_a_lost_connection(
+    database: Database, postgres: Postgres, native: bool
+) -> None:
+    await assert_lost_if_terminated_in(("active", "ClientWrite"), ENDLESS, database, postgres, native)
 
 
 async def test_a_backend_terminated_between_two_batches_is_a_lost_connection(
     database: Database, postgres: Postgres, native: bool
 ) -> None:
-    async with opened(database) as session:
-        with session.rows(encoder(native)) as rows:
-            rows.start(SUSPENDING)
-            assert (await rows.read(1)).rows
-            await eventually("it is suspended", lambda: backend(postgres, session)[0] == "idle in transaction")
-            postgres.run("SELECT pg_terminate_backend(%s, 10000)", (session.backend_pid,))
-            with pytest.raises(errors.ConnectionLost):
-                await read_on(rows)
-            assert (rows.pending, rows.clean) == (0, False)
+    await assert_lost_if_terminated_in(("idle in transaction", "ClientRead"), SUSPENDING, database, postgres, native)
 
 
 async def test_a_statement_on_a_connection_that_is_gone_is_a_lost_connection(

@@ -17,6 +17,7 @@ from tests.support.fake_backend import (
     CLOSED,
     COMPLETE,
     EMPTY_QUERY,
+    INT4,
     NO_DATA,
     PARSED,
     READY,
@@ -33,8 +34,8 @@ from tests.support.fake_backend import (
 )
 from tests.support.scripted_openssl import Pause, Step
 
-# OIDs of pg_type.dat: a number, binary data, a number that may hold commas.
-INT4, BYTEA, MONEY = 23, 17, 790
+# OIDs of pg_type.dat: binary data, a number that may hold commas.
+BYTEA, MONEY = 17, 790
 # Bytes of the native encoder's receive buffer: a larger row is encoded field by field.
 BUFFER = 64 << 10
 # Units that a reader has sent and that are not answered, once a portal was suspended.
