@@ -3,9 +3,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check bench dsn seed encoder clean
+.PHONY: run test test-slow check bench dsn seed encoder clean
 
 run: encoder
 	@exec $(BIN)/python -m server serve
@@ -19,7 +20,10 @@ seed: .venv/runtime
 # Two processes, each with a PostgreSQL of its own. All tests of a file run in one process. The files run in the order of
 # tests/conftest.py, slow ones first; without --no-loadscope-reorder xdist would begin with those that have most tests.
 test: .venv/development encoder
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-slow: .venv/development encoder
+	$(BIN)/python -m pytest -m slow --no-cov $(PARALLEL)
 
 check: .venv/development encoder
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from tests.support.engines import encoders
 from tests.support.fake_backend import BOOL, COMPLETE, INT4, JSON, READY, TEXT, FakeBackend, description
 from tests.support.fake_backend import row as data_row
+from tests.support.optional import CI
 
 Row = Sequence[bytes | None]
 
@@ -48,9 +48,7 @@ LINE_BREAKS_AS_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 # Without a compiler there is no native encoder, and only the pure one is tested. CI must have it.
 NATIVE = importlib.util.find_spec("server.encode._encode") is not None
-needs_native = pytest.mark.skipif(
-    not NATIVE and os.environ.get("CI") != "true", reason="the native encoder is not built here"
-)
+needs_native = pytest.mark.skipif(not NATIVE and not CI, reason="the native encoder is not built here")
 
 
 @needs_native

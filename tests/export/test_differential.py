@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +36,7 @@ from server.query.parameters import SelectedColumn
 from server.query.request import ExportRequest, export_path, parse_export_request
 from server.settings import Settings
 from tests.support.engines import make_engine, open_database
+from tests.support.optional import CI
 from tests.support.postgres import Postgres
 
 # Whether the native encoder can be used. It cannot on a machine without a compiler; CI has one.
@@ -271,7 +271,7 @@ def kinds(database_url: str) -> Iterator[None]:
 # --- Types. ---
 
 
-@pytest.mark.skipif(not NATIVE and os.environ.get("CI") != "true", reason="the native encoder is not built here")
+@pytest.mark.skipif(not NATIVE and not CI, reason="the native encoder is not built here")
 def test_the_native_encoder_is_among_those_compared() -> None:
     assert NATIVE
 

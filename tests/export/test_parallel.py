@@ -169,7 +169,7 @@ def assert_single(server: LiveServer, postgres: Postgres, relation: str, query: 
 
 
 def leave_nothing(postgres: Postgres) -> None:
-    wait_until("PostgreSQL has stopped", lambda: not at_work(postgres), seconds=2)
+    wait_until("PostgreSQL has stopped", lambda: not at_work(postgres))
 
 
 @contextlib.contextmanager

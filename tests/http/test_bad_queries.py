@@ -7,10 +7,8 @@ PostgreSQL and the event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,6 +23,7 @@ from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES
 from server.query.filters import MOST_CONDITIONS, MOST_NESTING, OPERATORS
 from server.query.request import FORMATS, PARAMETERS
 from server.settings import Settings
+from tests.support.cpu import loop_limit
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
 
@@ -36,10 +35,8 @@ LONGEST_BODY = 8192
 INSIDES = re.compile(
     r"SELECT|DECLARE|CURSOR|FETCH|ROLLBACK|WHERE|CAST\(|row_to_json|LINE 1|%\(|Traceback|psycopg|\.py\b"
 )
-# Seconds that one callback may occupy the event loop, on a machine with other work.
-LONGEST_PAUSE = 1.0
-# Seconds for an answer that waits for nothing.
-AT_ONCE = 1.0
+# Seconds of CPU time that one callback may take on the event loop.
+LONGEST_PAUSE = 0.5
 
 # For each type a column, a valid value, an invalid value, and PostgreSQL's message about the invalid one.
 TYPES: dict[str, tuple[str, str, str, str]] = {
@@ -147,28 +144,6 @@ async def refused(
     document: Document = json.loads(body)
     assert document["status"] == status
     return document
-
-
-@contextlib.asynccontextmanager
-async def watching_the_loop() -> AsyncIterator[list[float]]:
-    """Measure the delays of the event loop, in seconds. After the block the list has at least one item."""
-    pauses: list[float] = []
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-
-    async def tick() -> None:
-        while not over.is_set():
-            before = loop.time()
-            await asyncio.sleep(0.002)
-            pauses.append(loop.time() - before - 0.002)
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0)
-    try:
-        yield pauses
-    finally:
-        over.set()
-        await ticker
 
 
 # --- Unknown names: the answer lists the known ones. ---
@@ -576,9 +551,8 @@ async def test_brackets_may_be_nested_to_the_limit(client: TestClient[Any, Any])
 
 @pytest.mark.parametrize("depth", [MOST_NESTING + 1, 100, 3000])
 async def test_brackets_nested_deeper_are_refused_at_once(client: TestClient[Any, Any], depth: int) -> None:
-    started = time.monotonic()
-    assert (await refused(client, nest(depth)))["code"] == "too_deep"
-    assert time.monotonic() - started < AT_ONCE
+    async with loop_limit(LONGEST_PAUSE):
+        assert (await refused(client, nest(depth)))["code"] == "too_deep"
 
 
 MANY = [str(number) for number in range(10_000)]
@@ -598,33 +572,24 @@ MANY = [str(number) for number in range(10_000)]
 )
 async def test_a_list_of_ten_thousand_works(client: TestClient[Any, Any], query: str, rows: int) -> None:
     url = URL(f"/export/judged.csv?select=id&{query}", encoded=True)
-    started = time.monotonic()
-    async with watching_the_loop() as pauses, client.get(url) as response:
+    async with loop_limit(LONGEST_PAUSE), client.get(url) as response:
         body = await response.read()
     assert response.status == 200, body[:500]
     assert body.count(b"\n") == rows + 1
-    assert time.monotonic() - started < 5
-    assert max(pauses) < LONGEST_PAUSE
 
 
 async def test_one_bad_value_among_ten_thousand_is_found(client: TestClient[Any, Any]) -> None:
-    started = time.monotonic()
-    async with watching_the_loop() as pauses:
+    async with loop_limit(LONGEST_PAUSE):
         problem = await refused(client, f"id=in.({','.join(MANY)},abc)")
     assert '"id" (integer)' in problem["detail"]
     assert '"abc"' in problem["detail"]
-    assert time.monotonic() - started < 5
-    assert max(pauses) < LONGEST_PAUSE
 
 
 async def test_one_bad_value_among_the_most_conditions_is_found(client: TestClient[Any, Any]) -> None:
     good = ",".join(["id.eq.1"] * (MOST_CONDITIONS - 1))
-    started = time.monotonic()
-    async with watching_the_loop() as pauses:
+    async with loop_limit(LONGEST_PAUSE):
         problem = await refused(client, f"or=({good},n.eq.abc)")
     assert '"n" (integer)' in problem["detail"]
-    assert time.monotonic() - started < 5
-    assert max(pauses) < LONGEST_PAUSE
 
 
 async def test_the_most_conditions_work_and_one_more_does_not(client: TestClient[Any, Any]) -> None:
@@ -637,12 +602,9 @@ async def test_the_most_conditions_work_and_one_more_does_not(client: TestClient
 async def test_hundreds_of_regular_expressions_are_answered(client: TestClient[Any, Any]) -> None:
     """PostgreSQL compiles regular expressions while it plans; no two of these are the same."""
     query = "or=(" + ",".join(f'name.match."^(a|b){{{number % 9}}}.*{number}$"' for number in range(900)) + ")"
-    started = time.monotonic()
-    async with watching_the_loop() as pauses:
+    async with loop_limit(LONGEST_PAUSE):
         status, _ = await answer(client, f"select=id&{query}")
     assert status == 200
-    assert time.monotonic() - started < 5
-    assert max(pauses) < LONGEST_PAUSE
 
 
 LONG = 127 * 1024
@@ -685,16 +647,13 @@ async def test_a_query_as_long_as_the_request_line_gets_a_quick_answer(
 ) -> None:
     space = LONG - len("/export/judged.csv?") - len(around)
     query = around.replace("{}", piece * (space // len(piece)))
-    started = time.monotonic()
     async with (
-        watching_the_loop() as pauses,
+        loop_limit(LONGEST_PAUSE),
         client.get(URL(f"/export/judged.csv?{query}", encoded=True)) as response,
     ):
         body = await response.read()
     assert response.status == status, body[:500]
     assert status == 200 or len(body) <= LONGEST_BODY
-    assert time.monotonic() - started < 5
-    assert max(pauses) < LONGEST_PAUSE
 
 
 # A backtracking matcher tries very many ways to repeat these four groups, and none of them matches.
@@ -708,7 +667,7 @@ async def test_a_pathological_regular_expression_is_timed_out_while_the_worker_a
     postgres.run("CREATE TABLE hostile AS SELECT repeat('a', 400) || 'b' || repeat('a', 399) AS name")
     asked = asyncio.create_task(refused(impatient, filter_on("name", "match", PATHOLOGICAL), path, status=504))
     answers = 0
-    async with watching_the_loop() as pauses:
+    async with loop_limit(LONGEST_PAUSE):
         while not asked.done():
             async with impatient.get("/health/live") as response:
                 assert response.status == 200
@@ -716,7 +675,6 @@ async def test_a_pathological_regular_expression_is_timed_out_while_the_worker_a
             await asyncio.wait([asked], timeout=0.05)
     assert (await asked)["code"] == "query_timeout"
     assert answers > 5
-    assert max(pauses) < LONGEST_PAUSE
     # The query has ended, and the next request is answered.
     await eventually(
         "the query has ended", lambda: not [query for state, query in postgres.statements() if state == "active"]

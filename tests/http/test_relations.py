@@ -17,14 +17,15 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import create_app
+from server.export.preview import PREVIEW_TIMEOUT
 from server.export.strategy import FEWEST_BLOCKS
 from server.query.plan import PREVIEW_ROWS
 from server.settings import Settings
 from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 
-# Seconds: much longer than an answer that waits for nothing takes, and much shorter than any timeout.
-AT_ONCE = 3.0
+# Seconds: much longer than an answer that waits for nothing takes. One that waits for a lock never comes.
+AT_ONCE = 30.0
 
 
 @asynccontextmanager
@@ -488,16 +489,12 @@ async def test_a_slow_preview_times_out(postgres: Postgres, client: TestClient[A
     postgres.run(SLOW)
     started = time.monotonic()
     problem = await answer(client, "/relations/slow/preview", 504)
-    assert 4 < time.monotonic() - started < 6.5
+    assert time.monotonic() - started >= PREVIEW_TIMEOUT
     assert problem["code"] == "query_timeout"
     # The limit is that of previews: a longer STATEMENT_TIMEOUT would not change it.
     assert "STATEMENT_TIMEOUT" not in problem.get("hint", "")
     # The query is cancelled after the answer has been sent.
-    for _ in range(100):
-        if not any(state == "active" for state, _ in postgres.statements()):
-            break
-        await asyncio.sleep(0.02)
-    assert not [query for state, query in postgres.statements() if state == "active"]
+    await eventually("the query has ended", lambda: not any(state == "active" for state, _ in postgres.statements()))
     assert (await answer(client, "/relations/users/preview?limit=1"))["rows"]
 
 
@@ -505,7 +502,7 @@ async def test_the_limit_is_for_the_whole_preview(
     postgres: Postgres, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is not for each statement: here the first waits for a lock nearly as long, and the next one is slow."""
-    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 1.0)
+    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 2.0)
     postgres.run("CREATE TABLE awaited (a int); INSERT INTO awaited VALUES (1)")
     postgres.run("CREATE VIEW late AS SELECT a, pg_sleep(60)::text AS s FROM awaited")
     holder = postgres.connect()
@@ -514,10 +511,13 @@ async def test_the_limit_is_for_the_whole_preview(
             cursor.execute("BEGIN; LOCK TABLE awaited IN ACCESS EXCLUSIVE MODE")
         started = time.monotonic()
         asking = asyncio.create_task(answer(client, "/relations/late/preview", 504))
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.5)
         holder.close()
+        released = time.monotonic()
         await asking
-        assert time.monotonic() - started < 1.5
+        # The statement that waited for the lock had 0.5 s left. A limit for each statement would give the next one 2 s.
+        assert time.monotonic() - released < 2.0
+        assert time.monotonic() - started >= 2.0
     finally:
         holder.close()
 
@@ -541,12 +541,15 @@ async def test_a_preview_is_tried_again_within_its_limit_if_the_table_is_rewritt
             lock = "LOCK TABLE rewritten IN ACCESS EXCLUSIVE MODE"
             waiting = asyncio.ensure_future(asyncio.to_thread(second.execute, lock))
             await eventually("the other lock waits", lambda: len(postgres.run(locks)) == 2)
-            await asyncio.sleep(1.5 - (time.monotonic() - started))
+            await asyncio.sleep(1.5)
             first.execute("COMMIT")
+            repeated = time.monotonic()
             await waiting
             await eventually("the preview waits again", lambda: postgres.run(locks) == [("AccessShareLock",)])
             assert (await asking)["code"] == "query_timeout"
-            assert time.monotonic() - started < 4.2
+            # A limit for each attempt would give the second one 3 s.
+            assert time.monotonic() - repeated < 3.0
+            assert time.monotonic() - started >= 3.0
             second.execute("COMMIT")
         assert (await answer(client, "/relations/rewritten/preview"))["rows"] == [["2"]]
     finally:
@@ -556,12 +559,13 @@ async def test_a_preview_is_tried_again_within_its_limit_if_the_table_is_rewritt
         locking.close()
 
 
-async def test_a_shorter_statement_timeout_applies_to_previews_too(settings: Settings, postgres: Postgres) -> None:
+async def test_a_shorter_statement_timeout_applies_to_previews_too(
+    settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     postgres.run(SLOW)
+    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 600.0)
     async with serving(replace(settings, statement_timeout=0.5)) as client:
-        started = time.monotonic()
-        await answer(client, "/relations/slow/preview", 504)
-        assert time.monotonic() - started < 2.5
+        assert (await answer(client, "/relations/slow/preview", 504))["code"] == "query_timeout"
 
 
 def test_a_client_that_leaves_a_preview_stops_its_query(live: LiveServer, postgres: Postgres) -> None:
@@ -572,7 +576,6 @@ def test_a_client_that_leaves_a_preview_stops_its_query(live: LiveServer, postgr
     wait_until(
         "the query has ended",
         lambda: not any(state == "active" for state, _ in postgres.statements()),
-        seconds=AT_ONCE,
     )
 
 
@@ -630,9 +633,7 @@ async def test_a_preview_of_a_locked_table_times_out(
 ) -> None:
     monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 0.5)
     with busy(postgres, LOCKS["locked"]):
-        started = time.monotonic()
         problem = await answer(client, "/relations/busy/preview", 504)
-        assert time.monotonic() - started < AT_ONCE
     assert problem["code"] == "query_timeout"
 
 

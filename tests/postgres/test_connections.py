@@ -271,7 +271,7 @@ async def test_closing_the_database_stops_its_readers_and_leaves_no_backend(
         ended = await asyncio.gather(*exporting, return_exceptions=True)
     assert [type(error) for error in ended] == [errors.QueryCancelled] * 3
     assert emitted == []
-    await eventually("no backend is left", lambda: not backends(postgres, pids), seconds=5)
+    await eventually("no backend is left", lambda: not backends(postgres, pids))
 
 
 def sleeping(postgres: Postgres, pids: list[int]) -> int:

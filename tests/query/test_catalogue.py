@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from server.query.catalogue import (
     relation_not_found,
     schemas_to_search,
 )
+from tests.support.cpu import cpu_limit
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,6 @@ def test_the_error_names_the_schema_of_the_request() -> None:
 
 def test_a_long_name_among_many_gets_a_short_answer_quickly() -> None:
     known = [f"table_{number:04}" + "x" * 53 for number in range(300)]
-    started = time.monotonic()
-    error = relation_not_found(RelationName("x" * 8192), known)
-    assert time.monotonic() - started < 1
+    with cpu_limit(0.5):
+        error = relation_not_found(RelationName("x" * 8192), known)
     assert len(error.detail) < 500

@@ -19,6 +19,8 @@ from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 from tests.support.saved_exports import Gate, answer_json, assert_whole, eventually, post, save, status, wait_for
 
+pytestmark = pytest.mark.slow
+
 # More steps than an export and its recovery have together.
 STEPS = range(1, 46)
 # Kills at random moments: of the worker, and of all processes.

@@ -29,6 +29,8 @@ from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, assert_whole, eventually, save, saved, wait_for
 
+pytestmark = pytest.mark.slow
+
 # More than the pool of files has threads.
 REQUESTS = 40
 assert REQUESTS > 2 * FILE_THREADS

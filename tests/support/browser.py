@@ -5,15 +5,15 @@ Needs Chromium on the PATH. Without it the tests are skipped; with CI=true they 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Playwright
+
+from tests.support.optional import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 # Screenshots that the tests take, for people to look at.
@@ -36,9 +36,7 @@ def launch(playwright: Playwright) -> Browser:
     """Start Chromium. Without it, skip the test, or fail it if CI=true."""
     path = find_chromium()
     if path is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Chromium is not installed, and CI requires it: apt-get install chromium")
-        pytest.skip("Chromium is not installed: apt-get install chromium")
+        skip_or_fail("Chromium is not installed: apt-get install chromium")
     return playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
 
 

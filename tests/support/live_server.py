@@ -24,7 +24,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 
 
-def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
+def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 30) -> None:
     """Poll until this holds, for a state of PostgreSQL or of a process. what: describes it when it fails."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -32,7 +32,7 @@ def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 10) -
         time.sleep(0.01)
 
 
-async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 10) -> None:
+async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 30) -> None:
     """Do as `wait_until` does, without blocking the event loop."""
     await asyncio.to_thread(wait_until, what, holds, seconds=seconds)
 
@@ -89,7 +89,7 @@ class LiveServer:
         for line in self.process.stderr:
             self.log.append(line.rstrip("\n"))
 
-    def wait_for_log(self, pattern: str, *, seconds: float = 10, after: int = 0) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, *, seconds: float = 30, after: int = 0) -> re.Match[str]:
         """Wait for a line of the log that matches, and return the match. after: the number of lines to skip."""
         deadline = time.monotonic() + seconds
         while True:
@@ -103,7 +103,7 @@ class LiveServer:
                 raise AssertionError(f"the server ended ({self.process.returncode}):\n" + "\n".join(self.log))
             time.sleep(0.02)
 
-    def export_line(self, request_id: str, *, seconds: float = 10) -> dict[str, str]:
+    def export_line(self, request_id: str, *, seconds: float = 30) -> dict[str, str]:
         """Wait for the log line of the export with this X-Request-Id, and return its fields."""
         pattern = rf".* event=export .*requestId={re.escape(request_id)}(?: .*|$)"
         line = self.wait_for_log(pattern, seconds=seconds)[0]

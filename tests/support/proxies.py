@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.live_server import wait_until
+from tests.support.optional import skip_or_fail
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
@@ -33,8 +32,7 @@ def running_nginx(server: str) -> Iterator[str]:
     Skip the test if nginx is not installed.
     """
     if NGINX is None:
-        assert not os.environ.get("CI"), "nginx is missing; .ci/run installs it"
-        pytest.skip("nginx is not installed")
+        skip_or_fail("nginx is not installed")
     folder = Path(tempfile.mkdtemp(prefix="sluice-nginx-"))
     port = free_port()
     temporary = " ".join(
