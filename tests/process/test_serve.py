@@ -1,7 +1,10 @@
 """What the server process sets for itself before it serves."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,12 +37,13 @@ print(open(sys.argv[1]).read().count("<heap nr="))
 """
 
 
-def heaps(folder, *arguments):
+def heaps(folder: Path, *arguments: str) -> int:
+    """Return how many heaps a process has whose threads have allocated."""
     command = [sys.executable, "-c", HEAPS, str(folder / "heaps.xml"), *arguments]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc_info is a function of the GNU C library")
-def test_threads_share_one_heap(tmp_path):
+def test_threads_share_one_heap(tmp_path: Path) -> None:
     assert heaps(tmp_path) > 1
     assert heaps(tmp_path, "one") == 1
