@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -89,10 +88,9 @@ def test_a_relation_without_columns_has_empty_lines(live: LiveServer, postgres: 
 def test_rows_arrive_before_the_query_ends(live: LiveServer, postgres: Postgres) -> None:
     # PostgreSQL sends 8 kB at a time, as it does for COPY.
     postgres.run(
-        "CREATE VIEW slow AS SELECT n, repeat('x', 4000) AS filler, CASE WHEN n > 20 THEN pg_sleep(20)::text END AS x "
+        "CREATE VIEW slow AS SELECT n, repeat('x', 4000) AS filler, CASE WHEN n > 20 THEN pg_sleep(600)::text END AS x "
         "FROM generate_series(1, 30) AS n"
     )
-    started = time.monotonic()
     with Client(live.connect()) as client:
         client.send("/export/slow.csv")
         received = b""
@@ -100,7 +98,6 @@ def test_rows_arrive_before_the_query_ends(live: LiveServer, postgres: Postgres)
             data = client.socket.recv(4096)
             assert data
             received += data
-    assert time.monotonic() - started < 15
     assert b"\r\nn,filler,x\n1,xxx" in received
 
 
