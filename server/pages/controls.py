@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from server.errors import InvalidRequest
 from server.query.catalogue import Column
+from server.query.fields import Field
 from server.query.filters import OPERATORS, Condition
 from server.query.grammar import read_quoted, write_quoted
 
@@ -151,13 +152,13 @@ def condition_of(column: str, filled: FilterInput) -> Condition | None:
     """Return the condition that these inputs write, or None while the value is missing."""
     comparison, values = filled.comparison, filled.values
     if comparison.fixed is not None:
-        return Condition(column, comparison.operator, (comparison.fixed,), comparison.negated)
+        return Condition(Field(column), comparison.operator, (comparison.fixed,), comparison.negated)
     if not any(values):
         return None
     if comparison.wildcards is not None:
         before, after = comparison.wildcards
         values = (before + _like_pattern(values[0]) + after,)
-    return Condition(column, comparison.operator, values, comparison.negated)
+    return Condition(Field(column), comparison.operator, values, comparison.negated)
 
 
 def input_of(condition: Condition, kind: str, labels: tuple[str, ...] = ()) -> FilterInput | None:

@@ -6,6 +6,6 @@ export, and the SQL text of a plan with its bound values. Everything here is pur
 
 Start with `request.py`.
 
-Inside: catalogue, dialect, grammar → filters, parameters → request → plan → sql.
+Inside: catalogue, dialect, grammar → fields → filters, parameters → request → plan → sql.
 May import: nothing.
 """

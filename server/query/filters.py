@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from server.errors import InvalidRequest
-from server.query.grammar import read_name, read_quoted, shorten
+from server.query.fields import Field, read_field
+from server.query.grammar import read_quoted, shorten
 
 # Operators that take one value, and the PostgreSQL operator of each.
 COMPARISONS = {
@@ -41,16 +42,21 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison of a column.
+    """One comparison of a column, or of a part of its JSON.
 
-    operator: one of OPERATORS. values: exactly one; any number for `in`; for `is` one of IS_VALUES. A pattern of
-    `like` and `ilike` has `%` as its wildcard, as in SQL.
+    field: without a cast. operator: one of OPERATORS. values: exactly one; any number for `in`; for `is` one of
+    IS_VALUES. A pattern of `like` and `ilike` has `%` as its wildcard, as in SQL.
     """
 
-    column: str
+    field: Field
     operator: str
     values: tuple[str, ...]
     negated: bool = False
+
+    @property
+    def column(self) -> str:
+        """The column that is compared, or that holds the JSON."""
+        return self.field.column
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +84,20 @@ def conditions_of(filters: tuple[Filter, ...]) -> list[Condition]:
     return found
 
 
-def parse_condition(column: str, text: str) -> Condition:
-    """Parse `op.value` or `not.op.value`, the value of a parameter that is named after a column.
+def parse_condition(field: Field, text: str) -> Condition:
+    """Parse `op.value` or `not.op.value`, the value of a parameter that is named after a field.
 
-    column: the decoded name of the parameter. text: its decoded value. The value of an operator other than `in` is all
-    text that follows, without quotes. Raise InvalidRequest with the position of what does not fit.
+    field: from the decoded name of the parameter. text: its decoded value. The value of an operator other than
+    `in` is all text that follows, without quotes. Raise InvalidRequest with the position of what does not fit.
     """
-    where = f'the filter on "{shorten(column)}"'
+    where = f'the filter on "{shorten(str(field))}"'
     negated, operator, position = _read_operator(text, 0, where)
     if operator == "in":
         values, position = _read_list(text, position, where)
         _expect_end(text, position, where)
     else:
         values = (text[position:],)
-    return _with_sql_wildcards(Condition(column, operator, values, negated), where)
+    return _with_sql_wildcards(Condition(field, operator, values, negated), where)
 
 
 def parse_group(joined_by: str, text: str, *, negated: bool = False) -> Group:
@@ -143,10 +149,10 @@ def _read_member(text: str, start: int, where: str, depth: int) -> tuple[Filter,
             if text.startswith(prefix + "(", start):
                 members, position = _read_members(text, start + len(prefix), where, depth + 1)
                 return Group(joined_by, members, negated), position
-    column, position = read_name(text, start, ".,()", where)
+    field, position = read_field(text, start, ".,()", where)
     if text[position : position + 1] != ".":
         raise InvalidRequest(
-            f'Expected an operator after "{shorten(column)}" in {where} at position {position + 1}.',
+            f'Expected an operator after "{shorten(str(field))}" in {where} at position {position + 1}.',
             code="invalid_filter",
             hint="Write column.operator.value, for example id.eq.1",
         )
@@ -156,7 +162,7 @@ def _read_member(text: str, start: int, where: str, depth: int) -> tuple[Filter,
     else:
         value, position = _read_value(text, position, where)
         values = (value,)
-    return _with_sql_wildcards(Condition(column, operator, values, negated), where), position
+    return _with_sql_wildcards(Condition(field, operator, values, negated), where), position
 
 
 def _read_operator(text: str, start: int, where: str) -> tuple[bool, str, int]:
@@ -256,17 +262,17 @@ def _with_sql_wildcards(condition: Condition, where: str) -> Condition:
                 code="invalid_filter",
                 hint=f"Use one of {', '.join(IS_VALUES)}.",
             )
-        return Condition(condition.column, "is", (value,), condition.negated)
+        return Condition(condition.field, "is", (value,), condition.negated)
     if condition.operator in ("like", "ilike"):
         pattern = condition.values[0].replace("*", "%")
         # PostgreSQL would report it only at the first row that the rest of the pattern matches.
         if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
             raise InvalidRequest(
-                f'The pattern for "{shorten(condition.column)}" ends with an unpaired backslash.',
+                f'The pattern for "{shorten(str(condition.field))}" ends with an unpaired backslash.',
                 code="invalid_value",
                 hint="A backslash escapes the next character. Write two backslashes for a backslash.",
             )
-        return Condition(condition.column, condition.operator, (pattern,), condition.negated)
+        return Condition(condition.field, condition.operator, (pattern,), condition.negated)
     return condition
 
 

@@ -14,8 +14,9 @@ from urllib.parse import quote
 from server.errors import InvalidRequest
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
+from server.query.fields import read_field
 from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of, parse_condition, parse_group
-from server.query.grammar import percent_decode, read_name, read_names, shorten, write_name
+from server.query.grammar import percent_decode, read_names, shorten, write_name
 from server.query.parameters import DIALECT_PARAMETERS, PARSERS, SelectedColumn, SortKey, parse_dialect
 
 FORMATS = ("csv", "tsv", "ndjson")
@@ -169,7 +170,7 @@ def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
 
 
 def _parse_filter(name: str, value: str, has_value: bool) -> Filter:
-    column, _ = read_name(name, 0, "", "the name of a parameter")
+    field, _ = read_field(name, 0, "", "the name of a parameter")
     if not has_value or not OPERATOR_PREFIX.match(value):
         raise InvalidRequest(
             f'The parameter "{shorten(name)}" is not known. A filter on a column of this name needs an operator.',
@@ -177,4 +178,4 @@ def _parse_filter(name: str, value: str, has_value: bool) -> Filter:
             hint=f"Known parameters: {', '.join(PARAMETERS)}. Write a filter as column=operator.value with one of the "
             f"operators {', '.join(OPERATORS)}.",
         )
-    return parse_condition(column, value)
+    return parse_condition(field, value)

@@ -23,6 +23,7 @@ from server.pages.faults import fault_of
 from server.pages.form import Form, encode_pair, readable_pair
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
+from server.query.fields import Field
 from server.query.filters import IS_VALUES, OPERATORS, Condition, conditions_of
 from server.query.plan import make_plan
 from server.query.request import ExportRequest, parse_export_request
@@ -355,7 +356,7 @@ def test_a_list_as_a_user_writes_it(text: str, values: tuple[str, ...]) -> None:
 
 @given(st.sampled_from(sorted(COMPARISONS_BY_KIND)), st.sampled_from(OPERATORS), st.booleans(), awkward)
 def test_inputs_write_the_condition_that_they_show(kind: str, operator: str, negated: bool, value: str) -> None:
-    condition = Condition("x", operator, (value,), negated)
+    condition = Condition(Field("x"), operator, (value,), negated)
     found = input_of(condition, kind, ("free",))
     if found is not None:
         assert condition_of("x", found) == condition
