@@ -6,9 +6,14 @@ only after the export's own query has failed. Reads no row of the relation.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.errors import ExportError, InvalidRequest, QueryFailed
 from server.postgres.database import Database
 from server.postgres.session import Session
+from server.query.columns import type_of
+from server.query.fields import CASTS
+from server.query.grammar import shorten
 from server.query.plan import ExportPlan
 from server.query.sql import Probe, empty_statement, probes
 
@@ -26,11 +31,12 @@ async def diagnose(database: Database, plan: ExportPlan, error: ExportError) -> 
 
 
 async def _cause(session: Session, plan: ExportPlan, error: ExportError) -> ExportError:
-    types = {column.name: column.type for column in plan.relation.columns}
+    columns = {column.name: column for column in plan.relation.columns}
     empty = empty_statement(plan)
     await session.query(empty.text, empty.values)
     for probe in probes(plan):
-        column = f'"{probe.column}" ({types[probe.column]})'
+        field = replace(probe.field, cast=None)
+        column = f'"{shorten(str(field))}" ({type_of(field, columns[field.column])})'
         try:
             await session.query(probe.statement.text, probe.statement.values)
         except InvalidRequest as reason:
@@ -44,8 +50,11 @@ async def _cause(session: Session, plan: ExportPlan, error: ExportError) -> Expo
 
 def _rejected(probe: Probe, column: str, code: str, detail: str) -> InvalidRequest:
     """Return the error for this probe. column: with its type. code, detail: of the error that the probe met."""
-    if probe.operator is None:
+    if probe.part == "sort key":
         return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
+    if probe.part == "column":
+        target = CASTS.get(probe.field.cast or "", "jsonb")
+        return InvalidRequest(f"{column} cannot be cast to {target}.", code="operator_not_supported")
     if code == "operator_not_supported":
         return InvalidRequest(f'The operator "{probe.operator}" cannot be used on {column}.', code=code)
     return InvalidRequest(f"The filter on {column} is not valid. {detail}", code="invalid_value")

@@ -12,7 +12,7 @@ from server.errors import QueryTimeout
 from server.export.engine import Engine
 from server.export.pipeline import open_export, with_retries
 from server.postgres.messages import fields
-from server.query.plan import OutputColumn
+from server.query.columns import OutputColumn
 from server.query.request import ExportRequest
 
 # Seconds. Nobody waits longer for twenty rows.

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 from server.postgres.explained import Explained
 from server.postgres.reader import BATCH_ROWS
+from server.query.columns import casts_to_time
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan
 from server.query.sql import Blocks
@@ -30,7 +31,7 @@ MOST_BYTES_OF_VALUES = 8 << 10
 
 # Date and time values that depend on the transaction's start, which differs between readers (PostgreSQL manual,
 # "Date/Time Types", "Special Values"). They may stand in arrays and ranges too. Text that merely contains such a word
-# costs only time.
+# costs only time. The text of a row that is cast may hold such a word too.
 _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 
 # Facts about each table that the whole query would scan, in the order of the scans. Parameters: the schemas and the
@@ -179,6 +180,8 @@ def _reason_in_plan(plan: ExportPlan) -> str:
         return "limit or offset"
     if any(_RELATIVE.search(value) for condition in conditions_of(plan.filters) for value in condition.values):
         return "a value that may depend on the time"
+    if any(casts_to_time(output.field, plan.relation) for output in plan.columns):
+        return "a cast that may depend on the time"
     return ""
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from aiohttp import web
 
 from server.errors import InvalidRequest
+from server.query.catalogue import Relation
+from server.query.request import relation_path
 
 # Before the relation of an export.
 EXPORT_PREFIX = "/export/"
@@ -18,6 +22,17 @@ def raw_target(request: web.Request) -> str:
     aiohttp's match_info is decoded already.
     """
     return request.rel_url.raw_path.split("/", 2)[2]
+
+
+def relation_headers(relation: Relation) -> dict[str, str]:
+    """Return the headers that say which relation was found, and which other schemas have one of its name.
+
+    Both are percent-encoded, as in an address.
+    """
+    headers = {"X-Sluice-Relation": relation_path(relation.schema, relation.name)}
+    if relation.also_in:
+        headers["X-Sluice-Also-In"] = ", ".join(quote(schema, safe="") for schema in relation.also_in)
+    return headers
 
 
 def refuse_parameters(request: web.Request, detail: str, *, hint: str | None = None) -> None:

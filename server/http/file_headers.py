@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from server.http.addresses import relation_headers
 from server.http.caching import NO_STORE
 from server.query.dialect import Dialect
 from server.query.plan import ExportPlan
@@ -62,7 +63,7 @@ def file_headers(stem: str, full_format: str, dialect: Dialect) -> dict[str, str
 def make_response(plan: ExportPlan, *, compressed: bool) -> web.StreamResponse:
     """Return the response of an export with all its headers, not started. compressed: gzip for the transfer only."""
     headers = file_headers(plan.filename, plan.full_format, plan.dialect)
-    headers |= {**NO_STORE, "Accept-Ranges": "none"}
+    headers |= {**NO_STORE, "Accept-Ranges": "none", **relation_headers(plan.relation)}
     if not plan.gzip:
         headers["Vary"] = "Accept-Encoding"
         if compressed:

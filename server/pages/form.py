@@ -13,7 +13,8 @@ from urllib.parse import quote, unquote
 from server.errors import InvalidRequest
 from server.pages.controls import FilterInput, condition_of, read_list, write_condition
 from server.query.catalogue import Relation
-from server.query.grammar import write_name, write_quoted
+from server.query.fields import write_field_name
+from server.query.grammar import write_quoted
 from server.query.parameters import DIALECT_PARAMETERS
 from server.query.request import (
     FORMATS,
@@ -24,6 +25,7 @@ from server.query.request import (
     parse_relation_request,
     relation_path,
 )
+from server.query.selection import ORDER_STOPS, SELECT_STOPS
 
 # The parameters that have an input of their own, whose text is the value.
 OPTIONS = ("limit", "offset", *DIALECT_PARAMETERS, "timezone", "filename")
@@ -126,7 +128,9 @@ def query_pairs(form: Form) -> list[FieldPair]:
             found.append(FieldPair(f"f{row.number}", _write_pair(_parameter_name(row.column), text)))
     found += [FieldPair("more", encode_pair(line)) for line in form.more]
     if form.sorts:
-        keys = (write_name(row.column, ".,") + (f".{row.direction}" if row.direction else "") for row in form.sorts)
+        keys = (
+            ".".join(filter(None, [write_field_name(row.column, ORDER_STOPS), row.direction])) for row in form.sorts
+        )
         found.append(FieldPair("sort", _write_pair("order", ",".join(keys))))
     found += [FieldPair(name, _write_pair(name, form.options[name])) for name in OPTIONS if name in form.options]
     return found
@@ -165,9 +169,8 @@ def _select_text(form: Form) -> str | None:
         return None
     if len(taken) == len(form.columns) and any(line.startswith("select=") for line in form.more):
         return None
-    items = ((f"{write_name(row.alias, ',:')}:" if row.alias else "") + write_name(row.column, ",:") for row in taken)
-    text = ",".join(items)
-    return write_quoted(text) if text == "*" else text  # a column named *, not all columns
+    names = ([row.alias] * bool(row.alias) + [row.column] for row in taken)
+    return ",".join(":".join(write_field_name(name, SELECT_STOPS) for name in pair) for pair in names)
 
 
 def _condition_text(row: FilterRow) -> str | None:
@@ -182,7 +185,7 @@ def _condition_text(row: FilterRow) -> str | None:
 
 
 def _parameter_name(column: str) -> str:
-    return write_quoted(column) if column in PARAMETERS else write_name(column, "")
+    return write_quoted(column) if column in PARAMETERS else write_field_name(column, "")
 
 
 def _write_pair(name: str, value: str) -> str:

@@ -24,8 +24,8 @@ from server.pages.form import (
 from server.query.catalogue import Relation
 from server.query.filters import Condition
 from server.query.grammar import percent_decode
-from server.query.parameters import SortKey
 from server.query.request import FORMATS, ExportRequest
+from server.query.selection import SortKey
 
 
 def form_of_query(relation: Relation, query: str) -> Form:
@@ -115,11 +115,15 @@ class _QueryReader:
             return False
         if name == "select":
             selected = request.select or ()
-            if any(_has_line_break(item.alias or "") for item in selected):
+            fields = [item.field for item in selected if item.field is not None and item.field.plain]
+            if len(fields) < len(selected) or any(_has_line_break(item.alias or "") for item in selected):
                 return False
-            self._columns = tuple(ColumnRow(item.column, item.alias or "") for item in selected) or None
+            rows = zip(fields, selected, strict=True)
+            self._columns = tuple(ColumnRow(field.column, item.alias or "") for field, item in rows) or None
             return True
         if name == "order":
+            if not all(key.field.plain for key in request.order):
+                return False
             keys = enumerate(request.order)
             self._sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in keys)
             return True

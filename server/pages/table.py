@@ -26,9 +26,9 @@ from server.pages.form_reader import form_of_fields, form_of_query
 from server.pages.site import origin, render
 from server.pages.snippets import snippets
 from server.query.catalogue import Relation
-from server.query.parameters import LONGEST_NAME
 from server.query.plan import PREVIEW_ROWS, file_stem, make_plan
 from server.query.request import export_path, parse_relation_request, relation_path, schema_in_path
+from server.query.selection import LONGEST_NAME
 
 TABLE = "/table/"
 FORM_ACTION = "/shape/"
@@ -96,7 +96,8 @@ async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Res
         "form": form,
         "columns": {column.name: column for column in form.relation.columns},
         "paths": paths,
-        "schema": _schema(request, form.relation),
+        "schema": form.relation.schema if form.relation.also_in else _schema(request, form.relation),
+        "also_in": {schema: TABLE + relation_path(schema, form.relation.name) for schema in form.relation.also_in},
         "preview": preview,
         "fault": fault,
         # Other errors leave the link: the export itself may still succeed.

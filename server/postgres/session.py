@@ -18,7 +18,7 @@ from server.postgres.queries import Query, Row, Value
 from server.postgres.reader import RowReader
 from server.postgres.rows import Rows
 from server.postgres.server_errors import connection_lost, statement_timed_out
-from server.query import catalogue
+from server.query import catalogue, suggestions
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
 CONTROL_TIMEOUT = 10.0
@@ -130,8 +130,9 @@ class Session:
         schemas = catalogue.schemas_to_search(wanted, self._schemas)
         rows = await self.query(catalogue.FIND_RELATION, (schemas, wanted.name), prepare=True)
         if not rows:
-            names = await self.query(catalogue.LIST_NAMES, (self._schemas,))
-            raise catalogue.relation_not_found(wanted, [row["name"] for row in names])
+            names = await self.query(suggestions.LIST_NAMES, (self._schemas, wanted.name, str(wanted)))
+            known = [catalogue.RelationName(row["name"], row["schema"]) for row in names]
+            raise suggestions.relation_not_found(wanted, known, self._schemas)
         relation = catalogue.relation_from_row(rows[0])
         if any(column.readable is None for column in relation.columns):  # dropped during the query
             raise errors.RelationGone("The relation no longer exists.")

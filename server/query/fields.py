@@ -149,7 +149,7 @@ def write_field_name(name: str, stops: str) -> str:
     """Return the name as `read_field_name` reads it with these stops, in double quotes if it needs them."""
     ends_early = "->" in name or any(stop in name for stop in stops)
     # PostgREST takes brackets for those of an embedded table.
-    quoted = ends_early or not name or name != name.strip(BLANKS) or name[0] in '">' or "(" in name or ")" in name
+    quoted = ends_early or name in ("", "*") or name != name.strip(BLANKS) or name[0] in '">' or set("()") & set(name)
     return write_quoted(name) if quoted else name
 
 

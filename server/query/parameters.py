@@ -2,7 +2,7 @@
 
 Grammar only: knows no catalogue. `request.py` splits the query string and calls the parsers here by the name of the
 parameter. A parser takes the decoded text and the parameter's name, and raises InvalidRequest, which names the
-parameter. `select` and `order` follow PostgREST's grammar (its documentation, "Tables and Views").
+parameter. `selection.py` has those of `select` and `order`.
 """
 
 from __future__ import annotations
@@ -10,94 +10,20 @@ from __future__ import annotations
 import functools
 import zoneinfo
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from server.errors import InvalidRequest
 from server.query.dialect import DELIMITERS, FORMULA_STARTS, LINE_ENDS, QUOTE_STYLES, Dialect
-from server.query.grammar import read_names, shorten
+from server.query.grammar import shorten
+from server.query.selection import parse_order, parse_select
 
 DIALECT_PARAMETERS = ("delimiter", "quote", "header", "null", "eol", "bom", "guard", "excel")
-# Bytes of an identifier (PostgreSQL manual, "Lexical Structure": NAMEDATALEN - 1). ndjson uses an alias as one.
-LONGEST_NAME = 63
 # Bytes of the text for NULL. It is written for every NULL, so a long one would multiply the size of a chunk.
 LONGEST_NULL = 100
 # Readers that a request can ask for; the server applies its own limit too.
 MOST_READERS = 64
 # Rows: the largest value of LIMIT and OFFSET, which PostgreSQL counts in bigint.
 MOST_ROWS = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SelectedColumn:
-    """One item of `select=`. alias: the column's name in the file; None for its own."""
-
-    column: str
-    alias: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SortKey:
-    """One item of `order=`. nulls_first: None for PostgreSQL's default (NULLs last if ascending, else first)."""
-
-    column: str
-    descending: bool = False
-    nulls_first: bool | None = None
-
-
-def _parse_select(text: str, name: str) -> tuple[SelectedColumn, ...] | None:
-    """Parse `id,full_name:name`: columns in order, each with an optional alias before a colon.
-
-    Return None for `*` alone, which means all columns.
-    """
-    if text == "*":
-        return None
-    items: list[SelectedColumn] = []
-    alias: str | None = None
-    for found, stop in read_names(text, ",:", f'"{name}"'):
-        if stop != ":":
-            items.append(SelectedColumn(found, alias))
-            alias = None
-        elif alias is not None:
-            raise InvalidRequest(
-                f'"{name}" gives a column a second alias, "{shorten(found)}".',
-                code="invalid_select",
-                hint="Write alias:column. Put a name that contains a colon in double quotes.",
-            )
-        elif len(found.encode()) > LONGEST_NAME:
-            raise InvalidRequest(
-                f'The alias "{shorten(found)}" in "{name}" is longer than {LONGEST_NAME} bytes.', code="invalid_select"
-            )
-        else:
-            alias = found
-    return tuple(items)
-
-
-def _parse_order(text: str, name: str) -> tuple[SortKey, ...]:
-    """Parse `signup_date.desc.nullslast,id`: sort keys in order, each a column with optional modifiers."""
-    keys: list[SortKey] = []
-    words: list[str] = []
-    for found, stop in read_names(text, ".,", f'"{name}"'):
-        words.append(found)
-        if stop == ".":
-            continue
-        column, *modifiers = words
-        words = []
-        descending = nulls_first = None
-        for modifier in modifiers:
-            if modifier in _DIRECTIONS and descending is None and nulls_first is None:
-                descending = _DIRECTIONS[modifier]
-            elif modifier in _NULLS and nulls_first is None:
-                nulls_first = _NULLS[modifier]
-            else:
-                raise InvalidRequest(
-                    f'Unexpected "{shorten(modifier)}" after "{shorten(column)}" in "{name}".',
-                    code="invalid_order",
-                    hint="Write column, then .asc or .desc, then .nullsfirst or .nullslast. "
-                    "Put a name that contains a dot in double quotes.",
-                )
-        keys.append(SortKey(column, bool(descending), nulls_first))
-    return tuple(keys)
 
 
 def _parse_count(text: str, name: str) -> int:
@@ -191,8 +117,6 @@ def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
     return parse
 
 
-_DIRECTIONS = {"asc": False, "desc": True}
-_NULLS = {"nullsfirst": True, "nullslast": False}
 _BOOLEANS = {"true": True, "false": False}
 # The fields of the dialect that `excel=true` sets: Excel needs a byte order mark to read a file as UTF-8.
 _EXCEL = {"bom": True, "eol": b"\r\n", "guard": True}
@@ -210,8 +134,8 @@ _DIALECT_PARSERS: dict[str, Callable[[str, str], Any]] = {
 }
 # The parsers of all other parameters, whose names are those of fields of ExportRequest.
 PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "select": _parse_select,
-    "order": _parse_order,
+    "select": parse_select,
+    "order": parse_order,
     "limit": _parse_count,
     "offset": _parse_count,
     "timezone": _parse_timezone,

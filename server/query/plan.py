@@ -5,29 +5,17 @@ The plan is immutable and is all that the later stages need. Runs nothing, and k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from server.errors import Forbidden, InvalidRequest
-from server.query.catalogue import Column, Relation
+from server.query.catalogue import Relation
+from server.query.columns import OutputColumn, check_json_names, check_readable, find_columns, output_columns
 from server.query.dialect import Dialect
 from server.query.filters import Filter, conditions_of
-from server.query.grammar import LONGEST_IN_MESSAGE, write_name
-from server.query.parameters import SortKey
 from server.query.request import GZIP_SUFFIX, ExportRequest, full_format
+from server.query.selection import SortKey
 
 # Rows of a preview: as many as fit on a screen.
 PREVIEW_ROWS = 20
-# Names that an error message lists: more do not help, and a relation may have 1,600 columns.
-MOST_NAMES = 50
-
-
-@dataclass(frozen=True, slots=True)
-class OutputColumn:
-    """A column of the file. name: in the header. column: the relation's column with its values."""
-
-    name: str
-    column: Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +47,15 @@ class ExportPlan:
 def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
     """Return the plan of this request on this relation.
 
-    Raise InvalidRequest (400) if the relation has no column of a name in the request, and Forbidden (403) if the
-    database role may not SELECT a column that the request selects, filters or sorts by.
+    Raise InvalidRequest (400) if the relation has no column of a name in the request, or if its columns cannot be those
+    of the format. Raise Forbidden (403) if the database role may not SELECT a column that the request selects, filters
+    or sorts by: each would reveal what is in it.
     """
-    columns = _output_columns(request, relation)
-    _check_readable([output.column for output in columns] + _condition_columns(request, relation), relation)
+    columns = output_columns(request.select, relation)
+    used = [condition.field for condition in conditions_of(request.filters)] + [key.field for key in request.order]
+    check_readable([output.column for output in columns] + find_columns(used, relation), relation)
+    if request.format == "ndjson":
+        check_json_names(columns)
     return ExportPlan(
         relation=relation,
         columns=columns,
@@ -94,51 +86,3 @@ def preview_of(plan: ExportPlan) -> ExportPlan:
     """Return the same plan for its first PREVIEW_ROWS rows only."""
     limit = PREVIEW_ROWS if plan.limit is None else min(plan.limit, PREVIEW_ROWS)
     return replace(plan, limit=limit)
-
-
-def _output_columns(request: ExportRequest, relation: Relation) -> tuple[OutputColumn, ...]:
-    if request.select is None:
-        return tuple(OutputColumn(column.name, column) for column in relation.columns)
-    found = _find_columns([selected.column for selected in request.select], relation)
-    return tuple(
-        OutputColumn(column.name if selected.alias is None else selected.alias, column)
-        for selected, column in zip(request.select, found, strict=True)
-    )
-
-
-def _condition_columns(request: ExportRequest, relation: Relation) -> list[Column]:
-    """Return the columns that the request filters and sorts by: either would reveal what is in them."""
-    names = [condition.column for condition in conditions_of(request.filters)] + [key.column for key in request.order]
-    return _find_columns(names, relation)
-
-
-def _find_columns(names: Iterable[str], relation: Relation) -> list[Column]:
-    by_name = {column.name: column for column in relation.columns}
-    found = []
-    for name in names:
-        if name not in by_name:
-            raise InvalidRequest(
-                f'The relation "{relation.name}" has no column {_listed([name])}.',
-                code="unknown_column",
-                hint=f"Its columns are {_listed(list(by_name))}." if by_name else "It has no columns.",
-            )
-        found.append(by_name[name])
-    return found
-
-
-def _check_readable(used: Iterable[Column], relation: Relation) -> None:
-    unreadable = list(dict.fromkeys(column.name for column in used if not column.readable))
-    if not unreadable:
-        return
-    readable = [write_name(column.name, ",:") for column in relation.columns if column.readable]
-    raise Forbidden(
-        f"The database role may not read the column{'s' * (len(unreadable) > 1)} {_listed(unreadable)}.",
-        code="columns_not_readable",
-        hint=f"Select only the others: select={','.join(readable)}" if len(readable) <= MOST_NAMES else None,
-    )
-
-
-def _listed(names: list[str]) -> str:
-    """Return the names in double quotes, at most MOST_NAMES of them."""
-    shown = ", ".join(f'"{name[:LONGEST_IN_MESSAGE]}"' for name in names[:MOST_NAMES])
-    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

@@ -17,7 +17,8 @@ from server.query.dialect import Dialect
 from server.query.fields import read_field
 from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of, parse_condition, parse_group
 from server.query.grammar import percent_decode, read_names, shorten, write_name
-from server.query.parameters import DIALECT_PARAMETERS, PARSERS, SelectedColumn, SortKey, parse_dialect
+from server.query.parameters import DIALECT_PARAMETERS, PARSERS, parse_dialect
+from server.query.selection import LONGEST_NAME, SelectedColumn, SortKey
 
 FORMATS = ("csv", "tsv", "ndjson")
 GZIP_SUFFIX = "gz"
@@ -128,10 +129,12 @@ def _split_target(target: str) -> list[str]:
 
 def _relation_name(parts: list[str]) -> RelationName:
     if len(parts) > 2:
+        whole = ".".join(parts)
+        example = whole if len(whole) <= LONGEST_NAME else "my.table"
         raise InvalidRequest(
             "The path names more than a schema and a relation.",
             code="invalid_relation",
-            hint='Put a name that contains a dot in double quotes: /export/"my.table".csv',
+            hint=f"Put a name that contains a dot in double quotes: {export_path(None, example, FORMATS[0])}",
         )
     return RelationName(parts[-1], parts[0] if len(parts) == 2 else None)
 

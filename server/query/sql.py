@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
+from server.query.columns import is_json
+from server.query.fields import Field
 from server.query.filters import COMPARISONS, Condition, Filter, conditions_of
 from server.query.plan import ExportPlan
 
@@ -53,7 +56,7 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     statement = Statement("")
     named = plan.format == "ndjson"
     columns = ", ".join(
-        _column(output.column.name) + (f" AS {quote_identifier(output.name)}" if named else "")
+        _operand(output.field, plan, statement.values) + (f" AS {quote_identifier(output.name)}" if named else "")
         for output in plan.columns
     )
     conditions = []
@@ -63,14 +66,15 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
         text = f"SELECT {columns} FROM ONLY {quote_identifier(blocks.schema)}.{quote_identifier(blocks.name)} AS source"
         first, end = (_bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
         conditions.append(f"source.ctid >= {first} AND source.ctid < {end}")
-    conditions += [_filter(item, statement.values) for item in plan.filters]
+    conditions += [_filter(item, plan, statement.values) for item in plan.filters]
     if conditions:
         text += " WHERE " + " AND ".join(conditions)
     if plan.order:
         keys = []
         for key in plan.order:
             nulls = {None: "", True: " NULLS FIRST", False: " NULLS LAST"}[key.nulls_first]
-            keys.append(f"{_column(key.column)}{' DESC' if key.descending else ''}{nulls}")
+            operand = _operand(key.field, plan, statement.values)
+            keys.append(f"{operand}{' DESC' if key.descending else ''}{nulls}")
         text += " ORDER BY " + ", ".join(keys)
     if plan.limit is not None:
         text += f" LIMIT {plan.limit}"
@@ -98,39 +102,49 @@ def lock_statements(tables: Iterable[tuple[str, str]]) -> list[str]:
 class Probe:
     """A query that reads no row and fails if one part of a plan is wrong.
 
-    column: that the part filters or sorts by. operator: of the condition, None for a sort key.
+    part: what it is. field: that the part is about. operator: of a condition, None for the other parts.
     """
 
-    column: str
+    part: Literal["condition", "sort key", "column"]
+    field: Field
     operator: str | None
     statement: Statement
 
 
 def probes(plan: ExportPlan) -> list[Probe]:
-    """Return probes for each condition and then for each sort key, in their order."""
+    """Return probes for each condition, then each sort key, then each part and cast of a column, in their order."""
     found = []
     for condition in conditions_of(plan.filters):
-        # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
-        operands = [f"(SELECT {_column(condition.column)} FROM {_source(plan)} LIMIT 0)"]
-        if condition.operator in ("match", "imatch"):
-            # PostgreSQL looks at a regular expression only if there is text to match.
-            operands.append(EMPTY_TEXT)
-        for operand in operands:
+        # PostgreSQL looks at a regular expression only if there is text to match.
+        for text_to_match in (False, True) if condition.operator in ("match", "imatch") else (False,):
             statement = Statement("")
+            # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
+            operand = EMPTY_TEXT if text_to_match else _null(condition.field, plan, statement.values)
             statement.text = f"SELECT {_comparison(operand, condition, statement.values)}"
-            found.append(Probe(condition.column, condition.operator, statement))
+            found.append(Probe("condition", condition.field, condition.operator, statement))
     for key in plan.order:
-        text = f"SELECT 1 FROM {_source(plan)} ORDER BY {_column(key.column)} LIMIT 0"
-        found.append(Probe(key.column, None, Statement(text)))
+        statement = Statement("")
+        operand = _operand(key.field, plan, statement.values)
+        statement.text = f"SELECT 1 FROM {_source(plan)} ORDER BY {operand} LIMIT 0"
+        found.append(Probe("sort key", key.field, None, statement))
+    for selected in dict.fromkeys(output.field for output in plan.columns if not output.field.plain):
+        statement = Statement("")
+        statement.text = f"SELECT {_null(selected, plan, statement.values)}"
+        found.append(Probe("column", selected, None, statement))
     return found
 
 
+def _null(field: Field, plan: ExportPlan, values: list[str]) -> str:
+    return f"(SELECT {_operand(field, plan, values)} FROM {_source(plan)} LIMIT 0)"
+
+
 def empty_statement(plan: ExportPlan) -> Statement:
-    """Return a query for the columns that the plan filters or sorts by.
+    """Return a query for the columns that `probes` are about.
 
     It reads no row, and fails only if the relation itself cannot be read.
     """
     names = [condition.column for condition in conditions_of(plan.filters)] + [key.column for key in plan.order]
+    names += [output.field.column for output in plan.columns if not output.field.plain]
     columns = ", ".join(_column(name) for name in dict.fromkeys(names))
     return Statement(f"SELECT {columns} FROM {_source(plan)} LIMIT 0")
 
@@ -144,10 +158,25 @@ def _column(name: str) -> str:
     return f"source.{quote_identifier(name)}"
 
 
-def _filter(item: Filter, values: list[str]) -> str:
+def _operand(field: Field, plan: ExportPlan, values: list[str]) -> str:
+    """Return the expression of a field. Everything in it is named with its schema, since other schemas of the search
+    path may have an operator or function that fits the column's type better."""
+    text = _column(field.column)
+    if field.path:
+        if not any(column.name == field.column and is_json(column) for column in plan.relation.columns):
+            text = f"pg_catalog.to_jsonb({text})"
+        for step in field.path:
+            arrow, type = "->>" if step.as_text else "->", "int4" if isinstance(step.key, int) else "text"
+            text += f" OPERATOR(pg_catalog.{arrow}) {_bind(str(step.key), values)}::pg_catalog.{type}"
+        text = f"({text})"
+    # The name of the type is one of CASTS.
+    return text if field.cast is None else f"CAST({text} AS pg_catalog.{field.cast})"
+
+
+def _filter(item: Filter, plan: ExportPlan, values: list[str]) -> str:
     if isinstance(item, Condition):
-        return _comparison(_column(item.column), item, values)
-    joined = f" {item.joined_by.upper()} ".join(_filter(member, values) for member in item.members)
+        return _comparison(_operand(item.field, plan, values), item, values)
+    joined = f" {item.joined_by.upper()} ".join(_filter(member, plan, values) for member in item.members)
     return f"NOT ({joined})" if item.negated else f"({joined})"
 
 

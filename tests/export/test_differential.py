@@ -32,8 +32,9 @@ from server.postgres.portal import PortalReader
 from server.postgres.tls import addresses
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
-from server.query.parameters import SelectedColumn
+from server.query.fields import Field
 from server.query.request import ExportRequest, export_path, parse_export_request
+from server.query.selection import SelectedColumn
 from server.settings import Settings
 from tests.support.engines import make_engine, open_database
 from tests.support.optional import CI
@@ -218,7 +219,7 @@ async def through(
 ) -> bytes:
     """The file, opened as every route opens it, with the chosen encoder."""
     wanted = RelationName(name)
-    columns = None if select is None else tuple(SelectedColumn(column) for column in select)
+    columns = None if select is None else tuple(SelectedColumn(Field(column)) for column in select)
     request = ExportRequest(wanted, "csv", select=columns, dialect=dialect or Dialect())
     engine = make_engine(database, native=native)
     async with open_export(engine, request) as export, contextlib.aclosing(export.chunks()) as chunks:

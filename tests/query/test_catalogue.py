@@ -1,4 +1,4 @@
-"""The catalogue without a database: which schemas are searched, rows as values, errors with suggestions."""
+"""The catalogue without a database: which schemas are searched, and rows as values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from server.query.catalogue import (
     Relation,
     RelationName,
     relation_from_row,
-    relation_not_found,
     schemas_to_search,
 )
-from tests.support.cpu import cpu_limit
 
 
 @pytest.mark.parametrize(
@@ -55,6 +53,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "estimated_rows": 20000.0,
         "bytes": 1 << 20,
         "columns": json.dumps(columns),
+        "also_in": "[]",
         **changes,
     }
 
@@ -75,6 +74,10 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
     )
 
 
+def test_other_schemas_with_the_name_are_known() -> None:
+    assert relation_from_row(row(also_in='["sales", "größe"]')).also_in == ("sales", "größe")
+
+
 def test_unknown_sizes_stay_unknown() -> None:
     relation = relation_from_row(row(estimated_rows=None, bytes=None, columns="[]"))
     assert (relation.estimated_rows, relation.bytes) == (None, None)
@@ -84,44 +87,3 @@ def test_unknown_sizes_stay_unknown() -> None:
 @pytest.mark.parametrize(("kind", "word"), KINDS.items())
 def test_every_kind_of_relation_has_a_name(kind: str, word: str) -> None:
     assert relation_from_row(row(kind=kind)).kind == word
-
-
-KNOWN = ["users", "orders", "orders_2024_01", "revenue_by_country", "Größe"]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "hint"),
-    [
-        ("user", "Did you mean users?"),
-        ("usres", "Did you mean users?"),
-        ("Users", "Did you mean users?"),
-        ("grösse", "The page at / lists all relations."),
-        ("groesse", "The page at / lists all relations."),
-        ("Grösse", "Did you mean Größe?"),
-        ("order", "Did you mean orders?"),
-        ("orders_2024", "Did you mean orders_2024_01 or orders?"),
-        ("nothing like it", "The page at / lists all relations."),
-    ],
-)
-def test_a_misspelt_relation_gets_similar_names_as_a_hint(wanted: str, hint: str) -> None:
-    error = relation_not_found(RelationName(wanted), KNOWN)
-    assert (error.status, error.code) == (404, "relation_not_found")
-    assert error.detail == f'The relation "{wanted}" does not exist or cannot be exported.'
-    assert error.hint == hint
-
-
-def test_at_most_three_are_suggested() -> None:
-    hint = relation_not_found(RelationName("orders"), [f"orders{number}" for number in range(10)]).hint
-    assert hint is not None
-    assert hint.count("orders") == 3
-
-
-def test_the_error_names_the_schema_of_the_request() -> None:
-    assert '"secret.users"' in relation_not_found(RelationName("users", "secret"), []).detail
-
-
-def test_a_long_name_among_many_gets_a_short_answer_quickly() -> None:
-    known = [f"table_{number:04}" + "x" * 53 for number in range(300)]
-    with cpu_limit(0.5):
-        error = relation_not_found(RelationName("x" * 8192), known)
-    assert len(error.detail) < 500

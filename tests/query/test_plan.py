@@ -8,14 +8,16 @@ import pytest
 
 from server.errors import ExportError, Forbidden, InvalidRequest
 from server.query.catalogue import Column, Relation, RelationName
+from server.query.columns import MOST_COLUMNS
 from server.query.dialect import Dialect
-from server.query.parameters import SelectedColumn
+from server.query.fields import CASTS, Field
 from server.query.plan import PREVIEW_ROWS, ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest, parse_export_request
+from server.query.selection import SelectedColumn
 
 
-def column(name: str, *, readable: bool = True) -> Column:
-    return Column(name, "text", nullable=True, readable=readable, indexed=False)
+def column(name: str, type: str = "text", *, readable: bool = True) -> Column:
+    return Column(name, type, nullable=True, readable=readable, indexed=False)
 
 
 def relation(*columns: Column, name: str = "users") -> Relation:
@@ -24,7 +26,8 @@ def relation(*columns: Column, name: str = "users") -> Relation:
 
 def plan(of: Relation, *select: str | tuple[str, str]) -> ExportPlan:
     """Return the plan of a request for these columns, each a name or (alias, name). Without any, for all columns."""
-    items = [SelectedColumn(item) if isinstance(item, str) else SelectedColumn(item[1], item[0]) for item in select]
+    pairs = [(None, item) if isinstance(item, str) else item for item in select]
+    items = [SelectedColumn(Field(name), alias) for alias, name in pairs]
     return make_plan(ExportRequest(RelationName(of.name), select=tuple(items) or None), of)
 
 
@@ -56,6 +59,154 @@ def test_columns_have_the_order_and_names_of_the_request(
     assert [output.name for output in made.columns] == headers
     assert [output.column.name for output in made.columns] == columns
     assert (made.relation, made.format, made.dialect) == (USERS, "csv", Dialect())
+
+
+TYPED = relation(
+    column("id", "integer"),
+    column("data", "jsonb"),
+    column("raw", "json"),
+    column("tags", "text[]"),
+    column("place", "point_on_map"),
+    column("at", "timestamp with time zone"),
+)
+
+
+EVERY_COLUMN = "id integer, data jsonb, raw json, tags text[], place point_on_map, at timestamp with time zone"
+
+
+@pytest.mark.parametrize(
+    ("select", "columns"),
+    [
+        ("*", EVERY_COLUMN),
+        ("id,*,at", f"id integer, {EVERY_COLUMN}, at timestamp with time zone"),
+        # The last key names the column.
+        ("data->a", "a jsonb"),
+        ("data->a->>b", "b text"),
+        ("raw->a->b", "b json"),
+        ("data->a->0", "a jsonb"),
+        ("data->0->>-1", "data text"),
+        ("data->a->0->>1,x:data->>a", "a text, x text"),
+        ("tags->0,tags->>0", "tags jsonb, tags text"),
+        ("place->>lat", "lat text"),
+        ("id::text,x:id::int8", "id text, x bigint"),
+        ("data->>n::float", "n double precision"),
+        ("at::date", "at date"),
+    ],
+)
+def test_parts_and_casts_have_names_and_types(select: str, columns: str) -> None:
+    made = asked(f"select={select}", TYPED)
+    assert ", ".join(f"{output.name} {output.column.type}" for output in made.columns) == columns
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_every_cast_has_the_type_that_it_names(name: str) -> None:
+    (output,) = asked(f"select=id::{name.upper()}", TYPED).columns
+    assert (output.name, output.field, output.column.type) == ("id", Field("id", cast=name), CASTS[name])
+
+
+@pytest.mark.parametrize(
+    "type", ["text", "character varying(3)", "numeric(10,2)", "timestamp(3) with time zone", "int4range"]
+)
+@pytest.mark.parametrize("query", ["select=v->a", "v->>a=eq.1", "or=(id.eq.1,v->0.is.null)", "order=v->>a"])
+def test_a_column_without_parts_is_named(type: str, query: str) -> None:
+    """PostgREST gives NULL for each row, so a typing error would give an empty column or no row."""
+    with pytest.raises(InvalidRequest) as caught:
+        asked(query, relation(column("id"), column("v", type)))
+    assert caught.value.code == "not_json"
+    assert f'The column "v" ({type}) holds no JSON' in caught.value.detail
+
+
+def test_an_enum_has_no_parts() -> None:
+    with pytest.raises(InvalidRequest):
+        asked("select=mood->a", relation(dataclasses.replace(column("mood", "mood"), values=("ok",))))
+
+
+@pytest.mark.parametrize(
+    "type", ["text[]", "numeric(10,2)[]", "jsonb", "hstore", "name_list", "sales.date", '"date of"']
+)
+def test_a_column_that_may_have_parts_is_not_refused(type: str) -> None:
+    asked("select=v->a", relation(column("v", type)))
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("select=*,id", '"id"'),
+        ("select=id,id:name,name,x:name,x:id", '"id", "x"'),
+        ("select=data->a,raw->a", '"a"'),
+        ("select=*,*", '"id", "name", "data", "raw"'),
+    ],
+)
+def test_repeated_names_are_refused_for_ndjson_alone(query: str, named: str) -> None:
+    table = relation(column("id"), column("name"), column("data", "jsonb"), column("raw", "json"))
+    for suffix in ("csv", "tsv", "csv.gz"):
+        asked(query, table, f"users.{suffix}")
+    for suffix in ("ndjson", "ndjson.gz"):
+        with pytest.raises(InvalidRequest) as caught:
+            asked(query, table, f"users.{suffix}")
+        assert caught.value.code == "repeated_name"
+        assert caught.value.detail == f"More than one column has the name {named}, which ndjson does not allow."
+        assert caught.value.hint is not None
+        assert "select: new_name:" in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ['""', "k" * 64, "é" * 32])
+def test_a_key_that_cannot_be_a_name_of_ndjson_needs_an_alias(key: str) -> None:
+    """PostgreSQL would cut a longer identifier silently."""
+    table = relation(column("data", "jsonb"))
+    assert len(asked(f"select=data->{key}", table).columns) == 1
+    assert asked(f"select=x:data->{key}", table, "users.ndjson").columns[0].name == "x"
+    with pytest.raises(InvalidRequest) as caught:
+        asked(f"select=data->{key}", table, "users.ndjson")
+    assert caught.value.code == "invalid_select"
+    assert "needs a name of 1 to 63 bytes" in caught.value.detail
+
+
+def test_the_number_of_columns_is_limited() -> None:
+    wide = relation(*(column(f"c{number}") for number in range(1600)))
+    assert len(asked("select=*," + ",".join(["c1"] * 64), wide).columns) == MOST_COLUMNS
+    for select in ("*,*", ",".join(["c1"] * (MOST_COLUMNS + 1)), ",".join(["*"] * 60_000)):
+        with pytest.raises(InvalidRequest) as caught:
+            asked(f"select={select}", wide)
+        assert (caught.value.code, caught.value.detail) == ("too_complex", "There are more than 1,664 columns.")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select=orders(id,total)",
+        "select=id,client:clients(id)",
+        "select=id,clients(id)",
+        "select=id,clients(*)",
+        "select=id,clients!inner(x:name)",
+        "select=id,...clients(x:data->a)",
+        "select=id,clients(name::text)",
+        "select=id,clients(*,orders(id))",
+        "select=name,id.sum()",
+        "order=clients(name).desc",
+        "order=clients(a.desc",
+        "clients(id)=eq.1",
+        "clients(id=eq.1",
+    ],
+)
+def test_embedding_is_refused_as_such(query: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asked(query, USERS)
+    assert caught.value.code == "embedding_not_supported"
+    assert "embedding of other tables and aggregate functions are not supported" in caught.value.detail
+
+
+def test_a_name_with_brackets_is_not_embedding() -> None:
+    table = relation(column("sum(x)"), column("a(b"))
+    made = asked('select=total (EUR):sum(x),"a(b"&sum(x)=eq.1&order=sum(x),"a(b"', table)
+    assert [output.name for output in made.columns] == ["total (EUR)", "a(b"]
+
+
+@pytest.mark.parametrize("query", ["id::text=eq.1", "or=(id::text.eq.1,id.eq.2)", "order=id::text"])
+def test_a_cast_outside_of_select_is_explained(query: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asked(query, USERS)
+    assert caught.value.hint == "A value can be cast only in select, not in a filter or order."
 
 
 def test_the_rest_of_the_request_is_in_the_plan() -> None:
@@ -178,6 +329,7 @@ def test_a_message_stays_short_with_long_names() -> None:
 
 
 GUARDED = relation(column("id"), column("salary", readable=False), column("name"), column("notes", readable=False))
+PAID = relation(*GUARDED.columns, column("pay", "jsonb", readable=False))
 
 
 @pytest.mark.parametrize(
@@ -203,12 +355,17 @@ def test_unreadable_columns_are_named(select: tuple[str | tuple[str, str], ...],
         ("select=id&order=notes", 'column "notes"'),
         ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", 'columns "salary", "notes"'),
         ("select=id&order=notes,salary&salary=eq.1", 'columns "salary", "notes"'),
+        ("select=id,x:salary::text", 'column "salary"'),
+        ("select=id,*", 'columns "salary", "notes"'),
+        ("select=pay->>a", 'column "pay"'),
+        ("select=id&pay->>a=eq.1", 'column "pay"'),
+        ("select=id&order=pay->0", 'column "pay"'),
     ],
 )
 def test_an_unreadable_column_cannot_be_filtered_or_sorted_by(query: str, named: str) -> None:
     """Either would reveal what is in it."""
     with pytest.raises(Forbidden) as caught:
-        asked(query, GUARDED)
+        asked(query, PAID if "pay" in query else GUARDED)
     assert caught.value.detail == f"The database role may not read the {named}."
 
 
@@ -223,7 +380,11 @@ def test_the_hint_with_the_readable_columns_is_a_valid_query_string() -> None:
     query = hint.removeprefix("Select only the others: ")
     select = parse_export_request("users.csv", query).select
     assert select is not None
-    assert [item.column for item in select] == ["a,b", "c:d", '"e"']
+    assert [item.field for item in select] == [Field("a,b"), Field("c:d"), Field('"e"')]
+
+
+def test_a_hint_names_only_readable_columns() -> None:
+    assert refused(GUARDED, "nothing").hint == 'Its columns are "id", "name".'
 
 
 def test_a_hint_with_very_many_columns_is_left_out() -> None:

@@ -6,6 +6,7 @@ No catalogue, no database.
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from server.errors import InvalidRequest
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
-from server.query.fields import Field
+from server.query.fields import Field, Step
 from server.query.filters import MOST_CONDITIONS, OPERATORS, Condition, Filter, Group, conditions_of
-from server.query.parameters import MOST_READERS, MOST_ROWS, SelectedColumn, SortKey
+from server.query.parameters import MOST_READERS, MOST_ROWS
 from server.query.request import (
     FORMATS,
     PARAMETERS,
@@ -25,6 +26,7 @@ from server.query.request import (
     parse_export_request,
     parse_relation_request,
 )
+from server.query.selection import SelectedColumn, SortKey
 
 # Names that PostgreSQL allows: not empty, without NUL, and without surrogates, which UTF-8 does not have.
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -228,7 +230,11 @@ def test_the_hint_for_a_wrong_path_shows_a_valid_one(target: str) -> None:
         ("sel%65ct=id", [("id", None)]),
         ("select=a%26b", [("a&b", None)]),
         ("select=a=b", [("a=b", None)]),
-        ("select=id, name", [("id", None), (" name", None)]),
+        # Blanks around names do not count.
+        ("select=id, name", [("id", None), ("name", None)]),
+        ("select= id\t,  full name : name ", [("id", None), ("name", "full name")]),
+        ('select=x:"a" ,b', [("a", "x"), ("b", None)]),
+        ('select=" a ", b', [(" a ", None), ("b", None)]),
         ("select=a.b", [("a.b", None)]),
         ("select=größe", [("größe", None)]),
         ("select=gr%C3%B6%C3%9Fe", [("größe", None)]),
@@ -242,10 +248,12 @@ def test_the_hint_for_a_wrong_path_shows_a_valid_one(target: str) -> None:
         ("select=%22a%2Cb%22", [("a,b", None)]),
         ('select=a"b', [('a"b', None)]),
         ('select="="', [("=", None)]),
-        # A column named * is not all columns, and * next to a name is a column.
+        # A column named * is not all columns.
         ('select="*"', [("*", None)]),
-        ("select=*,id", [("*", None), ("id", None)]),
         ("select=all:*", [("*", "all")]),
+        # Brackets that are closed may be a part of a name; `plan.py` knows whether there is such a column.
+        ("select=Total (EUR):sum(x)", [("sum(x)", "Total (EUR)")]),
+        ('select="a(b"', [("a(b", None)]),
         # Empty pairs mean nothing.
         ("&select=id&", [("id", None)]),
         ("&&select=id&&", [("id", None)]),
@@ -255,10 +263,33 @@ def test_the_hint_for_a_wrong_path_shows_a_valid_one(target: str) -> None:
     ],
 )
 def test_select_names_columns_in_order(query: str, select: list[tuple[str, str | None]]) -> None:
-    assert parsed("users.csv", query).select == tuple(SelectedColumn(column, alias) for column, alias in select)
+    assert parsed("users.csv", query).select == tuple(SelectedColumn(Field(column), alias) for column, alias in select)
 
 
-@pytest.mark.parametrize("query", ["", "&", "&&&", "select=*", "select=%2A"])
+DATA_A = Field("data", (Step("a"),))
+
+
+@pytest.mark.parametrize(
+    ("select", "items"),
+    [
+        ("*,id", [SelectedColumn(None), SelectedColumn(Field("id"))]),
+        ("id, * ,*", [SelectedColumn(Field("id")), SelectedColumn(None), SelectedColumn(None)]),
+        ("data->a", [SelectedColumn(DATA_A)]),
+        ("x:data->a", [SelectedColumn(DATA_A, "x")]),
+        ("x : data -> a , id", [SelectedColumn(DATA_A, "x"), SelectedColumn(Field("id"))]),
+        ("data->a->>0", [SelectedColumn(Field("data", (Step("a"), Step(0, as_text=True))))]),
+        ("amount::text", [SelectedColumn(Field("amount", cast="text"))]),
+        ("x:amount::text", [SelectedColumn(Field("amount", cast="text"), "x")]),
+        ("x:data->a::Text,id", [SelectedColumn(Field("data", (Step("a"),), "text"), "x"), SelectedColumn(Field("id"))]),
+        ('"a:b"::int', [SelectedColumn(Field("a:b", cast="int4"))]),
+        ("at::timestamp with time zone", [SelectedColumn(Field("at", cast="timestamptz"))]),
+    ],
+)
+def test_select_takes_parts_of_json_and_casts(select: str, items: list[SelectedColumn]) -> None:
+    assert parsed("users.csv", f"select={quote(select)}").select == tuple(items)
+
+
+@pytest.mark.parametrize("query", ["", "&", "&&&", "select=*", "select=%2A", "select=+*+"])
 def test_without_names_all_columns_are_selected(query: str) -> None:
     assert parsed("users.csv", query).select is None
 
@@ -277,8 +308,26 @@ def test_without_names_all_columns_are_selected(query: str) -> None:
         ("select=a:,b", "missing_name", 'in "select" at position 3.'),
         ('select=a,""', "missing_name", 'in "select" at position 3.'),
         ('select="":a', "missing_name", 'in "select" at position 1.'),
-        ("select=a:b:c", "invalid_select", '"select" gives a column a second alias, "b".'),
-        ("select=a:" + "b" * 8192 + ":c", "invalid_select", f'a second alias, "{"b" * 100}…".'),
+        ("select=a:b:c", "invalid_select", 'Expected a comma in "select" at position 4.'),
+        ("select=a->b:c", "invalid_select", 'Expected a comma in "select" at position 5.'),
+        ("select=a::text::int", "invalid_select", 'Expected a comma in "select" at position 8.'),
+        ("select=a::text->b", "invalid_select", 'Expected a comma in "select" at position 8.'),
+        ("select=a::", "missing_name", 'A name is missing in "select" at position 4.'),
+        ("select=a::regclass", "unknown_cast", 'A value cannot be cast to "regclass" in "select".'),
+        ("select=a::varchar(3)", "unknown_cast", 'A value cannot be cast to "varchar(3)" in "select".'),
+        ("select=a::text[]", "unknown_cast", 'A value cannot be cast to "text[]" in "select".'),
+        ('select=a::"x""y"', "unknown_cast", 'A value cannot be cast to "x"y" in "select".'),
+        ("select=a::" + "b" * 8192, "unknown_cast", f'cast to "{"b" * 100}…" in "select".'),
+        ("select=a->", "invalid_json_path", 'A key is missing in "select" at position 4.'),
+        ("select=a->>b->c", "invalid_json_path", 'A step follows ->> in "select" at position 6'),
+        ("select=->a", "missing_name", 'A name is missing in "select" at position 1.'),
+        ("select=a->2147483648", "invalid_json_path", 'The index 2147483648 in "select" is larger than 2,147,483,647.'),
+        ("select=a->-99999999999999", "invalid_json_path", 'The index -99999999999999 in "select" is larger'),
+        ("select=a" + "->b" * 51, "too_deep", 'A path in "select" has more than 50 steps.'),
+        ("order=a->>b->c", "invalid_json_path", 'A step follows ->> in "order" at position 6'),
+        ("order=a.desc->b", "invalid_order", 'Unexpected -> in "order" at position 7.'),
+        ("a->=eq.1", "invalid_json_path", "A key is missing in the name of a parameter at position 4."),
+        ("or=(a->.eq.1)", "invalid_json_path", 'A key is missing in "or" at position 5.'),
         (f"select={'x' * 64}:id", "invalid_select", f'The alias "{"x" * 64}" in "select" is longer than 63 bytes.'),
         (f"select={'é' * 32}:id", "invalid_select", "is longer than 63 bytes."),
         (f"select={'x' * 8192}:id", "invalid_select", f'The alias "{"x" * 100}…" in "select" is longer'),
@@ -287,7 +336,7 @@ def test_without_names_all_columns_are_selected(query: str) -> None:
         ('select=a,"b', "invalid_quotes", 'in "select" at position 3 is not closed.'),
         ('select=a,"b&', "invalid_quotes", 'in "select" at position 3 is not closed.'),
         ('select="a"b', "invalid_quotes", 'in "select" at position 4.'),
-        ('select=x:"a" ,b', "invalid_quotes", 'in "select" at position 6.'),
+        ('select=x:"a" b', "invalid_quotes", 'in "select" at position 7.'),
         # Parameters. A name in another case, or with a space before or after it, is another name.
         ("Select=id", "unknown_parameter", 'The parameter "Select" is not known'),
         ("LIMIT=1", "unknown_parameter", 'The parameter "LIMIT" is not known'),
@@ -493,23 +542,26 @@ def test_options_set_the_dialect(query: str, dialect: Dialect) -> None:
 @pytest.mark.parametrize(
     ("query", "order"),
     [
-        ("order=id", [SortKey("id")]),
-        ("order=id.asc", [SortKey("id")]),
-        ("order=id.desc", [SortKey("id", descending=True)]),
-        ("order=id.nullsfirst", [SortKey("id", nulls_first=True)]),
-        ("order=id.nullslast", [SortKey("id", nulls_first=False)]),
-        ("order=id.asc.nullsfirst", [SortKey("id", nulls_first=True)]),
-        ("order=id.desc.nullslast,name", [SortKey("id", True, False), SortKey("name")]),
-        ("order=b,a.desc,b", [SortKey("b"), SortKey("a", True), SortKey("b")]),
-        ("order=id%2Cname%2Edesc", [SortKey("id"), SortKey("name", True)]),
-        ("order=desc", [SortKey("desc")]),
-        ("order=desc.desc", [SortKey("desc", True)]),
-        ("order=id desc", [SortKey("id desc")]),
-        ("order= id", [SortKey(" id")]),
-        ('order="a.b".desc,"c,d"', [SortKey("a.b", True), SortKey("c,d")]),
-        ('order="say ""hi""".nullslast', [SortKey('say "hi"', nulls_first=False)]),
-        ("order=1", [SortKey("1")]),
-        ("order=größe", [SortKey("größe")]),
+        ("order=id", [SortKey(Field("id"))]),
+        ("order=id.asc", [SortKey(Field("id"))]),
+        ("order=id.desc", [SortKey(Field("id"), descending=True)]),
+        ("order=id.nullsfirst", [SortKey(Field("id"), nulls_first=True)]),
+        ("order=id.nullslast", [SortKey(Field("id"), nulls_first=False)]),
+        ("order=id.asc.nullsfirst", [SortKey(Field("id"), nulls_first=True)]),
+        ("order=id.desc.nullslast,name", [SortKey(Field("id"), True, False), SortKey(Field("name"))]),
+        ("order=b,a.desc,b", [SortKey(Field("b")), SortKey(Field("a"), True), SortKey(Field("b"))]),
+        ("order=id%2Cname%2Edesc", [SortKey(Field("id")), SortKey(Field("name"), True)]),
+        ("order=desc", [SortKey(Field("desc"))]),
+        ("order=desc.desc", [SortKey(Field("desc"), True)]),
+        ("order=id desc", [SortKey(Field("id desc"))]),
+        ("order= id ,\tname.desc ", [SortKey(Field("id")), SortKey(Field("name"), True)]),
+        ('order=" id"', [SortKey(Field(" id"))]),
+        ('order="a.b".desc,"c,d"', [SortKey(Field("a.b"), True), SortKey(Field("c,d"))]),
+        ('order="say ""hi""".nullslast', [SortKey(Field('say "hi"'), nulls_first=False)]),
+        ("order=data->a->>0.desc", [SortKey(Field("data", (Step("a"), Step(0, as_text=True))), True)]),
+        ('order=data->>"a.b".nullslast', [SortKey(Field("data", (Step("a.b", as_text=True),)), nulls_first=False)]),
+        ("order=1", [SortKey(Field("1"))]),
+        ("order=größe", [SortKey(Field("größe"))]),
     ],
 )
 def test_order_names_columns_and_directions(query: str, order: list[SortKey]) -> None:
@@ -577,6 +629,11 @@ NULL = Condition(Field("b"), "is", ("null",))
         ("a=eq.b%26c=eq.1", [Condition(Field("a"), "eq", ("b&c=eq.1",))]),
         ("a=eq.100%", [Condition(Field("a"), "eq", ("100%",))]),
         ("a=eq.%2525", [Condition(Field("a"), "eq", ("%25",))]),
+        ("+a+=eq.1", [EQ]),
+        ("data->a=eq.1", [Condition(DATA_A, "eq", ("1",))]),
+        ("data-%3E%3Ea.b=eq.1", [Condition(Field("data", (Step("a.b", as_text=True),)), "eq", ("1",))]),
+        ('"data->a"=eq.1', [Condition(Field("data->a"), "eq", ("1",))]),
+        ("or=(data->a.eq.1,a.eq.1)", [Group("or", (Condition(DATA_A, "eq", ("1",)), EQ))]),
         ("a+b=eq.1", [Condition(Field("a b"), "eq", ("1",))]),
         # Columns with the name of a parameter.
         ('"order"=eq.1', [Condition(Field("order"), "eq", ("1",))]),
@@ -603,9 +660,9 @@ def test_all_parameters_go_together() -> None:
         RelationName("users", "public"),
         "csv",
         gzip=True,
-        select=(SelectedColumn("a", "x"), SelectedColumn("b")),
+        select=(SelectedColumn(Field("a"), "x"), SelectedColumn(Field("b"))),
         filters=(EQ, Group("or", (NULL,))),
-        order=(SortKey("a", descending=True),),
+        order=(SortKey(Field("a"), descending=True),),
         limit=5,
         offset=2,
         dialect=Dialect(delimiter=b";", eol=b"\r\n"),
@@ -673,10 +730,11 @@ def test_any_text_is_parsed_or_raises_invalid_request(target: str, query: str) -
             assert 0 < len(outcome.detail.encode()) < 1000
             continue
         names = [outcome.relation.name, outcome.relation.schema]
-        names += [name for item in outcome.select or () for name in (item.column, item.alias)]
-        names += [key.column for key in outcome.order]
-        names += [condition.column for condition in conditions_of(outcome.filters)]
+        fields = [item.field for item in outcome.select or () if item.field is not None]
+        fields += [key.field for key in outcome.order] + [item.field for item in conditions_of(outcome.filters)]
+        names += [field.column for field in fields] + [item.alias for item in outcome.select or ()]
         assert all(name is None or (name and "\0" not in name) for name in names)
+        assert all("\0" not in str(step.key) for field in fields for step in field.path)
         assert all("\0" not in value for condition in conditions_of(outcome.filters) for value in condition.values)
         assert outcome.format in FORMATS
         assert outcome.offset >= 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.query.catalogue import Column, Relation, RelationName
+from server.query.fields import Field
 from server.query.filters import COMPARISONS
-from server.query.parameters import SelectedColumn
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest, parse_export_request
-from server.query.sql import probes, quote_identifier, select_statement
+from server.query.selection import SelectedColumn
+from server.query.sql import Blocks, probes, quote_identifier, select_statement
 
 
 def described(schema: str, name: str, columns: dict[str, str]) -> Relation:
@@ -22,7 +25,7 @@ def described(schema: str, name: str, columns: dict[str, str]) -> Relation:
 
 def plan(schema: str, name: str, *columns: tuple[str, str]) -> ExportPlan:
     """Return a plan that selects these columns, each (name in the header, column)."""
-    select = tuple(SelectedColumn(column, header) for header, column in columns)
+    select = tuple(SelectedColumn(Field(column), header) for header, column in columns)
     relation = described(schema, name, dict.fromkeys((column for _, column in columns), "text"))
     return make_plan(ExportRequest(RelationName(name), select=select or None), relation)
 
@@ -195,10 +198,52 @@ TYPED = described(
 )
 
 
+JSON = described("public", "docs", {"id": "integer", "data": "jsonb", "tags": "text[]"})
+ARROW, TEXT_ARROW = "OPERATOR(pg_catalog.->)", "OPERATOR(pg_catalog.->>)"
+
+
+@pytest.mark.parametrize(
+    ("select", "expression", "values"),
+    [
+        ("data->a", f'("data" {ARROW} $1::pg_catalog.text)', ["a"]),
+        ("data->>0", f'("data" {TEXT_ARROW} $1::pg_catalog.int4)', ["0"]),
+        ('data->>"0"', f'("data" {TEXT_ARROW} $1::pg_catalog.text)', ["0"]),
+        (
+            "data->a'b->-1->>$1",
+            f'("data" {ARROW} $1::pg_catalog.text {ARROW} $2::pg_catalog.int4 {TEXT_ARROW} $3::pg_catalog.text)',
+            ["a'b", "-1", "$1"],
+        ),
+        ("tags->0", f'(pg_catalog.to_jsonb("tags") {ARROW} $1::pg_catalog.int4)', ["0"]),
+        ("id::text", 'CAST("id" AS pg_catalog.text)', []),
+        (
+            "data->>a::double precision",
+            f'CAST(("data" {TEXT_ARROW} $1::pg_catalog.text) AS pg_catalog.float8)',
+            ["a"],
+        ),
+    ],
+)
+def test_the_keys_of_json_are_bound_and_casts_named_with_their_schema(
+    select: str, expression: str, values: list[str]
+) -> None:
+    statement = select_statement(asked(f"select={select}", relation=JSON))
+    assert plain(statement.text) == f'SELECT {expression} FROM "public"."docs"'
+    assert statement.values == values
+
+
+def test_values_are_bound_in_the_order_of_the_text() -> None:
+    made = asked("select=data->a,data->>b&data->>c=eq.d&or=(data->e.in.(f,g))&order=data->h", relation=JSON)
+    statement = select_statement(made)
+    assert statement.values == list("abcdefgh")
+    assert re.findall(r"\$(\d+)", statement.text) == list("12345678")
+    block = Blocks("public", "docs", 0, 256)
+    assert select_statement(made, block).values == [*"ab", "(0,0)", "(256,0)", *"cdefgh"]
+
+
 def test_every_condition_and_sort_key_is_tried_alone_in_its_order() -> None:
-    query = "id=eq.abc&or=(kind.in.(a,b),not.and(data.is.null,name.not.match.x))&order=data.desc,id"
+    query = "select=id,data->a,x:id::text,name::date,y:name::date"
+    query += "&id=eq.abc&or=(kind.in.(a,b),not.and(data.is.null,name.not.match.x))&order=data.desc,id,data->b"
     made = asked(query, relation=TYPED)
-    found = [(probe.column, probe.operator, tuple(probe.statement.values)) for probe in probes(made)]
+    found = [(str(probe.field), probe.operator or probe.part, tuple(probe.statement.values)) for probe in probes(made)]
     assert found == [
         ("id", "eq", ("abc",)),
         ("kind", "in", ("a", "b")),
@@ -206,6 +251,10 @@ def test_every_condition_and_sort_key_is_tried_alone_in_its_order() -> None:
         # A regular expression is tried against the column and, so that PostgreSQL looks at it, against a text.
         ("name", "match", ("x",)),
         ("name", "match", ("x",)),
-        ("data", None, ()),
-        ("id", None, ()),
+        ("data", "sort key", ()),
+        ("id", "sort key", ()),
+        ("data->b", "sort key", ("b",)),
+        ("data->a", "column", ("a",)),
+        ("id::text", "column", ()),
+        ("name::date", "column", ()),
     ]

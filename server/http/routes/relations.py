@@ -45,18 +45,21 @@ async def one_relation(request: web.Request) -> web.Response:
         hint=f"Write ?{EXPLAIN}& before the parameters of an export to see how it would be read.",
     )
     relation = await describe(request.app[ENGINE], parse_relation_request(target, "").relation)
-    return json_response(_as_json(request, relation))
+    return json_response({**_as_json(request, relation), "alsoIn": relation.also_in})
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
     wanted = parse_relation_request(target, query)
 
-    async def attempt() -> Strategy:
+    async def attempt() -> tuple[Relation, Strategy]:
         async with open_export(request.app[ENGINE], wanted, control=True) as export:
-            return await export.strategy()
+            return export.plan.relation, await export.strategy()
 
-    strategy = await with_retries(attempt)
+    relation, strategy = await with_retries(attempt)
     document = {
+        "schema": relation.schema,
+        "name": relation.name,
+        "alsoIn": relation.also_in,
         "scan": strategy.name,
         "readers": strategy.readers,
         "reason": strategy.reason or None,

@@ -1,0 +1,130 @@
+"""The parameters `select` and `order`: the text of each → its items.
+
+Grammar only: knows no catalogue. The grammar is that of PostgREST's documentation, "Tables and Views", "Vertical
+Filtering" and "Ordering", with the fields of `fields.py`. Blanks around an item or a name do not count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from server.errors import InvalidRequest
+from server.query.fields import Field, read_cast, read_field, read_field_name
+from server.query.grammar import shorten
+
+# The characters that end a name in each parameter.
+SELECT_STOPS = ",:"
+ORDER_STOPS = ".,"
+# Bytes of an identifier (PostgreSQL manual, "Lexical Structure": NAMEDATALEN - 1). ndjson uses an alias as one.
+LONGEST_NAME = 63
+
+_ALL_COLUMNS = re.compile(r"[ \t]*\*[ \t]*(?=,|$)")
+_DIRECTIONS = {"asc": False, "desc": True}
+_NULLS = {"nullsfirst": True, "nullslast": False}
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedColumn:
+    """One item of `select=`. field: None for `*`, all columns. alias: its name in the file; None for its own."""
+
+    field: Field | None
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey:
+    """One item of `order=`.
+
+    field: without a cast. nulls_first: None for PostgreSQL's default (NULLs last if ascending, else first).
+    """
+
+    field: Field
+    descending: bool = False
+    nulls_first: bool | None = None
+
+    @property
+    def column(self) -> str:
+        """The column that is sorted by, or that holds the JSON."""
+        return self.field.column
+
+
+def parse_select(text: str, name: str) -> tuple[SelectedColumn, ...] | None:
+    """Parse `id,full_name:name,data->>city,amount::text,*`: fields in order, each with an optional alias and cast.
+
+    Return None for `*` alone, which means all columns. Raise InvalidRequest.
+    """
+    items: list[SelectedColumn] = []
+    position = -1
+    while position < len(text):
+        item, position = _read_item(text, position + 1, f'"{name}"')
+        items.append(item)
+    return None if items == [SelectedColumn(None)] else tuple(items)
+
+
+def _read_item(text: str, start: int, where: str) -> tuple[SelectedColumn, int]:
+    every = _ALL_COLUMNS.match(text, start)
+    if every:
+        return SelectedColumn(None), every.end()
+    alias, position = read_field_name(text, start, SELECT_STOPS, where)
+    if text.startswith(":", position) and not text.startswith("::", position):
+        field, position = read_field(text, position + 1, SELECT_STOPS, where)
+        _check_alias(alias, where)
+        item = SelectedColumn(field, alias)
+    else:
+        field, position = read_field(text, start, SELECT_STOPS, where)
+        item = SelectedColumn(field)
+    cast, position = read_cast(text, position, SELECT_STOPS, where)
+    if text[position : position + 1] not in ("", ","):
+        raise InvalidRequest(
+            f"Expected a comma in {where} at position {position + 1}.",
+            code="invalid_select",
+            hint="Write alias:column->key::type; all but the column may be left out. "
+            "Put a name that contains a colon in double quotes.",
+        )
+    return replace(item, field=replace(field, cast=cast)), position
+
+
+def _check_alias(alias: str, where: str) -> None:
+    if len(alias.encode()) > LONGEST_NAME:
+        raise InvalidRequest(
+            f'The alias "{shorten(alias)}" in {where} is longer than {LONGEST_NAME} bytes.', code="invalid_select"
+        )
+
+
+def parse_order(text: str, name: str) -> tuple[SortKey, ...]:
+    """Parse `signup_date.desc.nullslast,data->>city`: sort keys in order, each a field with optional modifiers.
+
+    Raise InvalidRequest.
+    """
+    keys: list[SortKey] = []
+    position = -1
+    while position < len(text):
+        key, position = _read_key(text, position + 1, f'"{name}"')
+        keys.append(key)
+    return tuple(keys)
+
+
+def _read_key(text: str, start: int, where: str) -> tuple[SortKey, int]:
+    field, position = read_field(text, start, ORDER_STOPS, where)
+    descending = nulls_first = None
+    while text.startswith(".", position):
+        modifier, position = read_field_name(text, position + 1, ORDER_STOPS, where)
+        if modifier in _DIRECTIONS and descending is None and nulls_first is None:
+            descending = _DIRECTIONS[modifier]
+        elif modifier in _NULLS and nulls_first is None:
+            nulls_first = _NULLS[modifier]
+        else:
+            raise InvalidRequest(
+                f'Unexpected "{shorten(modifier)}" after "{shorten(str(field))}" in {where}.',
+                code="invalid_order",
+                hint="Write column, then .asc or .desc, then .nullsfirst or .nullslast. "
+                "Put a name that contains a dot in double quotes.",
+            )
+    if text.startswith("->", position):
+        raise InvalidRequest(
+            f"Unexpected -> in {where} at position {position + 1}.",
+            code="invalid_order",
+            hint="Put a name that contains a dot or an arrow in double quotes.",
+        )
+    return SortKey(field, bool(descending), nulls_first), position
