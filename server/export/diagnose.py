@@ -17,6 +17,9 @@ from server.query.grammar import shorten
 from server.query.plan import ExportPlan
 from server.query.sql import Probe, empty_statement, probes
 
+# Casts that an error names.
+MOST_CASTS = 5
+
 
 async def diagnose(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
     """Return an error that names the condition or sort key that causes this one, or this one if none does.
@@ -43,9 +46,21 @@ async def _cause(session: Session, plan: ExportPlan, error: ExportError) -> Expo
             return _rejected(probe, column, reason.code, reason.detail)
         except QueryFailed as reason:
             return _rejected(probe, column, reason.code, "PostgreSQL does not understand its value.")
+    if error.code == "invalid_value" and (failing := _casts(plan)):
+        return InvalidRequest(
+            f"A row has a value that cannot be cast: {' or '.join(failing)}.",
+            code="invalid_value",
+            hint="Select it without the cast, or leave such rows out by a filter.",
+        )
     if error.code == "operator_not_supported":
         return QueryFailed("PostgreSQL stopped the query: something in the relation itself does not work.")
     return error
+
+
+def _casts(plan: ExportPlan) -> list[str]:
+    """Return the fields of this plan whose cast fails for some values, in double quotes."""
+    fields = (output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar"))
+    return [f'"{shorten(str(field))}"' for field in fields][:MOST_CASTS]
 
 
 def _rejected(probe: Probe, column: str, code: str, detail: str) -> InvalidRequest:

@@ -115,6 +115,8 @@ def probes(plan: ExportPlan) -> list[Probe]:
     """Return probes for each condition, then each sort key, then each part and cast of a column, in their order."""
     found = []
     for condition in conditions_of(plan.filters):
+        if not condition.values:  # an empty list, which cannot fail
+            continue
         # PostgreSQL looks at a regular expression only if there is text to match.
         for text_to_match in (False, True) if condition.operator in ("match", "imatch") else (False,):
             statement = Statement("")
@@ -175,7 +177,9 @@ def _operand(field: Field, plan: ExportPlan, values: list[str]) -> str:
 
 def _filter(item: Filter, plan: ExportPlan, values: list[str]) -> str:
     if isinstance(item, Condition):
-        return _comparison(_operand(item.field, plan, values), item, values)
+        # The text for an empty list names no operand, so none of its keys may be bound.
+        operand = _operand(item.field, plan, values) if item.values else ""
+        return _comparison(operand, item, values)
     joined = f" {item.joined_by.upper()} ".join(_filter(member, plan, values) for member in item.members)
     return f"NOT ({joined})" if item.negated else f"({joined})"
 

@@ -82,6 +82,9 @@ TABLES = [
     "INSERT INTO leafy SELECT 50000 - n, '' FROM generate_series(1, 1000) AS n",
     "INSERT INTO leafy SELECT 100000 + n, 'x' FROM generate_series(1, 30000) AS n",
     "CREATE INDEX ON leafy_1 (n)",
+    "CREATE TABLE documents (n int, data jsonb, tags text[]) WITH (fillfactor = 10)",
+    "INSERT INTO documents SELECT n, jsonb_build_object('a', jsonb_build_array(n, 'x' || n)), ARRAY['t' || n % 9] "
+    + "FROM generate_series(1, 16000) AS n",
     # One value, compressed once and then copied compressed.
     "CREATE TABLE one (filler text)",
     "INSERT INTO one VALUES (repeat('x', 4000))",
@@ -103,6 +106,7 @@ RELATIONS = [
     "parent",
     "churned",
     "leafy",
+    "documents",
     "large",
     "huge",
     "one",
@@ -208,6 +212,13 @@ CASES = [
     Case("parts", "n=gt.4500", "SELECT * FROM parts WHERE n > 4500"),
     Case("parts", "g=neq.7&select=g,n", "SELECT g, n FROM parts WHERE g <> 7"),
     Case("parts", "name=eq.nobody", "SELECT * FROM parts WHERE name = 'nobody'"),
+    Case("parts", "select=g::text,day:at::date&n=gt.99", "SELECT g::text, at::date AS day FROM parts WHERE n > 99"),
+    Case(
+        "documents",
+        "select=data->a->>1,tags->>0,x:data->a->0::int&data->a->>1=neq.x9&or=(tags->>0.eq.t3,n.gt.90)",
+        "SELECT data->'a'->>1 AS a, tags[1] AS tags, (data->'a'->0)::int AS x FROM documents "
+        "WHERE data->'a'->>1 <> 'x9' AND (tags[1] = 't3' OR n > 90)",
+    ),
     Case("parent", "", "SELECT * FROM parent"),
     Case("parent", "g=in.(1,2)", "SELECT * FROM parent WHERE g IN (1, 2)"),
     Case("child", "", "SELECT * FROM child"),
@@ -304,6 +315,7 @@ def test_the_log_and_the_explanation_say_how_it_was_read(servers: dict[int, Live
         ("parts", "n=lt.2000", "SELECT * FROM parts WHERE n < 2000", "small"),
         ("parts", "n=lt.0", "SELECT * FROM parts WHERE n < -1", "PostgreSQL plans "),
         ("indexed", "n=lt.20", "SELECT * FROM indexed WHERE n < 20", "PostgreSQL plans "),
+        ("documents", "select=data->>day::date", "SELECT NULL AS day FROM documents", "depend on the time"),
         ("heap", "at=lt.now", "SELECT * FROM heap WHERE at < now()", "depend on the time"),
         ("heap", "or=(n.eq.1,at.in.(epoch,Yesterday))", "SELECT * FROM heap WHERE n = 1", "depend on the time"),
         (

@@ -38,6 +38,8 @@ USERS = Relation(
     (
         Column("id", "bigint", nullable=False, readable=True, indexed=True),
         Column("name", "text", nullable=True, readable=True, indexed=False),
+        Column("at", "timestamp without time zone", nullable=True, readable=True, indexed=False),
+        Column("data", "jsonb", nullable=True, readable=True, indexed=False),
     ),
     1000,
     8192,
@@ -83,6 +85,31 @@ def test_sequential_scans_are_the_tables_in_their_order(
 ) -> None:
     found = candidate_tables(plan(kind=kind), Explained(explained, FEWEST_BLOCKS))
     assert found == Candidates(tuple(tables or [("public", f"leaf_{n}") for n in range(MOST_TABLES)]))
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        "id::text",
+        "name::int",
+        "data->a->>b",
+        "data->>n::numeric",
+        "at::date",
+        "at::timestamptz",
+        "name::interval",
+        "*,name",
+    ],
+)
+def test_parts_of_json_and_casts_are_read_by_ranges(select: str) -> None:
+    made = plan(f"select={select}&data->>a=eq.b")
+    assert candidate_tables(made, Explained(seq_scan(), FEWEST_BLOCKS)).tables == (("public", "users"),)
+
+
+@pytest.mark.parametrize("select", ["name::date", "id,x:name::timestamptz", "data->>a::timestamp", "name::time"])
+def test_text_that_is_cast_to_a_time_is_read_by_one_reader(select: str) -> None:
+    """It may be `now` or `today`, which depend on when the transaction of the reader began."""
+    found = candidate_tables(plan(f"select={select}"), Explained(seq_scan(), FEWEST_BLOCKS))
+    assert found == Candidates(reason="a cast that may depend on the time")
 
 
 REASONS: dict[str, tuple[ExportPlan, Document, str]] = {

@@ -299,6 +299,77 @@ async def test_relations_of_several_schemas(settings: Settings, postgres: Postgr
         postgres.run("DROP SCHEMA other CASCADE; DROP SCHEMA hidden CASCADE")
 
 
+NAMED, ALSO_IN = "X-Sluice-Relation", "X-Sluice-Also-In"
+
+
+async def test_the_answer_says_which_of_several_schemas_was_found(settings: Settings, postgres: Postgres) -> None:
+    postgres.run(
+        'CREATE SCHEMA other; CREATE SCHEMA "th.ird"; CREATE TABLE other.twin AS SELECT 2 AS place;'
+        'CREATE TABLE "th.ird".twin AS SELECT 3 AS place; CREATE TABLE twin AS SELECT 1 AS place;'
+        "CREATE TABLE other.single AS SELECT 4 AS place; CREATE TYPE other.users AS (a int)"
+    )
+    schemas = ("public", "other", "th.ird", "missing")
+    try:
+        async with serving(replace(settings, export_schemas=schemas)) as client:
+            for path, found, others in (
+                ("/export/twin.csv", "public.twin", "other, th.ird"),
+                ("/export/public.twin.csv", "public.twin", None),
+                ("/export/other.twin.csv", "other.twin", None),
+                ("/export/single.csv", "other.single", None),
+                ("/export/users.csv", "public.users", None),  # the other is a type
+                ("/export/%22th.ird%22.twin.csv", "%22th.ird%22.twin", None),
+            ):
+                for method in ("GET", "HEAD"):
+                    async with client.request(method, URL(path + "?limit=1", encoded=True)) as response:
+                        assert response.status == 200
+                        assert (response.headers[NAMED], response.headers.get(ALSO_IN)) == (found, others)
+                document = await answer(client, path.replace("/export/", "/relations/").replace(".csv", "?explain"))
+                assert document["alsoIn"] == ([] if others is None else others.split(", "))
+                assert document["schema"] == found.rpartition(".")[0].replace("%22", "")
+            async with client.post("/export/twin.csv") as response:
+                assert response.status == 202
+                assert (response.headers[NAMED], response.headers[ALSO_IN]) == ("public.twin", "other, th.ird")
+                assert (await response.json())["relation"] == "public.twin"
+            async with client.get("/table/twin") as response:
+                page = await response.text()
+            assert '<a href="/table/other.twin">other.twin</a>' in page
+            assert "public is the first schema with this name." in page
+            async with client.get("/table/public.twin") as response:
+                assert "first schema" not in await response.text()
+    finally:
+        postgres.run('DROP SCHEMA other CASCADE; DROP SCHEMA "th.ird" CASCADE')
+
+
+async def test_a_schema_that_the_role_may_not_read_is_not_named(settings: Settings, postgres: Postgres) -> None:
+    postgres.run(
+        "CREATE SCHEMA other; CREATE TABLE other.twin AS SELECT 2 AS place; CREATE TABLE twin AS SELECT 1 AS place"
+    )
+    try:
+        with role(postgres, settings, "GRANT SELECT ON twin TO sluice_narrow") as narrow:
+            async with serving(replace(narrow, export_schemas=("other", "public"))) as client:
+                for grant in ("GRANT USAGE ON SCHEMA other TO sluice_narrow", "SELECT 1"):
+                    async with client.get("/export/twin.csv") as response:
+                        assert (response.headers[NAMED], response.headers.get(ALSO_IN)) == ("public.twin", None)
+                    postgres.run(grant)
+    finally:
+        postgres.run("DROP SCHEMA other CASCADE")
+
+
+async def test_the_hint_for_a_name_with_dots_is_an_address_that_works(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    postgres.run('CREATE TABLE "t.csv" AS SELECT 1 AS one; CREATE TABLE "a.b.c" AS SELECT 2 AS two')
+    for path, hinted in (("/export/t.csv.csv", "%22t.csv%22"), ("/export/t.csv", "%22t.csv%22")):
+        hint = (await answer(client, path, 404))["hint"]
+        assert hint.startswith(f"Did you mean {hinted}?")
+        async with client.get(URL(f"/export/{hinted}.csv", encoded=True)) as response:
+            assert await response.text() == "one\n1\n"
+    hint = (await answer(client, "/export/a.b.c.csv", 400))["hint"]
+    assert hint == "Put a name that contains a dot in double quotes: /export/%22a.b.c%22.csv"
+    async with client.get(URL(hint.rpartition(" ")[2], encoded=True)) as response:
+        assert await response.text() == "two\n2\n"
+
+
 # --- What a role may see. ---
 
 
@@ -722,6 +793,7 @@ def large_table(postgres: Postgres) -> Iterator[None]:
         ("", "cursor, block ranges", 3, None),
         ("select=id", "cursor, block ranges", 3, None),
         ("filler=neq.y", "cursor, block ranges", 3, None),
+        ("select=id::text", "cursor, block ranges", 3, None),
         ("delimiter=;&timezone=UTC", "cursor, block ranges", 3, None),
         ("parallel=2", "cursor, block ranges", 2, None),
         ("parallel=64", "cursor, block ranges", 3, None),
@@ -740,7 +812,10 @@ async def test_an_explanation_says_how_the_export_would_be_read(
     with large_table(postgres):
         async with serving(replace(settings, parallel_readers=3)) as client:
             document = await answer(client, path)
-            assert document.keys() == {"scan", "readers", "reason", "ranges", "estimatedRows"}
+            assert document.keys() == {
+                *("schema", "name", "alsoIn", "scan", "readers", "reason", "ranges", "estimatedRows")
+            }
+            assert (document["schema"], document["name"], document["alsoIn"]) == ("public", "large", [])
             assert (document["scan"], document["readers"]) == (scan, readers)
             assert document["reason"] is None if reason is None else document["reason"].startswith(reason)
             assert (document["ranges"] > 0) == (scan == "cursor, block ranges")

@@ -30,7 +30,9 @@ def plan(schema: str, name: str, *columns: tuple[str, str]) -> ExportPlan:
     return make_plan(ExportRequest(RelationName(name), select=select or None), relation)
 
 
-USERS = described("public", "users", {"id": "integer", "name": "text", "e,mail": "character varying(80)"})
+USERS = described(
+    "public", "users", {"id": "integer", "name": "text", "e,mail": "character varying(80)", "more": "jsonb"}
+)
 
 
 def plain(text: str) -> str:
@@ -122,6 +124,11 @@ def test_a_plan_is_one_select(made: ExportPlan, statement: str) -> None:
         ("id=not.in.(1,2)", 'NOT ("id" IN ($1, $2))', ["1", "2"]),
         ("id=in.()", "FALSE", []),
         ("id=not.in.()", "NOT (FALSE)", []),
+        (
+            "or=(more->a.in.(),more->b.eq.1)",
+            '(FALSE OR ("more" OPERATOR(pg_catalog.->) $1::pg_catalog.text) = $2)',
+            ["b", "1"],
+        ),
         ("name=like.a*b%25", '"name" LIKE $1', ["a%b%"]),
         ("name=eq.a*b%25", '"name" = $1', ["a*b%"]),
         ("name=eq.", '"name" = $1', [""]),

@@ -45,7 +45,7 @@ async def one_relation(request: web.Request) -> web.Response:
         hint=f"Write ?{EXPLAIN}& before the parameters of an export to see how it would be read.",
     )
     relation = await describe(request.app[ENGINE], parse_relation_request(target, "").relation)
-    return json_response({**_as_json(request, relation), "alsoIn": relation.also_in})
+    return json_response(_as_json(request, relation))
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
