@@ -83,8 +83,10 @@ TABLES = [
     "INSERT INTO leafy SELECT 100000 + n, 'x' FROM generate_series(1, 30000) AS n",
     "CREATE INDEX ON leafy_1 (n)",
     "CREATE TABLE documents (n int, data jsonb, tags text[]) WITH (fillfactor = 10)",
-    "INSERT INTO documents SELECT n, jsonb_build_object('a', jsonb_build_array(n, 'x' || n)), ARRAY['t' || n % 9] "
-    + "FROM generate_series(1, 16000) AS n",
+    (
+        "INSERT INTO documents SELECT n, jsonb_build_object('a', jsonb_build_array(n, 'x' || n)), ARRAY['t' || n % 9] "
+        "FROM generate_series(1, 16000) AS n"
+    ),
     # One value, compressed once and then copied compressed.
     "CREATE TABLE one (filler text)",
     "INSERT INTO one VALUES (repeat('x', 4000))",
