@@ -107,7 +107,10 @@ class Settings:
     db_password: str | None = _setting("DB_PASSWORD", "Password of the role", None, secret=True)
     db_name: str | None = _setting("DB_NAME", "Name of the database", None)
     export_schemas: tuple[str, ...] = _setting(
-        "EXPORT_SCHEMAS", "Schemas whose relations may be exported, separated by commas", ("public",), _names
+        "EXPORT_SCHEMAS",
+        "Schemas whose relations may be exported, in search order, separated by commas",
+        ("public",),
+        _names,
     )
     max_concurrent_exports: int = _setting(
         "MAX_CONCURRENT_EXPORTS",

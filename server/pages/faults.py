@@ -40,6 +40,8 @@ def _contradictory_field(error: ExportError, form: Form) -> str:
 
 def _named_field(error: ExportError, form: Form) -> str:
     """Return the field whose column the error names in double quotes."""
+    if error.code == "repeated_name" and not any(line.startswith("select=") for line in form.more):
+        return "columns"
     known = set(form.readable_columns)
     missing = error.code in ("unknown_column", "columns_not_readable")
     if missing and any(row.taken and row.column not in known for row in form.columns):

@@ -49,6 +49,10 @@ COLUMNS = (
     column("format", "text"),
     column("ß+%&= ü", "text"),
     column("two\nlines", "text"),
+    column("data", "jsonb"),
+    column("a->b", "text"),
+    column(" a ", "text"),
+    column("rate (%)", "numeric"),
 )
 # What a browser sends as CR LF.
 LINE_BREAK = re.compile("\r\n?|\n")
@@ -117,6 +121,16 @@ KEPT = [
     "excel=false&delimiter=,&quote=minimal&header=true&eol=lf",
     "two%0Alines=eq.a&select=two%0Alines,id&order=two%0Alines&name=eq.a%0Ab&name=neq.a%0Db",
     "select=a%0Ab:id",
+    # What has no inputs stays as text.
+    "select=id,data->>a,x:data->b->0::text",
+    "select=id::text&order=id&id=gt.7",
+    "select=*,id",
+    "select=id,*,x:name",
+    "order=data->a.desc,id",
+    "data->>a=eq.1&data->b=is.null&or=(data->>a.eq.1,id.eq.2)&data=cs.{}",
+    # Names that need double quotes.
+    'select="a->b"," a ","rate (%25)"&"a->b"=eq.1&" a "=neq.2&"rate (%25)"=eq.3&order="a->b","rate (%25)".desc',
+    "select=%20name%20,%20id&order=%20name%20,%20id&%20id%20=gt.7",
     "%C3%9F%2B%25%26%3D%20%C3%BC=eq.%C3%9F%25&select=%C3%9F%2B%25%26%3D%20%C3%BC",
 ]
 
@@ -218,6 +232,23 @@ def test_conditions_without_inputs_are_kept_as_text(query: str) -> None:
     assert (form.filters, form.more, form.query) == ((), (query,), query)
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select=data->>a",
+        "select=id,name::date",
+        "select=*,id",
+        "order=id,data->0.desc",
+        "data->>a=eq.1",
+        "data->a=in.(1)",
+    ],
+)
+def test_parts_of_json_and_casts_have_no_inputs_and_are_kept_as_text(query: str) -> None:
+    form = form_of_query(USERS, query)
+    assert (form.more, form.filters, form.sorts) == ((query,), (), ())
+    assert form.columns == form_of_query(USERS, "").columns
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "ndjson", "csv.gz", "tsv.gz", "ndjson.gz"])
 def test_the_format_is_in_the_pages_address(suffix: str) -> None:
     form = form_of_query(USERS, f"id=gt.7&format={suffix}")
@@ -292,6 +323,13 @@ def test_a_comparison_of_another_kind_is_replaced() -> None:
         ("select=gone", "columns"),
         ("order=gone", "sort"),
         ("or=(gone.eq.1)", "more"),
+        ("select=name->a", "more"),
+        ("select=gone->a", "more"),
+        ("order=name->a", "more"),
+        ("name->a=eq.1", "more"),
+        ("select=data->>a,x:data::int&select=id", "more"),
+        ("select=id,name,x:id,x:name&format=ndjson", "columns"),
+        ("select=id,id::text&format=ndjson", "more"),
     ],
 )
 def test_an_error_of_the_request_has_its_field(query: str, field: str) -> None:
