@@ -14,10 +14,8 @@ from server.errors import Forbidden, InvalidRequest
 from server.query.catalogue import Column, Relation
 from server.query.fields import CASTS, Field, embedding_error, write_field_name
 from server.query.grammar import LONGEST_IN_MESSAGE
-from server.query.selection import LONGEST_NAME, SELECT_STOPS, SelectedColumn
+from server.query.selection import LONGEST_NAME, MOST_COLUMNS, SELECT_STOPS, SelectedColumn
 
-# Columns of a file: PostgreSQL's limit for the results of a query (manual, "PostgreSQL Limits").
-MOST_COLUMNS = 1664
 # Names that an error message lists: more do not help, and a relation may have 1,600 columns.
 MOST_NAMES = 50
 
@@ -59,7 +57,7 @@ def output_columns(select: Sequence[SelectedColumn] | None, relation: Relation) 
             name = item.field.name if item.alias is None else item.alias
             found.append(OutputColumn(name, item.field, _typed(item.field, column)))
         if len(found) > MOST_COLUMNS:
-            raise InvalidRequest(f"There are more than {MOST_COLUMNS:,} columns.", code="too_complex")
+            raise InvalidRequest(f'"select" names more than {MOST_COLUMNS:,} columns.', code="too_complex")
     return tuple(found)
 
 

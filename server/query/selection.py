@@ -16,6 +16,8 @@ from server.query.grammar import shorten
 # The characters that end a name in each parameter.
 SELECT_STOPS = ",:"
 ORDER_STOPS = ".,"
+# Columns of a file: PostgreSQL's limit for the results of a query (manual, "PostgreSQL Limits").
+MOST_COLUMNS = 1664
 # Bytes of an identifier (PostgreSQL manual, "Lexical Structure": NAMEDATALEN - 1). ndjson uses an alias as one.
 LONGEST_NAME = 63
 
@@ -57,6 +59,8 @@ def parse_select(text: str, name: str) -> tuple[SelectedColumn, ...] | None:
     items: list[SelectedColumn] = []
     position = -1
     while position < len(text):
+        if len(items) == MOST_COLUMNS:
+            raise InvalidRequest(f'"{name}" names more than {MOST_COLUMNS:,} columns.', code="too_complex")
         item, position = _read_item(text, position + 1, f'"{name}"')
         items.append(item)
     return None if items == [SelectedColumn(None)] else tuple(items)
@@ -66,14 +70,11 @@ def _read_item(text: str, start: int, where: str) -> tuple[SelectedColumn, int]:
     every = _ALL_COLUMNS.match(text, start)
     if every:
         return SelectedColumn(None), every.end()
-    alias, position = read_field_name(text, start, SELECT_STOPS, where)
-    if text.startswith(":", position) and not text.startswith("::", position):
+    field, position = read_field(text, start, SELECT_STOPS, where)
+    alias = None
+    if field.plain and text.startswith(":", position) and not text.startswith("::", position):
+        alias = _alias(field.column, where)
         field, position = read_field(text, position + 1, SELECT_STOPS, where)
-        _check_alias(alias, where)
-        item = SelectedColumn(field, alias)
-    else:
-        field, position = read_field(text, start, SELECT_STOPS, where)
-        item = SelectedColumn(field)
     cast, position = read_cast(text, position, SELECT_STOPS, where)
     if text[position : position + 1] not in ("", ","):
         raise InvalidRequest(
@@ -82,14 +83,15 @@ def _read_item(text: str, start: int, where: str) -> tuple[SelectedColumn, int]:
             hint="Write alias:column->key::type; all but the column may be left out. "
             "Put a name that contains a colon in double quotes.",
         )
-    return replace(item, field=replace(field, cast=cast)), position
+    return SelectedColumn(field if cast is None else replace(field, cast=cast), alias), position
 
 
-def _check_alias(alias: str, where: str) -> None:
-    if len(alias.encode()) > LONGEST_NAME:
+def _alias(name: str, where: str) -> str:
+    if len(name.encode()) > LONGEST_NAME:
         raise InvalidRequest(
-            f'The alias "{shorten(alias)}" in {where} is longer than {LONGEST_NAME} bytes.', code="invalid_select"
+            f'The alias "{shorten(name)}" in {where} is longer than {LONGEST_NAME} bytes.', code="invalid_select"
         )
+    return name
 
 
 def parse_order(text: str, name: str) -> tuple[SortKey, ...]:

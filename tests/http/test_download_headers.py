@@ -138,8 +138,16 @@ def test_a_download_is_an_attachment_that_no_cache_stores() -> None:
         "Cache-Control": "no-store",
         "Accept-Ranges": "none",
         "X-Accel-Buffering": "no",
+        "X-Sluice-Relation": "public.users",
         "Vary": "Accept-Encoding",
     }
+
+
+def test_the_relation_in_a_header_is_written_as_in_an_address() -> None:
+    relation = Relation(1, 'süd "1"', "a.b\r\n", "table", False, (), None, None, also_in=("x,y", "ß"))
+    found = headers(make_plan(ExportRequest(RelationName("a.b\r\n")), relation))
+    assert found["X-Sluice-Relation"] == "s%C3%BCd%20%221%22.%22a.b%0D%0A%22"
+    assert found["X-Sluice-Also-In"] == "x%2Cy, %C3%9F"
 
 
 def test_bytes_compressed_for_the_transfer_have_a_content_encoding() -> None:
