@@ -96,7 +96,8 @@ async def test_json_lines_are_what_row_to_json_gives(
         ("select=id", "SELECT id FROM users"),
         ("select=number:id,full%20name:name", 'SELECT id AS number, name AS "full name" FROM users'),
         ("select=name:id,id:name", "SELECT id AS name, name AS id FROM users"),
-        ("select=id,id", "SELECT id, id FROM users"),
+        ("select=id,again:id", "SELECT id, id AS again FROM users"),
+        ("select=*,x:id::text", "SELECT *, id::text AS x FROM users"),
         ('select="a,""b""":id', 'SELECT id AS "a,""b""" FROM users'),
         ("select=%25s:id", 'SELECT id AS "%s" FROM users'),
         ("select=Id:id,gr%C3%B6%C3%9Fe:id", 'SELECT id AS "Id", id AS größe FROM users'),
@@ -109,8 +110,8 @@ async def test_json_lines_are_what_row_to_json_gives(
             "SELECT u.name AS id, u.id AS name FROM users AS u WHERE u.id < 40 ORDER BY u.id DESC",
         ),
         (
-            "select=id,id:name&id=lt.40&order=id.desc",
-            "SELECT id, name AS id FROM users WHERE id < 40 ORDER BY users.id DESC",
+            "select=name,id:name&id=lt.40&order=id.desc",
+            "SELECT name, name AS id FROM users WHERE id < 40 ORDER BY users.id DESC",
         ),
     ],
 )
