@@ -72,4 +72,4 @@ def _rejected(probe: Probe, column: str, code: str, detail: str) -> InvalidReque
         return InvalidRequest(f"{column} cannot be cast to {target}.", code="operator_not_supported")
     if code == "operator_not_supported":
         return InvalidRequest(f'The operator "{probe.operator}" cannot be used on {column}.', code=code)
-    return InvalidRequest(f"The filter on {column} is not valid. {detail}", code="invalid_value")
+    return InvalidRequest(f"The filter on {column} is not valid. {detail}", code="invalid_value", hint=probe.hint)

@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 
 from server.errors import InvalidRequest
+from server.query import patterns
 from server.query.catalogue import Column
-from server.query.fields import Field
-from server.query.filters import OPERATORS, Condition
+from server.query.fields import BLANKS, Field
+from server.query.filters import OPERATORS, PATTERNS, Condition
 from server.query.grammar import read_quoted, write_quoted
 
 _NUMBER = re.compile(r"(smallint|integer|bigint|numeric|real|double precision)\b")
@@ -158,6 +159,8 @@ def condition_of(column: str, filled: FilterInput) -> Condition | None:
     if comparison.wildcards is not None:
         before, after = comparison.wildcards
         values = (before + _like_pattern(values[0]) + after,)
+    elif comparison.operator in PATTERNS:
+        values = (patterns.to_sql(values[0]),)
     return Condition(Field(column), comparison.operator, values, comparison.negated)
 
 
@@ -169,6 +172,8 @@ def input_of(condition: Condition, kind: str, labels: tuple[str, ...] = ()) -> F
         values = condition.values if comparison.fixed is None else ()
         if comparison.wildcards is not None:
             values = (_text_of_pattern(values[0], comparison.wildcards),)
+        elif comparison.operator in PATTERNS:
+            values = (patterns.from_sql(values[0]),)
         if kind == "enum" and not set(values) <= set(labels):
             continue
         filled = FilterInput(comparison, values)
@@ -205,18 +210,18 @@ def read_list(text: str) -> tuple[str, ...]:
 
 
 def write_condition(condition: Condition) -> str:
-    """Return `op.value` or `not.op.value`, as `filters.parse_condition` reads it."""
+    """Return `op.value` or `not.op.value`, as `filter_reader.parse_condition` reads it."""
     if condition.operator == "in":
         value = "(" + ",".join(_operand_of_in(value) for value in condition.values) + ")"
     else:
         value = condition.values[0]
-        if condition.operator in ("like", "ilike"):
-            value = value.replace("%", "*")  # means the same, and needs no percent-encoding
-    return f"{'not.' if condition.negated else ''}{condition.operator}.{value}"
+        if condition.operator in PATTERNS:
+            value = patterns.from_sql(value)
+    return f"{'not.' if condition.negated else ''}{condition.operator_text}.{value}"
 
 
 def _operand_of_in(value: str) -> str:
-    plain = value and not value.startswith(('"', "{")) and "," not in value and ")" not in value
+    plain = value and value == value.strip(BLANKS) and value[0] not in '"{' and "," not in value and ")" not in value
     return value if plain else write_quoted(value)
 
 

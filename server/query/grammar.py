@@ -6,6 +6,7 @@ Names and double quotes follow PostgREST's grammar (its documentation, "Tables a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +14,8 @@ from server.errors import InvalidRequest
 
 # Characters of a user's text that an error message repeats: enough to recognise it, and a message stays short.
 LONGEST_IN_MESSAGE = 100
+# A raw `+`, here as NUL, that may be a sign: it follows a word and precedes a digit, as in 12:00+02.
+_SIGN = re.compile(r"\w[ \t\0]*\0(?=[0-9])")
 
 
 def percent_decode(text: str, where: str) -> str:
@@ -30,10 +33,23 @@ def percent_decode(text: str, where: str) -> str:
     return decoded
 
 
+def form_decode(text: str, where: str) -> tuple[str, tuple[int, ...]]:
+    """Decode a name or a value of a query string (WHATWG URL, "application/x-www-form-urlencoded parsing").
+
+    Return it, and the ascending positions of the spaces which stood as `+` where a sign of a number can stand.
+    Raise InvalidRequest as `percent_decode` does.
+    """
+    decoded = percent_decode(text.replace("+", " "), where)
+    if "+" not in text:
+        return decoded, ()
+    marked = unquote_to_bytes(text.replace("+", "\0").encode("utf-8", "surrogateescape")).decode("utf-8")
+    return decoded, tuple(found.end() - 1 for found in _SIGN.finditer(marked))
+
+
 def read_quoted(text: str, start: int, where: str) -> tuple[str, int]:
     r"""Return the text inside the double quotes that open at `start`, and the position after the closing quote.
 
-    Inside, `\"` or `""` is a quote and `\\` a backslash. A backslash before any other character is a backslash.
+    Inside, a backslash stands before a character that is meant as it is, and `""` is a quote too.
     Raise InvalidRequest if the quote is not closed.
     """
     characters: list[str] = []
@@ -41,7 +57,7 @@ def read_quoted(text: str, start: int, where: str) -> tuple[str, int]:
     while position < len(text):
         character = text[position]
         following = text[position + 1 : position + 2]
-        if (character == "\\" and following in ('"', "\\") and following) or (character == '"' and following == '"'):
+        if following and (character == "\\" or character == following == '"'):
             characters.append(following)
             position += 2
         elif character == '"':

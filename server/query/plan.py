@@ -11,6 +11,7 @@ from server.query.catalogue import Relation
 from server.query.columns import OutputColumn, check_json_names, check_readable, find_columns, output_columns
 from server.query.dialect import Dialect
 from server.query.filters import Filter, conditions_of
+from server.query.plus_signs import check_plus_signs
 from server.query.request import GZIP_SUFFIX, ExportRequest, full_format
 from server.query.selection import SortKey
 
@@ -54,6 +55,7 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
     columns = output_columns(request.select, relation)
     used = [condition.field for condition in conditions_of(request.filters)] + [key.field for key in request.order]
     check_readable([output.column for output in columns] + find_columns(used, relation), relation)
+    check_plus_signs(conditions_of(request.filters), relation)
     if request.format == "ndjson":
         check_json_names(columns)
     return ExportPlan(

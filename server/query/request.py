@@ -15,8 +15,9 @@ from server.errors import InvalidRequest
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.fields import read_field
-from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of, parse_condition, parse_group
-from server.query.grammar import percent_decode, read_names, shorten, write_name
+from server.query.filter_reader import parse_condition, parse_group
+from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of
+from server.query.grammar import form_decode, percent_decode, read_names, shorten, write_name
 from server.query.parameters import DIALECT_PARAMETERS, PARSERS, parse_dialect
 from server.query.selection import LONGEST_NAME, SelectedColumn, SortKey
 
@@ -35,7 +36,7 @@ PARAMETERS = (
     "parallel",
 )
 # How the value of a filter begins. The value of a misspelt parameter seldom does.
-OPERATOR_PREFIX = re.compile(r"(not\.)?[A-Za-z_]+\.")
+OPERATOR_PREFIX = re.compile(r"(not\.)?[A-Za-z_]+(\([^()]*\))?\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,28 +158,30 @@ def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
         if not pair:
             continue
         raw_name, equals, raw_value = pair.partition("=")
-        name = percent_decode(raw_name.replace("+", " "), "the name of a parameter")
-        value = percent_decode(raw_value.replace("+", " "), f'the value of "{shorten(name)}"')
+        name, _ = form_decode(raw_name, "the name of a parameter")
+        value, signs = form_decode(raw_value, f'the value of "{shorten(name)}"')
         if name in GROUP_PARAMETERS:
-            filters.append(parse_group(name.removeprefix("not."), value, negated=name.startswith("not.")))
+            negated = name.startswith("not.")
+            filters.append(parse_group(name.removeprefix("not."), value, negated=negated, signs=signs))
         elif name in PARAMETERS:
             if name in options:
                 raise InvalidRequest(f'The parameter "{name}" is given twice.', code="repeated_parameter")
             options[name] = value
         else:
-            filters.append(_parse_filter(name, value, bool(equals)))
+            filters.append(_parse_filter(name, value if equals else None, signs))
     if len(conditions_of(tuple(filters))) > MOST_CONDITIONS:
         raise InvalidRequest(f"There are more than {MOST_CONDITIONS} conditions.", code="too_many_conditions")
     return options, tuple(filters)
 
 
-def _parse_filter(name: str, value: str, has_value: bool) -> Filter:
+def _parse_filter(name: str, value: str | None, signs: Sequence[int]) -> Filter:
+    """value: None if the parameter has none, not even an empty one. signs: see `grammar.form_decode`."""
     field, _ = read_field(name, 0, "", "the name of a parameter")
-    if not has_value or not OPERATOR_PREFIX.match(value):
+    if value is None or not OPERATOR_PREFIX.match(value):
         raise InvalidRequest(
             f'The parameter "{shorten(name)}" is not known. A filter on a column of this name needs an operator.',
             code="unknown_parameter",
             hint=f"Known parameters: {', '.join(PARAMETERS)}. Write a filter as column=operator.value with one of the "
             f"operators {', '.join(OPERATORS)}.",
         )
-    return parse_condition(field, value)
+    return parse_condition(field, value, signs)

@@ -7,16 +7,16 @@ the protocol. PostgreSQL gives a parameter the type of the column that it is com
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from server.query.columns import is_json
+from server.query.catalogue import Column
+from server.query.columns import is_json, type_of
+from server.query.comparisons import bind, comparison, regular_expression_check
 from server.query.fields import Field
-from server.query.filters import COMPARISONS, Condition, Filter, conditions_of
+from server.query.filters import FULL_TEXT, REGULAR_EXPRESSIONS, Condition, Filter, conditions_of
 from server.query.plan import ExportPlan
-
-EMPTY_TEXT = "text ''"
 
 
 @dataclass(slots=True)
@@ -54,9 +54,10 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     table have the same text.
     """
     statement = Statement("")
+    by_name = _columns_by_name(plan)
     named = plan.format == "ndjson"
     columns = ", ".join(
-        _operand(output.field, plan, statement.values) + (f" AS {quote_identifier(output.name)}" if named else "")
+        _operand(output.field, by_name, statement.values) + (f" AS {quote_identifier(output.name)}" if named else "")
         for output in plan.columns
     )
     conditions = []
@@ -64,16 +65,16 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
         text = f"SELECT {columns} FROM {_source(plan)}"
     else:
         text = f"SELECT {columns} FROM ONLY {quote_identifier(blocks.schema)}.{quote_identifier(blocks.name)} AS source"
-        first, end = (_bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
+        first, end = (bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
         conditions.append(f"source.ctid >= {first} AND source.ctid < {end}")
-    conditions += [_filter(item, plan, statement.values) for item in plan.filters]
+    conditions += [_filter(item, by_name, statement.values) for item in plan.filters]
     if conditions:
         text += " WHERE " + " AND ".join(conditions)
     if plan.order:
         keys = []
         for key in plan.order:
             nulls = {None: "", True: " NULLS FIRST", False: " NULLS LAST"}[key.nulls_first]
-            operand = _operand(key.field, plan, statement.values)
+            operand = _operand(key.field, by_name, statement.values)
             keys.append(f"{operand}{' DESC' if key.descending else ''}{nulls}")
         text += " ORDER BY " + ", ".join(keys)
     if plan.limit is not None:
@@ -102,42 +103,60 @@ def lock_statements(tables: Iterable[tuple[str, str]]) -> list[str]:
 class Probe:
     """A query that reads no row and fails if one part of a plan is wrong.
 
-    part: what it is. field: that the part is about. operator: of a condition, None for the other parts.
+    part: what it is. field: that the part is about. operator: of a condition, None for the other parts. hint: how a
+    value of the operator is written, None if it has no form of its own.
     """
 
     part: Literal["condition", "sort key", "column"]
     field: Field
     operator: str | None
     statement: Statement
+    hint: str | None = None
 
 
 def probes(plan: ExportPlan) -> list[Probe]:
     """Return probes for each condition, then each sort key, then each part and cast of a column, in their order."""
     found = []
+    by_name = _columns_by_name(plan)
     for condition in conditions_of(plan.filters):
         if not condition.values:  # an empty list, which cannot fail
             continue
-        # PostgreSQL looks at a regular expression only if there is text to match.
-        for text_to_match in (False, True) if condition.operator in ("match", "imatch") else (False,):
+        statement = Statement("")
+        # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
+        operand = _null(condition.field, plan, by_name, statement.values)
+        type = _type(condition.field, by_name)
+        statement.text = f"SELECT {comparison(operand, type, condition, statement.values)}"
+        found.append(Probe("condition", condition.field, condition.operator_text, statement, _hint(condition)))
+        if condition.operator in REGULAR_EXPRESSIONS:
             statement = Statement("")
-            # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
-            operand = EMPTY_TEXT if text_to_match else _null(condition.field, plan, statement.values)
-            statement.text = f"SELECT {_comparison(operand, condition, statement.values)}"
-            found.append(Probe("condition", condition.field, condition.operator, statement))
+            statement.text = regular_expression_check(condition, statement.values)
+            found.append(Probe("condition", condition.field, condition.operator_text, statement))
     for key in plan.order:
         statement = Statement("")
-        operand = _operand(key.field, plan, statement.values)
+        operand = _operand(key.field, by_name, statement.values)
         statement.text = f"SELECT 1 FROM {_source(plan)} ORDER BY {operand} LIMIT 0"
         found.append(Probe("sort key", key.field, None, statement))
     for selected in dict.fromkeys(output.field for output in plan.columns if not output.field.plain):
         statement = Statement("")
-        statement.text = f"SELECT {_null(selected, plan, statement.values)}"
+        statement.text = f"SELECT {_null(selected, plan, by_name, statement.values)}"
         found.append(Probe("column", selected, None, statement))
     return found
 
 
-def _null(field: Field, plan: ExportPlan, values: list[str]) -> str:
-    return f"(SELECT {_operand(field, plan, values)} FROM {_source(plan)} LIMIT 0)"
+def _hint(condition: Condition) -> str | None:
+    """Return how a value of this condition is written, or None if it has no form of its own."""
+    if condition.operator in FULL_TEXT:
+        return (
+            "fts takes words joined by & | and !, as to_tsquery() does; plfts, phfts and wfts take plain words. The name "
+            "in brackets is one of PostgreSQL's text search configurations, for example wfts(english)."
+        )
+    if condition.modifier is not None:
+        return f"{condition.operator_text} takes an array in braces, for example {condition.operator_text}.{{1,2}}"
+    return None
+
+
+def _null(field: Field, plan: ExportPlan, by_name: Mapping[str, Column], values: list[str]) -> str:
+    return f"(SELECT {_operand(field, by_name, values)} FROM {_source(plan)} LIMIT 0)"
 
 
 def empty_statement(plan: ExportPlan) -> Statement:
@@ -160,41 +179,35 @@ def _column(name: str) -> str:
     return f"source.{quote_identifier(name)}"
 
 
-def _operand(field: Field, plan: ExportPlan, values: list[str]) -> str:
+def _columns_by_name(plan: ExportPlan) -> dict[str, Column]:
+    return {column.name: column for column in plan.relation.columns}
+
+
+def _type(field: Field, by_name: Mapping[str, Column]) -> str:
+    """Return the type of the values of a field, for a domain the type under it."""
+    column = by_name[field.column]
+    return column.base if field.plain and column.base is not None else type_of(field, column)
+
+
+def _operand(field: Field, by_name: Mapping[str, Column], values: list[str]) -> str:
     """Return the expression of a field. Everything in it is named with its schema, since other schemas of the search
     path may have an operator or function that fits the column's type better."""
     text = _column(field.column)
     if field.path:
-        if not any(column.name == field.column and is_json(column) for column in plan.relation.columns):
+        if not is_json(by_name[field.column]):
             text = f"pg_catalog.to_jsonb({text})"
         for step in field.path:
             arrow, type = "->>" if step.as_text else "->", "int4" if isinstance(step.key, int) else "text"
-            text += f" OPERATOR(pg_catalog.{arrow}) {_bind(str(step.key), values)}::pg_catalog.{type}"
+            text += f" OPERATOR(pg_catalog.{arrow}) {bind(str(step.key), values)}::pg_catalog.{type}"
         text = f"({text})"
     # The name of the type is one of CASTS.
     return text if field.cast is None else f"CAST({text} AS pg_catalog.{field.cast})"
 
 
-def _filter(item: Filter, plan: ExportPlan, values: list[str]) -> str:
+def _filter(item: Filter, by_name: Mapping[str, Column], values: list[str]) -> str:
     if isinstance(item, Condition):
         # The text for an empty list names no operand, so none of its keys may be bound.
-        operand = _operand(item.field, plan, values) if item.values else ""
-        return _comparison(operand, item, values)
-    joined = f" {item.joined_by.upper()} ".join(_filter(member, plan, values) for member in item.members)
+        operand = _operand(item.field, by_name, values) if item.values else ""
+        return comparison(operand, _type(item.field, by_name), item, values)
+    joined = f" {item.joined_by.upper()} ".join(_filter(member, by_name, values) for member in item.members)
     return f"NOT ({joined})" if item.negated else f"({joined})"
-
-
-def _comparison(operand: str, condition: Condition, values: list[str]) -> str:
-    if condition.operator == "is":
-        text = f"{operand} IS {condition.values[0].upper()}"
-    elif condition.operator == "in":
-        items = ", ".join(_bind(value, values) for value in condition.values)
-        text = f"{operand} IN ({items})" if items else "FALSE"
-    else:
-        text = f"{operand} {COMPARISONS[condition.operator]} {_bind(condition.values[0], values)}"
-    return f"NOT ({text})" if condition.negated else text
-
-
-def _bind(value: str, values: list[str]) -> str:
-    values.append(value)
-    return f"${len(values)}"
