@@ -40,7 +40,8 @@ class Column:
 
     type: as format_type() writes it. readable: whether the role may SELECT it; None if the relation was dropped
     meanwhile. indexed: whether it is the first column of an index, so that filtering or sorting by it may be fast.
-    values: the labels of an enum in sort order, None for other types.
+    values: the labels of an enum in sort order, None for other types. base: the type under a domain, as format_type()
+    writes it, None for other types.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Column:
     readable: bool | None
     indexed: bool
     values: tuple[str, ...] | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,18 @@ _STORAGE = """
         sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
             AS bytes
 """
+# The type under a domain, or under a domain of domains. PostgreSQL's own types with lower OIDs, whose look-up would only
+# take time, are no domains.
+_BASE = """CASE WHEN a.atttypid >= 10000 THEN (
+                    WITH RECURSIVE layer (type, modifier, is_domain) AS (
+                        SELECT oid, NULL::integer, typtype = 'd' FROM pg_type WHERE oid = a.atttypid AND typtype = 'd'
+                        UNION ALL
+                        SELECT b.oid, d.typtypmod, b.typtype = 'd'
+                        FROM layer JOIN pg_type AS d ON d.oid = type JOIN pg_type AS b ON b.oid = d.typbasetype
+                        WHERE is_domain
+                    )
+                    SELECT format_type(type, modifier) FROM layer WHERE NOT is_domain
+                ) END"""
 _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 a.attname,
                 format_type(a.atttypid, a.atttypmod),
@@ -127,9 +141,10 @@ _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 EXISTS (SELECT FROM pg_index AS i
                         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
                 (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
-                 FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)) ORDER BY a.attnum), '[]')
+                 FROM pg_enum AS e WHERE e.enumtypid = a.atttypid),
+                {base}) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
-     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text""".format(base=_BASE)
 # The other schemas that have such a relation, only if it could be exported, in search order.
 _ALSO_IN = """(SELECT coalesce(json_agg(o.nspname ORDER BY array_position($1::text[], o.nspname::text)), '[]')
      FROM pg_class AS same
@@ -174,8 +189,8 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         kind=KINDS[row["kind"]],
         is_partition=row["is_partition"],
         columns=tuple(
-            Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels))
-            for name, type, nullable, readable, indexed, labels in json.loads(row["columns"])
+            Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels), base)
+            for name, type, nullable, readable, indexed, labels, base in json.loads(row["columns"])
         ),
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],

@@ -43,7 +43,11 @@ def test_a_relation_name_as_text(name: RelationName, written: str) -> None:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    columns = [["id", "bigint", False, True, True, None], ["größe, €", "mood", True, False, False, ["sad", "ok"]]]
+    columns = [
+        ["id", "bigint", False, True, True, None, None],
+        ["größe, €", "mood", True, False, False, ["sad", "ok"], None],
+        ["zip", "code", True, True, False, None, "character varying(5)"],
+    ]
     return {
         "oid": 16384,
         "schema": "public",
@@ -68,6 +72,7 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
         columns=(
             Column("id", "bigint", nullable=False, readable=True, indexed=True),
             Column("größe, €", "mood", nullable=True, readable=False, indexed=False, values=("sad", "ok")),
+            Column("zip", "code", nullable=True, readable=True, indexed=False, base="character varying(5)"),
         ),
         estimated_rows=20000,
         bytes=1 << 20,

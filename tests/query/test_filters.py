@@ -5,6 +5,8 @@ Positions count characters from 1 within the value of the parameter. No catalogu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
@@ -12,19 +14,24 @@ from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
 from server.query.fields import Field, Step, write_field
+from server.query.filter_reader import parse_condition, parse_group
 from server.query.filters import (
     COMPARISONS,
+    FULL_TEXT,
     IS_VALUES,
     MOST_CONDITIONS,
     MOST_NESTING,
     OPERATORS,
+    PATTERNS,
+    QUANTIFIED,
+    QUANTIFIERS,
     Condition,
     Filter,
     Group,
     conditions_of,
-    parse_condition,
-    parse_group,
 )
+from server.query.grammar import form_decode, write_quoted
+from server.query.patterns import from_sql
 from tests.support.cpu import cpu_limit
 
 ONE = Condition(Field("a"), "eq", ("1",))
@@ -59,7 +66,7 @@ def test_every_operator_takes_a_value_and_can_be_negated(operator: str, negated:
     )
 
 
-@pytest.mark.parametrize("operator", [name for name in COMPARISONS if "like" not in name])
+@pytest.mark.parametrize("operator", [name for name in (*COMPARISONS, *FULL_TEXT) if "like" not in name])
 @pytest.mark.parametrize(
     "value",
     [
@@ -93,7 +100,21 @@ def test_the_value_is_all_text_that_follows(operator: str, value: str) -> None:
 @pytest.mark.parametrize("operator", ["like", "ilike"])
 @pytest.mark.parametrize(
     ("value", "pattern"),
-    [("a*", "a%"), ("*", "%"), ("**a*b", "%%a%b"), ("a%", "a%"), ("a_", "a_"), ("", ""), (r"a\_b", r"a\_b")],
+    [
+        ("a*", "a%"),
+        ("*", "%"),
+        ("**a*b", "%%a%b"),
+        ("a%", "a%"),
+        ("a_", "a_"),
+        ("", ""),
+        (r"a\_b", r"a\_b"),
+        # A star after a backslash is one.
+        (r"a\*b*", "a*b%"),
+        (r"\**", "*%"),
+        (r"\\*", r"\\%"),
+        (r"\\\*", r"\\*"),
+        (r"\%*", r"\%%"),
+    ],
 )
 def test_a_star_in_a_pattern_is_a_percent_sign(operator: str, value: str, pattern: str) -> None:
     assert value_of(f"{operator}.{value}") == (pattern,)
@@ -102,16 +123,35 @@ def test_a_star_in_a_pattern_is_a_percent_sign(operator: str, value: str, patter
 
 @pytest.mark.parametrize("operator", ["like", "not.ilike"])
 @pytest.mark.parametrize(
-    ("value", "whole"), [("\\", False), ("a\\", False), ("*\\\\\\", False), ("a\\\\", True), ("\\*", True)]
+    ("value", "pattern"),
+    [
+        ("\\", None),
+        ("a\\", None),
+        ("*\\\\\\", None),
+        ("a\\\\", "a\\\\"),
+        ("\\*", "*"),
+        # In an array, whose text has backslashes of its own.
+        (r"(any).{a\\}", None),
+        (r"(any).{a,b\\,c}", None),
+        (r'(all).{"a","\\"}', None),
+        (r"(all).{{a},{b\\ }}", None),
+        (r'(any).{"a\\,b",c\\\\,d\,,\\e}', r'{"a\\,b",c\\\\,d\,,\\e}'),
+        (r"(any).{*\*,%\*}", "{%*,%*}"),
+        (r'(any).{"*,*"}', '{"%,%"}'),
+        # What is no array is left to PostgreSQL.
+        ("(any).a", "a"),
+        ('(any).{"a', '{"a'),
+    ],
 )
-def test_a_pattern_does_not_end_with_an_unpaired_backslash(operator: str, value: str, whole: bool) -> None:
+def test_a_pattern_does_not_end_with_an_unpaired_backslash(operator: str, value: str, pattern: str | None) -> None:
     """PostgreSQL would report it only at a row that the rest of the pattern matches."""
-    if whole:
-        assert value_of(f"{operator}.{value}") == (value.replace("*", "%"),)
+    value = value if value.startswith("(a") else f".{value}"
+    if pattern is not None:
+        assert value_of(f"{operator}{value}") == (pattern,)
         return
     for parse in (
-        lambda: parse_condition(Field("a"), f"{operator}.{value}"),
-        lambda: parse_group("or", f"(a.{operator}.{value})"),
+        lambda: parse_condition(Field("a"), f"{operator}{value}"),
+        lambda: parse_group("or", f"(a.{operator}{value})"),
     ):
         with pytest.raises(InvalidRequest) as error:
             parse()
@@ -131,7 +171,7 @@ def test_is_accepts_no_other_value(value: str) -> None:
         parse_condition(Field("a"), f"is.{value}")
     assert (error.value.status, error.value.code) == (400, "invalid_filter")
     assert error.value.detail == f'Unknown value "{value.lower()}" after "is" in the filter on "a".'
-    assert error.value.hint == "Use one of null, true, false, unknown."
+    assert error.value.hint == "Use one of null, not_null, true, false, unknown."
 
 
 # --- Lists. ---
@@ -144,13 +184,21 @@ def test_is_accepts_no_other_value(value: str) -> None:
         ("(1)", ("1",)),
         ("(1,2,3)", ("1", "2", "3")),
         ("(1,1)", ("1", "1")),
-        ("( 1, 2 )", (" 1", " 2 ")),
+        # Blanks around items and brackets do not count, except in double quotes.
+        ("( 1, 2 )", ("1", "2")),
+        ("(  )", ()),
+        (" ( a b\t, c ) ", ("a b", "c")),
+        ('( "a" , " b" ,"" )', ("a", " b", "")),
+        ("( {1, 2} , { } )", ("{1, 2}", "{ }")),
         ('("")', ("",)),
         ('("","")', ("", "")),
         ('("a,b",c)', ("a,b", "c")),
         ('("(a)","b)")', ("(a)", "b)")),
         ('("say ""hi""")', ('say "hi"',)),
-        (r'("say \"hi\"","back\\slash","a\b")', ('say "hi"', "back\\slash", r"a\b")),
+        (r'("say \"hi\"","back\\slash")', ('say "hi"', "back\\slash")),
+        # In double quotes a backslash stands before a character that is meant as it is.
+        (r'("D\a\vid W\h\ite","a\b")', ("David White", "ab")),
+        (r"(\,/\Slash/\)", ("\\", "/\\Slash/\\")),
         ('(a"b,5")', ('a"b', '5"')),
         ("(a.b,eq.1)", ("a.b", "eq.1")),
         ("((a,b)", ("(a", "b")),
@@ -180,6 +228,8 @@ def test_in_takes_a_list(text: str, values: tuple[str, ...]) -> None:
         ("(,1)", "invalid_filter", 'An item is missing in the filter on "a" at position 5.'),
         ("(1,)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
         ("(1,,2)", "invalid_filter", 'An item is missing in the filter on "a" at position 7.'),
+        ("( ,1)", "invalid_filter", 'An item is missing in the filter on "a" at position 6.'),
+        ("(1, )", "invalid_filter", 'An item is missing in the filter on "a" at position 8.'),
         ("(1,2", "unbalanced_brackets", 'The bracket in the filter on "a" at position 4 is not closed.'),
         ('("a"', "unbalanced_brackets", 'The bracket in the filter on "a" at position 4 is not closed.'),
         (
@@ -241,7 +291,11 @@ def test_text_after_a_closing_brace_is_not_an_unclosed_bracket() -> None:
         ("NOT.eq.1", 1, "NOT."),
         ("notin.(1)", 1, "notin."),
         ("and.(b.eq.1)", 1, "and."),
-        ("fts.a", 1, "fts."),
+        ("eq(any)", 1, "eq("),
+        ("nothing(any).1", 1, "nothing("),
+        ("eq(any.1", 1, "eq("),
+        ("eq((any)).1", 1, "eq("),
+        ("fts (english).a", 1, "fts "),
         ("ｅｑ.1", 1, "ｅｑ."),
         ("x" * 8192, 1, "x" * 100 + "…"),
     ],
@@ -255,6 +309,71 @@ def test_an_unknown_operator_has_its_position_and_a_hint_with_the_known_ones(
     assert error.value.detail == f'Expected an operator in the filter on "a" at position {position}, found "{shown}".'
     assert error.value.hint is not None
     assert ", ".join(OPERATORS) in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("modifier", "operators"),
+    [
+        ("any", (*QUANTIFIED, *FULL_TEXT)),
+        ("all", (*QUANTIFIED, *FULL_TEXT)),
+        *((name, tuple(FULL_TEXT)) for name in ("english", " simple ", "my_$1", "größe", "ANY", "two words")),
+        *((name, ()) for name in ("", " ", "a.b", "a'b", "x" * 8192 + "-")),
+    ],
+)
+def test_some_operators_take_a_modifier_in_brackets(modifier: str, operators: tuple[str, ...]) -> None:
+    """`any` and `all` go with comparisons, and the name of a configuration with full text search, as in PostgREST."""
+    for operator in OPERATORS:
+        text = f"{operator}({modifier})." + {"in": "(1)", "is": "null"}.get(operator, "{1}")
+        if operator in operators:
+            condition = Condition(Field("a"), operator, ("{1}",), modifier=modifier.strip())
+            assert parse_condition(Field("a"), text) == member(f"(a.{text})") == condition
+            assert parse_condition(Field("a"), f"not.{text}") == replace(condition, negated=True)
+            continue
+        with pytest.raises(InvalidRequest) as error:
+            parse_condition(Field("a"), text)
+        assert (error.value.status, error.value.code) == (400, "unknown_operator")
+        position = len(operator) + 1
+        assert f'after "{operator}" in the filter on "a" at position {position}.' in error.value.detail
+        assert len(error.value.detail) < 250
+        assert error.value.hint is not None
+        assert "eq, gt, gte, lt, lte, like, ilike, match, imatch" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("eq.2024-01-01+02:00", True),
+        ("not.gte.2024-01-01T12:00:00+02", True),
+        ("eq.2024-01-01%20+02", True),
+        ("eq.2024-01-01++02", True),
+        ("eq.2024-01-01+%30%32", True),
+        ("in.(2024-01-01,2024-01-01+02)", True),
+        ("isdistinct.2024-01-01Z+2", True),
+        ("ov.[2024-01-01+02,)", True),
+        ('cs.{"2024-01-01+02"}', True),
+        ("eq(any).{2024-01-01+02}", True),
+        # An encoded plus sign, and spaces where no sign can stand.
+        ("eq.2024-01-01%2B02:00", False),
+        ("eq.2024-01-01%20+%2B02", False),
+        ("eq.+2024-01-01", False),
+        ("eq.2024-01-01+", False),
+        ("eq.January+5,+2024", True),
+        ("eq.January+the+fifth", False),
+        ("in.(2024-01-01,+2024-01-02)", False),
+        ("in.(+2024-01-01)", False),
+        ("ov.[2024-01-01,+2024-01-02)", False),
+    ],
+)
+def test_a_plus_sign_that_may_be_that_of_a_number_is_noticed(text: str, refused: bool) -> None:
+    value, signs = form_decode(text, "x")
+    assert parse_condition(Field("a"), value, signs).raw_plus is refused
+
+
+def test_in_a_group_only_the_condition_with_the_plus_sign_has_it() -> None:
+    text = "(a.eq.2024+01,b.in.(2024,+01),or(c.eq.x+,d.lt.1+2),e.eq.3,f.eq.%2B1+%2B1)"
+    value, signs = form_decode(text, "x")
+    found = conditions_of((parse_group("or", value, signs=signs),))
+    assert [condition.column for condition in found if condition.raw_plus] == ["a", "d"]
 
 
 def test_a_long_column_is_shortened_in_messages() -> None:
@@ -311,6 +430,19 @@ def test_a_long_column_is_shortened_in_messages() -> None:
         ('(" a".eq.1)', (Condition(Field(" a"), "eq", ("1",)),)),
         ("(a->b->>0.eq.1)", (Condition(Field("a", (Step("b"), Step(0, as_text=True))), "eq", ("1",)),)),
         ("(größe.eq.1)", (Condition(Field("größe"), "eq", ("1",)),)),
+        # Blanks around conditions, columns, brackets and values do not count. Those after the dot belong to the value.
+        (" ( a.eq.1 , b .lt.2 ) ", (ONE, TWO)),
+        ("(a.eq.1,\tor ( b.lt.2 ) , not.and\t(c.is.null ) )", (ONE, Group("or", (TWO,)), Group("and", (NULL,), True))),
+        ("( a.in. ( 1, 2 ) , b.lt.2)", (Condition(Field("a"), "in", ("1", "2")), TWO)),
+        ("(a.eq. x y )", (Condition(Field("a"), "eq", (" x y",)),)),
+        ('(a.eq." x " , b.lt.2)', (Condition(Field("a"), "eq", (" x ",)), TWO)),
+        ("(a.cs.{1, 2} , b.lt.2)", (Condition(Field("a"), "cs", ("{1, 2}",)), TWO)),
+        ("(a.eq. ,b.lt.2)", (Condition(Field("a"), "eq", ("",)), TWO)),
+        (r'("a\b".eq."\c")', (Condition(Field("ab"), "eq", ("c",)),)),
+        # Modifiers.
+        ("(a.eq(any).{1,2},b.lt.2)", (Condition(Field("a"), "eq", ("{1,2}",), modifier="any"), TWO)),
+        ("(a.not.like(all).{x*,*y})", (Condition(Field("a"), "like", ("{x%,%y}",), True, "all"),)),
+        ("(a.fts(english).x, b.lt.2)", (Condition(Field("a"), "fts", ("x",), modifier="english"), TWO)),
     ],
 )
 def test_a_group_holds_conditions_and_groups(text: str, members: tuple[Filter, ...]) -> None:
@@ -323,7 +455,7 @@ def test_a_group_holds_conditions_and_groups(text: str, members: tuple[Filter, .
     [
         ("", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
         ("a.eq.1", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
-        (" (a.eq.1)", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
+        (" a.eq.1", "invalid_filter", 'Expected an opening bracket in "or" at position 2.'),
         (")", "invalid_filter", 'Expected an opening bracket in "or" at position 1.'),
         ("(", "missing_name", 'A name is missing in "or" at position 2.'),
         ("()", "missing_name", 'A name is missing in "or" at position 2.'),
@@ -468,17 +600,22 @@ FIELDS = st.builds(
 @st.composite
 def conditions(draw: st.DrawFn) -> Condition:
     operator = draw(st.sampled_from(OPERATORS))
+    modifier = None
     if operator == "is":
         values: tuple[str, ...] = (draw(st.sampled_from(IS_VALUES)),)
     elif operator == "in":
         values = tuple(draw(st.lists(VALUES, max_size=4)))
     else:
         value = draw(VALUES)
-        if operator in ("like", "ilike"):
-            # A pattern has % instead of *, and no unpaired backslash at its end.
-            value = value.replace("*", "%").replace("\\", "\\\\")
+        if operator in PATTERNS:
+            value = value.replace("\\", "\\\\")  # no unpaired backslash at its end
         values = (value,)
-    return Condition(draw(FIELDS), operator, values, draw(st.booleans()))
+        if operator in QUANTIFIED and draw(st.booleans()):
+            modifier = draw(st.sampled_from(QUANTIFIERS))
+            values = ("{" + ",".join(map(write_quoted, draw(st.lists(st.just(value), max_size=2)))) + "}",)
+        elif operator in FULL_TEXT:
+            modifier = draw(st.sampled_from([None, "english", "my config", "any"]))
+    return Condition(draw(FIELDS), operator, values, draw(st.booleans()), modifier)
 
 
 GROUPS = st.recursive(
@@ -492,9 +629,14 @@ GROUPS = st.recursive(
 
 def written_value(value: str) -> str:
     """Return the value in double quotes if it contains characters of the grammar, as a client would."""
-    if value and value[0] not in '"{' and not set(value) & set(",)"):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    plain = value and value[0] not in '"{' and not set(value) & set(",)") and value == value.strip(" \t")
+    return value if plain else write_quoted(value)
+
+
+def as_written(condition: Condition) -> str:
+    """Return the value of a condition without quotes: the pattern of a query string for that of SQL."""
+    (value,) = condition.values
+    return from_sql(value) if condition.operator in PATTERNS else value
 
 
 def written(item: Filter) -> str:
@@ -507,8 +649,8 @@ def written(item: Filter) -> str:
     elif item.operator == "is":
         value = item.values[0]
     else:
-        value = written_value(item.values[0])
-    return f"{field}.{before}{item.operator}.{value}"
+        value = written_value(as_written(item))
+    return f"{field}.{before}{item.operator_text}.{value}"
 
 
 @given(GROUPS)
@@ -532,8 +674,8 @@ def test_a_written_condition_is_read_back(condition: Condition) -> None:
     if condition.operator == "in":
         value = "(" + ",".join(written_value(value) for value in condition.values) + ")"
     else:
-        value = condition.values[0]
-    assert parse_condition(condition.field, f"{before}{condition.operator}.{value}") == condition
+        value = as_written(condition)
+    assert parse_condition(condition.field, f"{before}{condition.operator_text}.{value}") == condition
 
 
 @given(GROUPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import quote, quote_from_bytes
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
-from server.query.grammar import percent_decode, read_name, read_names, read_quoted, shorten, write_name
+from server.query.grammar import form_decode, percent_decode, read_name, read_names, read_quoted, shorten, write_name
 
 # Any text that PostgreSQL can store, and texts with many characters of the grammar.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.text('a."\\,:() é', max_size=12)
@@ -88,6 +89,45 @@ def test_bytes_are_decoded_as_python_decodes_utf_8(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "decoded", "signs"),
+    [
+        ("", "", ()),
+        ("a b", "a b", ()),
+        ("a+b", "a b", ()),
+        ("a+1", "a 1", (1,)),
+        ("a%2B1", "a+1", ()),
+        ("+1", " 1", ()),
+        (".+1", ". 1", ()),
+        ("a++1+x+2", "a  1 x 2", (2, 6)),
+        ("a+%201", "a  1", ()),
+        ("a%20%09+1", "a \t 1", (3,)),
+        ("ü%C3%BC+1", "üü 1", (2,)),
+        ("a+%31", "a 1", (1,)),
+        ("1+1+1", "1 1 1", (1, 3)),
+        ("a+٣", "a ٣", ()),
+    ],
+)
+def test_a_plus_in_a_form_is_a_space_and_its_position_is_kept_where_a_sign_can_stand(
+    text: str, decoded: str, signs: tuple[int, ...]
+) -> None:
+    assert form_decode(text, "x") == (decoded, signs)
+
+
+@pytest.mark.parametrize("text", ["a+%00", "a+%ff1", "\udcff+1"])
+def test_a_form_with_bytes_that_are_not_text_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        form_decode(text, "x")
+    assert error.value.code == "invalid_encoding"
+
+
+@pytest.mark.parametrize("text", ["+" * 120_000, "+1" * 60_000, "1+" * 60_000, "1" + "+" * 120_000])
+def test_many_plus_signs_are_read_quickly(text: str) -> None:
+    started = time.monotonic()
+    form_decode(text, "x")
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
     ("text", "start", "found", "end"),
     [
         ('""', 0, "", 2),
@@ -100,10 +140,11 @@ def test_bytes_are_decoded_as_python_decodes_utf_8(data: bytes) -> None:
         (r'"a\"b"', 0, 'a"b', 6),
         (r'"a\\"', 0, "a\\", 5),
         (r'"a\\\"b"', 0, 'a\\"b', 8),
-        # A backslash before anything else is one.
-        (r'"a\b"', 0, r"a\b", 5),
-        (r'"\n"', 0, r"\n", 4),
-        (r'"\ü"', 0, r"\ü", 4),
+        # So does any other character, which means itself.
+        (r'"a\b"', 0, "ab", 5),
+        (r'"\n"', 0, "n", 4),
+        (r'"\ü"', 0, "ü", 4),
+        ('"\\\n"', 0, "\n", 4),
         # Two in a row: each is read by itself.
         ('"a","b"', 0, "a", 3),
         ('"a","b"', 4, "b", 7),

@@ -67,14 +67,14 @@ def rejected(target: str, query: str = "") -> InvalidRequest:
         ("%22my.table%22.csv", None, "my.table"),
         ("%22my%2Etable%22.csv", None, "my.table"),
         ('".".csv', None, "."),
-        # A quote in a quoted name: doubled, or after a backslash; a backslash before anything else is itself.
+        # A quote in a quoted name: doubled, or after a backslash, which may stand before any character.
         ('"a""b".csv', None, 'a"b'),
         ('"""".csv', None, '"'),
         (r'"a\"b".csv', None, 'a"b'),
         (r'"a\\b".csv', None, r"a\b"),
         (r'"a\\".csv', None, "a\\"),
-        (r'"a\b".csv', None, r"a\b"),
-        (r'"\.".csv', None, r"\."),
+        (r'"a\b".csv', None, "ab"),
+        (r'"\.".csv', None, "."),
         # A quote or a backslash that is not at the start of the name is an ordinary character.
         ('a"b.csv', None, 'a"b'),
         ('a"b"".csv', None, 'a"b""'),
