@@ -121,8 +121,8 @@ _STORAGE = """
         sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
             AS bytes
 """
-# The type under a domain, or under a domain of domains. PostgreSQL's own types with lower OIDs, whose look-up would only
-# take time, are no domains.
+# The type under a domain, or under a domain of domains. PostgreSQL's own types with lower OIDs are no domains, and to
+# look them up would only take time.
 _BASE = """CASE WHEN a.atttypid >= 10000 THEN (
                     WITH RECURSIVE layer (type, modifier, is_domain) AS (
                         SELECT oid, NULL::integer, typtype = 'd' FROM pg_type WHERE oid = a.atttypid AND typtype = 'd'
@@ -133,7 +133,7 @@ _BASE = """CASE WHEN a.atttypid >= 10000 THEN (
                     )
                     SELECT format_type(type, modifier) FROM layer WHERE NOT is_domain
                 ) END"""
-_COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
+_COLUMNS = f"""(SELECT coalesce(json_agg(json_build_array(
                 a.attname,
                 format_type(a.atttypid, a.atttypmod),
                 NOT a.attnotnull,
@@ -142,9 +142,9 @@ _COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
                 (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
                  FROM pg_enum AS e WHERE e.enumtypid = a.atttypid),
-                {base}) ORDER BY a.attnum), '[]')
+                {_BASE}) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
-     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text""".format(base=_BASE)
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
 # The other schemas that have such a relation, only if it could be exported, in search order.
 _ALSO_IN = """(SELECT coalesce(json_agg(o.nspname ORDER BY array_position($1::text[], o.nspname::text)), '[]')
      FROM pg_class AS same

@@ -11,7 +11,7 @@ import bisect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from server.errors import InvalidRequest
 from server.query import patterns
@@ -34,6 +34,10 @@ from server.query.grammar import read_quoted, shorten
 _OPERATOR = re.compile(r"(?P<not>not\.)?(?P<word>\w*)(?P<brackets>\((?P<modifier>[^()]*)\))?(?P<dot>\.)?")
 # The name of a text search configuration, as PostgREST reads it.
 _LANGUAGE = re.compile(r"[\w$ ]+")
+_MODIFIERS = (
+    f"The operators {', '.join(QUANTIFIED)} take (any) or (all). The operators {', '.join(FULL_TEXT)} take the name of "
+    "a text search configuration, for example fts(english)."
+)
 # What ends a value without quotes and braces.
 _STOP = re.compile(r"[,)]")
 
@@ -80,11 +84,8 @@ class _Reader:
             raise InvalidRequest(f"{self._where} is nested more than {MOST_NESTING} levels deep.", code="too_deep")
         self._skip_blanks()
         if self._next() != "(":
-            _refuse(
-                "invalid_filter",
-                f"Expected an opening bracket in {self._where} at position {self._position + 1}.",
-                "Write conditions in brackets, for example or=(a.eq.1,b.is.null)",
-            )
+            hint = "Write conditions in brackets, for example or=(a.eq.1,b.is.null)"
+            raise self._invalid("invalid_filter", "Expected an opening bracket", self._position, hint=hint)
         return self._items(lambda: self._member(depth))
 
     def condition(self, field: Field, read_value: Callable[[], str]) -> Condition:
@@ -107,10 +108,9 @@ class _Reader:
         """Raise InvalidRequest if anything but blanks is left."""
         self._skip_blanks()
         if self._position < len(self._text):
-            _refuse(
-                "unbalanced_brackets",
-                f"Unexpected text after the closing bracket in {self._where} at position {self._position + 1}: "
-                f'"{shorten(self._text[self._position :])}".',
+            rest = f': "{shorten(self._text[self._position :])}"'
+            raise self._invalid(
+                "unbalanced_brackets", "Unexpected text after the closing bracket", self._position, rest
             )
 
     def _member(self, depth: int) -> Filter:
@@ -123,11 +123,9 @@ class _Reader:
                         return Group(joined_by, self.members(depth + 1), negated)
         field, self._position = read_field(self._text, self._position, ".,()", self._where)
         if self._next() != ".":
-            _refuse(
-                "invalid_filter",
-                f'Expected an operator after "{shorten(str(field))}" in {self._where} at position {self._position + 1}.',
-                "Write column.operator.value, for example id.eq.1",
-            )
+            expected = f'Expected an operator after "{shorten(str(field))}"'
+            hint = "Write column.operator.value, for example id.eq.1"
+            raise self._invalid("invalid_filter", expected, self._position, hint=hint)
         self._position += 1
         return self.condition(field, self._value)
 
@@ -146,19 +144,14 @@ class _Reader:
                 self._skip_blanks()
                 return tuple(items)
             if stop != ",":
-                _refuse(
-                    "unbalanced_brackets", f"The bracket in {self._where} at position {start + 1} is not closed."
-                )
+                raise self._invalid("unbalanced_brackets", "The bracket", start, " is not closed")
 
     def _list(self) -> tuple[str, ...]:
         """Read `(a,"b,c")`, the list of `in`."""
         self._skip_blanks()
         if self._next() != "(":
-            _refuse(
-                "invalid_filter",
-                f"Expected a list in brackets in {self._where} at position {self._position + 1}.",
-                'Write in.(1,2,3). Put an item that contains a comma in double quotes: in.("a,b",c)',
-            )
+            hint = 'Write in.(1,2,3). Put an item that contains a comma in double quotes: in.("a,b",c)'
+            raise self._invalid("invalid_filter", "Expected a list in brackets", self._position, hint=hint)
         end = self._after_blanks(self._position + 1)
         if self._text[end : end + 1] == ")":
             self._position = end + 1
@@ -170,11 +163,8 @@ class _Reader:
         start = self._position
         item = self._value()
         if self._position == start:
-            _refuse(
-                "invalid_filter",
-                f"An item is missing in {self._where} at position {start + 1}.",
-                'Write "" for the empty string.',
-            )
+            hint = 'Write "" for the empty string.'
+            raise self._invalid("invalid_filter", "An item is missing", start, hint=hint)
         return item
 
     def _operator(self) -> tuple[bool, str, str | None]:
@@ -183,23 +173,15 @@ class _Reader:
         assert found is not None  # each part is optional
         operator, modifier = found["word"], found["modifier"]
         if operator not in OPERATORS or not found["dot"]:
-            begin, end = found.start("word"), found.end("word")
-            _refuse(
-                "unknown_operator",
-                f'Expected an operator in {self._where} at position {begin + 1}, found "{shorten(self._text[begin : end + 1])}".',
-                f"Write operator.value with one of the operators {', '.join(OPERATORS)}. The prefix not. negates it.",
-            )
+            written = f', found "{shorten(self._text[found.start("word") : found.end("word") + 1])}"'
+            hint = f"Write operator.value with one of the operators {', '.join(OPERATORS)}. The prefix not. negates it."
+            raise self._invalid("unknown_operator", "Expected an operator", found.start("word"), written, hint=hint)
         if modifier is not None:
             modifier = modifier.strip(BLANKS)
             known = modifier in QUANTIFIERS if operator in QUANTIFIED else bool(_LANGUAGE.fullmatch(modifier))
             if not known or operator not in (*QUANTIFIED, *FULL_TEXT):
-                _refuse(
-                    "unknown_operator",
-                    f'Unexpected "({shorten(modifier)})" after "{operator}" in {self._where} at position '
-                    f"{found.start('brackets') + 1}.",
-                    f"The operators {', '.join(QUANTIFIED)} take (any) or (all). The operators {', '.join(FULL_TEXT)} "
-                    "take the name of a text search configuration, for example fts(english).",
-                )
+                unexpected = f'Unexpected "({shorten(modifier)})" after "{operator}"'
+                raise self._invalid("unknown_operator", unexpected, found.start("brackets"), hint=_MODIFIERS)
         self._position = found.end()
         return bool(found["not"]), operator, modifier
 
@@ -223,7 +205,7 @@ class _Reader:
         """Skip blanks. Raise InvalidRequest if a comma or a bracket does not follow. closing: the character before."""
         self._skip_blanks()
         if self._next() not in (",", ")", ""):
-            _refuse(code, f"Unexpected text after the closing {closing} in {self._where} at position {self._position + 1}.")
+            raise self._invalid(code, f"Unexpected text after the closing {closing}", self._position)
 
     def _end_of_braces(self) -> int:
         """Return the position after the brace that closes the one here: the end of an array or a JSON object."""
@@ -237,7 +219,7 @@ class _Reader:
             position += 1
             if depth == 0:
                 return position
-        _refuse("unbalanced_brackets", f"The brace in {self._where} at position {self._position + 1} is not closed.")
+        raise self._invalid("unbalanced_brackets", "The brace", self._position, " is not closed")
 
     def _end_of_json_string(self, start: int) -> int:
         """Return the position after the quote that closes the one at `start`, in an array or a JSON object."""
@@ -250,10 +232,10 @@ class _Reader:
         """Return the condition with the word after `is` in lower case."""
         value = condition.values[0].lower()
         if value not in IS_VALUES:
-            _refuse(
-                "invalid_filter",
+            raise InvalidRequest(
                 f'Unknown value "{shorten(value)}" after "is" in {self._where}.',
-                f"Use one of {', '.join(IS_VALUES)}.",
+                code="invalid_filter",
+                hint=f"Use one of {', '.join(IS_VALUES)}.",
             )
         return replace(condition, values=(value,))
 
@@ -263,10 +245,10 @@ class _Reader:
         # PostgreSQL would report it only at the first row that the rest of the pattern matches.
         tried = [pattern] if condition.modifier is None else patterns.elements(pattern)
         if any(patterns.ends_inside_escape(each) for each in tried):
-            _refuse(
-                "invalid_value",
+            raise InvalidRequest(
                 f'The pattern for "{shorten(str(condition.field))}" ends with an unpaired backslash.',
-                "A backslash escapes the next character. Write two backslashes for a backslash.",
+                code="invalid_value",
+                hint="A backslash escapes the next character. Write two backslashes for a backslash.",
             )
         return replace(condition, values=(pattern,))
 
@@ -282,6 +264,8 @@ class _Reader:
     def _skip_blanks(self) -> None:
         self._position = self._after_blanks(self._position)
 
-
-def _refuse(code: str, detail: str, hint: str | None = None) -> NoReturn:
-    raise InvalidRequest(detail, code=code, hint=hint)
+    def _invalid(
+        self, code: str, what: str, position: int, rest: str = "", *, hint: str | None = None
+    ) -> InvalidRequest:
+        """Return the error for what is wrong at this position. rest: of the sentence."""
+        return InvalidRequest(f"{what} in {self._where} at position {position + 1}{rest}.", code=code, hint=hint)

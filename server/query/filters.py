@@ -58,8 +58,8 @@ MOST_NESTING = 20
 class Condition:
     """One comparison of a column, or of a part of its JSON.
 
-    field: without a cast. operator: one of OPERATORS. values: exactly one; any number for `in`; for `is` one of IS_VALUES. A pattern of
-    PATTERNS has `%` as its wildcard, as in SQL.
+    field: without a cast. operator: one of OPERATORS. values: exactly one; any number for `in`; for `is` one of
+    IS_VALUES. A pattern of PATTERNS has `%` as its wildcard, as in SQL.
     modifier: what stands in brackets after the operator. For QUANTIFIED, one of QUANTIFIERS: the value is then an array
     in PostgreSQL's text form. For FULL_TEXT, the name of a text search configuration. None if there are no brackets.
     raw_plus: whether a `+` that may be a sign stood in the address as it is, where it means a space.

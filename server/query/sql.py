@@ -147,8 +147,8 @@ def _hint(condition: Condition) -> str | None:
     """Return how a value of this condition is written, or None if it has no form of its own."""
     if condition.operator in FULL_TEXT:
         return (
-            "fts takes words joined by & | and !, as to_tsquery() does; plfts, phfts and wfts take plain words. The name "
-            "in brackets is one of PostgreSQL's text search configurations, for example wfts(english)."
+            "fts takes words joined by & | and !, as to_tsquery() does; plfts, phfts and wfts take plain words. "
+            "The name in brackets is that of a text search configuration, for example wfts(english)."
         )
     if condition.modifier is not None:
         return f"{condition.operator_text} takes an array in braces, for example {condition.operator_text}.{{1,2}}"

@@ -297,7 +297,7 @@ SHAPES: list[tuple[str, str]] = [
     (r"or=(name.eq.a\b)", r"name = 'a\b'"),
     (r'name=eq."', "name = '\"'"),
     # Braces hold the commas and brackets of an array or an object.
-    ("or=(tags.cs.{t1,\"a,b\"},n.eq.1)", "tags @> '{t1,\"a,b\"}' OR n = 1"),
+    ('or=(tags.cs.{t1,"a,b"},n.eq.1)', "tags @> '{t1,\"a,b\"}' OR n = 1"),
     ("or=(tags.cs.{t1},tags.ov.{t2,x} )", "tags @> '{t1}' OR tags && '{t2}'"),
     ('or=(data.cs.{"a":1},n.eq.5)', "data @> '{\"a\": 1}' OR n = 5"),
     ("or=(n.eq(any).{3,4},id.eq.1)", "n IN (3, 4) OR id = 1"),
@@ -360,7 +360,7 @@ async def selected(session: Session, relation: Relation, query: str) -> list[int
 
 async def differences(grammar: Postgres, cases: dict[str, str]) -> dict[str, tuple[object, object]]:
     """Return what each query string selects and what it should, where the two differ."""
-    found = {}
+    found: dict[str, tuple[object, object]] = {}
     async with open_database(Settings(database_url=grammar.dsn)) as database, database.session() as session:
         relation = await session.relation(RelationName("grammar"))
         for query, sql in cases.items():

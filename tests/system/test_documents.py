@@ -16,6 +16,7 @@ from server.query.request import FORMATS, PARAMETERS, parse_export_request
 from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("architecture", "performance", "postgrest")
 README = (ROOT / "README.md").read_text()
 CODE_MAP = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -105,7 +106,7 @@ def test_every_name_in_the_code_map_is_in_its_module() -> None:
     assert missing == set()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("architecture", "performance", "postgrest"))])
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in DOCUMENTS)])
 def test_the_lines_of_a_document_are_short(name: str) -> None:
     # Tables and pictures need long lines; a line with results is pasted as the benchmark printed it.
     unlimited = ("|", "![", "2 cores", "- PASS")
