@@ -20,7 +20,7 @@ from yarl import URL
 
 from server.app import MAX_REQUEST_LINE, create_app
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES
-from server.query.filters import MOST_CONDITIONS, MOST_NESTING, OPERATORS
+from server.query.filters import FULL_TEXT, MOST_CONDITIONS, MOST_NESTING, OPERATORS, QUANTIFIED
 from server.query.request import FORMATS, PARAMETERS
 from server.settings import Settings
 from tests.support.cpu import loop_limit
@@ -71,10 +71,12 @@ CREATE TYPE "the ""mood"" %s" AS ENUM ('sad', 'ok');
 CREATE DOMAIN above_zero AS integer CHECK (VALUE > 0);
 CREATE DOMAIN never_null AS integer NOT NULL;
 CREATE DOMAIN never_empty AS text CHECK (VALUE <> '');
+CREATE DOMAIN some_time AS timestamptz;
+CREATE DOMAIN moment AS some_time;
 CREATE TYPE pair AS (a integer, b text);
 CREATE TABLE judged (
     id integer PRIMARY KEY, name text, raw json, label never_empty, words tsvector, search tsquery, couple pair,
-    place point, "per%cent" text, "say ""hi""" text,
+    place point, "per%cent" text, "say ""hi""" text, moment moment, period tstzrange,
     {", ".join(f"{column} {type}" for type, (column, *_) in TYPES.items())}
 );
 INSERT INTO judged (id, name, always, "per%cent")
@@ -86,7 +88,7 @@ CREATE VIEW broken AS SELECT id, call_missing() AS part FROM judged;
 '''
 CLEAN_UP = (
     "DROP VIEW crashing, hopeless, broken; DROP FUNCTION call_missing(); DROP TABLE judged; "
-    'DROP TYPE "the ""mood"" %s", pair; DROP DOMAIN above_zero, never_null, never_empty'
+    'DROP TYPE "the ""mood"" %s", pair; DROP DOMAIN above_zero, never_null, never_empty, moment, some_time'
 )
 
 
@@ -176,6 +178,8 @@ async def refused(
         ("/export/judged.csv", "id=EQ.1", "unknown_operator", "EQ", OPERATORS),
         ("/export/judged.csv", "id=not.is_null.1", "unknown_operator", "is_null", OPERATORS),
         ("/export/judged.csv", "or=(id.equals.1)", "unknown_operator", "equals", OPERATORS),
+        ("/export/judged.csv", "id=neq(any).{1}", "unknown_operator", "any", [*QUANTIFIED, *FULL_TEXT]),
+        ("/export/judged.csv", "or=(name.fts(a.b).x)", "unknown_operator", "a.b", [*QUANTIFIED, *FULL_TEXT]),
         ("/export/judged.xlsx", "", "unknown_format", "xlsx", FORMATS),
         ("/export/judged.CSV", "", "unknown_format", "CSV", FORMATS),
         ("/export/judged.csv.zip", "", "unknown_format", "zip", FORMATS),
@@ -187,7 +191,13 @@ async def refused(
         ("/export/judged.csv", "excel=on", "invalid_option", "on", ["true", "false"]),
         ("/export/judged.csv", "guard=true", "invalid_option", "guard", ["formulas"]),
         ("/export/judged.csv", "timezone=Mars/Olympus", "unknown_timezone", "Mars/Olympus", ["Europe/Berlin"]),
-        ("/export/judged.csv", "name=is.empty", "invalid_filter", "empty", ["null", "true", "false", "unknown"]),
+        (
+            "/export/judged.csv",
+            "name=is.empty",
+            "invalid_filter",
+            "empty",
+            ["null", "not_null", "true", "false", "unknown"],
+        ),
         (
             "/export/judged.csv",
             "order=id.down",
@@ -416,6 +426,41 @@ async def test_a_bad_regular_expression_names_its_column(
         assert "invalid regular expression" in problem["detail"]
 
 
+@pytest.mark.parametrize(
+    ("query", "subject", "reason", "hint"),
+    [
+        ("name=fts.two words", '"name" (text)', "", "to_tsquery()"),
+        ("words=fts.a %26", '"words" (tsvector)', "", "to_tsquery()"),
+        ("name=plfts(klingon).a", '"name" (text)', "", "wfts(english)"),
+        ("words=fts(klingon).a", '"words" (tsvector)', "", "wfts(english)"),
+        ("id=eq(any).1", '"id" (integer)', 'malformed array literal: "1"', "eq(any).{1,2}"),
+        ("id=gt(all).{1,x}", '"id" (integer)', 'invalid input syntax for type integer: "x"', "gt(all).{1,2}"),
+        ("feel=eq(any).{ok,meh}", '"feel" (', 'invalid input value for enum "the ""mood"" %s": "meh"', "eq(any)"),
+        ("name=match(any).{a,(}", '"name" (text)', "invalid regular expression", None),
+        ("or=(id.eq.1,name.imatch(all).{(,b})", '"name" (text)', "invalid regular expression", None),
+        ("span=sl.5", '"span" (int4range)', 'malformed range literal: "5"', None),
+    ],
+)
+async def test_a_bad_value_of_an_operator_with_a_form_of_its_own_has_a_hint(
+    client: TestClient[Any, Any], query: str, subject: str, reason: str, hint: str | None
+) -> None:
+    problem = await refused(client, query)
+    assert problem["code"] == "invalid_value"
+    assert subject in problem["detail"]
+    assert reason in problem["detail"]
+    assert (hint or "") in problem.get("hint", "")
+
+
+@pytest.mark.parametrize("column", ["born", "at", "ts", "tz", "moment", "period"])
+async def test_a_plus_sign_that_is_not_encoded_is_refused_on_a_time(client: TestClient[Any, Any], column: str) -> None:
+    value = "[2024-01-01+02,)" if column == "period" else "2024-01-01T12:00+02:00"
+    for path in ("/export/judged.csv", "/relations/judged/preview"):
+        problem = await refused(client, f"{column}=not.eq.{value}", path)
+        assert problem["code"] == "unencoded_plus"
+        assert f'"{column}" (' in problem["detail"]
+        assert "%2B" in problem["hint"]
+
+
 @pytest.mark.parametrize("pattern", ["odd\\", "*\\", "o\\", "\\"])
 async def test_a_pattern_that_ends_in_a_backslash_names_its_column(client: TestClient[Any, Any], pattern: str) -> None:
     """PostgreSQL reports it only at a row that matches the rest of the pattern, if there is one."""
@@ -476,6 +521,14 @@ async def test_a_long_value_is_not_repeated(client: TestClient[Any, Any], value:
         ("or=(id.eq.1,id.like.1*)", "like", '"id" (integer)'),
         ("id=gt.0&or=(name.eq.x,and(id.lt.9,not.or(raw.neq.1)))", "neq", '"raw" (json)'),
         ("always=gt.0&id=like.1*", "like", '"id" (integer)'),
+        ("name=sl.a", "sl", '"name" (text)'),
+        ("id=adj.1", "adj", '"id" (integer)'),
+        ("id=like(any).{1*}", "like(any)", '"id" (integer)'),
+        ("raw=eq(any).{1}", "eq(any)", '"raw" (json)'),
+        ("raw=isdistinct.1", "isdistinct", '"raw" (json)'),
+        ("id=fts.1", "fts", '"id" (integer)'),
+        ("tags=plfts(english).a", "plfts(english)", '"tags" (text[])'),
+        ("or=(name.fts.x,born.not.wfts.2024)", "wfts", '"born" (date)'),
     ],
 )
 async def test_an_operator_that_a_type_does_not_have_is_named_with_the_column(
