@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.query.catalogue import Column, Relation, RelationName
 from server.query.fields import Field
-from server.query.filters import COMPARISONS
+from server.query.filters import COMPARISONS, QUANTIFIED
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest, parse_export_request
 from server.query.selection import SelectedColumn
@@ -31,8 +32,13 @@ def plan(schema: str, name: str, *columns: tuple[str, str]) -> ExportPlan:
 
 
 USERS = described(
-    "public", "users", {"id": "integer", "name": "text", "e,mail": "character varying(80)", "more": "jsonb"}
+    "public",
+    "users",
+    {"id": "integer", "name": "text", "e,mail": "character varying(80)", "more": "jsonb", "words": "tsvector"},
 )
+# With a column of a domain over tsvector.
+DOMAIN = Column("found", "search_words", nullable=True, readable=True, indexed=False, base="tsvector")
+USERS = replace(USERS, columns=(*USERS.columns, DOMAIN))
 
 
 def plain(text: str) -> str:
@@ -118,6 +124,35 @@ def test_a_plan_is_one_select(made: ExportPlan, statement: str) -> None:
         ("id=is.True", '"id" IS TRUE', []),
         ("id=is.false", '"id" IS FALSE', []),
         ("id=is.unknown", '"id" IS UNKNOWN', []),
+        ("id=is.Not_Null", '"id" IS NOT NULL', []),
+        ("id=not.is.not_null", 'NOT ("id" IS NOT NULL)', []),
+        *((f"id={name}(any).7", f'"id" {COMPARISONS[name]} ANY ($1)', ["7"]) for name in QUANTIFIED),
+        ("id=not.gte(all).{1,2}", 'NOT ("id" >= ALL ($1))', ["{1,2}"]),
+        ("name=like(any).{a*,\\*b}", '"name" LIKE ANY ($1)', ["{a%,*b}"]),
+        ("words=fts.a %26 b", '"words" @@ pg_catalog.to_tsquery($1)', ["a & b"]),
+        (
+            "words=wfts(german).a",
+            '"words" @@ pg_catalog.websearch_to_tsquery($1::pg_catalog.regconfig, $2)',
+            ["german", "a"],
+        ),
+        ("name=plfts.a", 'pg_catalog.to_tsvector("name") @@ pg_catalog.plainto_tsquery($1)', ["a"]),
+        (
+            "name=not.phfts(my $1).a&id=eq.1",
+            (
+                'NOT (pg_catalog.to_tsvector($1::pg_catalog.regconfig, "name") '
+                '@@ pg_catalog.phraseto_tsquery($1::pg_catalog.regconfig, $2)) AND "id" = $3'
+            ),
+            ["my $1", "a", "1"],
+        ),
+        (
+            "more->>a=fts(english).b",
+            (
+                'pg_catalog.to_tsvector($2::pg_catalog.regconfig, ("more" OPERATOR(pg_catalog.->>) '
+                "$1::pg_catalog.text)) @@ pg_catalog.to_tsquery($2::pg_catalog.regconfig, $3)"
+            ),
+            ["a", "english", "b"],
+        ),
+        ("found=fts.a", '"found" @@ pg_catalog.to_tsquery($1)', ["a"]),
         ("id=not.is.null", 'NOT ("id" IS NULL)', []),
         ("id=in.(1)", '"id" IN ($1)', ["1"]),
         ('id=in.(1,"2,3",4)', '"id" IN ($1, $2, $3)', ["1", "2,3", "4"]),
@@ -244,6 +279,32 @@ def test_values_are_bound_in_the_order_of_the_text() -> None:
     assert re.findall(r"\$(\d+)", statement.text) == list("12345678")
     block = Blocks("public", "docs", 0, 256)
     assert select_statement(made, block).values == [*"ab", "(0,0)", "(256,0)", *"cdefgh"]
+
+
+def test_each_regular_expression_of_an_array_is_tried() -> None:
+    found = [probe.statement for probe in probes(asked("name=match(any).{a,b}"))]
+    assert [plain(statement.text) for statement in found] == [
+        'SELECT (SELECT "name" FROM "public"."users" LIMIT 0) ~ ANY ($1)',
+        "SELECT text '' ~ item FROM pg_catalog.unnest($1::pg_catalog.text[]) AS item",
+    ]
+    assert [statement.values for statement in found] == [["{a,b}"], ["{a,b}"]]
+
+
+@pytest.mark.parametrize(
+    ("query", "operator", "hint"),
+    [
+        ("name=eq.a", "eq", None),
+        ("name=fts.a", "fts", "to_tsquery()"),
+        ("name=not.wfts(english).a", "wfts(english)", "text search configuration"),
+        ("id=eq(any).1", "eq(any)", "eq(any).{1,2}"),
+    ],
+)
+def test_a_condition_is_tried_with_a_hint_on_how_its_value_is_written(
+    query: str, operator: str, hint: str | None
+) -> None:
+    (probe,) = probes(asked(query))
+    assert probe.operator == operator
+    assert (probe.hint is None) if hint is None else (hint in (probe.hint or ""))
 
 
 def test_every_condition_and_sort_key_is_tried_alone_in_its_order() -> None:
