@@ -126,7 +126,7 @@ def probes(plan: ExportPlan) -> list[Probe]:
         operand = _null(condition.field, plan, by_name, statement.values)
         type = _type(condition.field, by_name)
         statement.text = f"SELECT {comparison(operand, type, condition, statement.values)}"
-        found.append(Probe("condition", condition.field, condition.operator_text, statement, _hint(condition)))
+        found.append(Probe("condition", condition.field, condition.operator_text, statement, _hint(condition, type)))
         if condition.operator in REGULAR_EXPRESSIONS:
             statement = Statement("")
             statement.text = regular_expression_check(condition, statement.values)
@@ -143,13 +143,18 @@ def probes(plan: ExportPlan) -> list[Probe]:
     return found
 
 
-def _hint(condition: Condition) -> str | None:
-    """Return how a value of this condition is written, or None if it has no form of its own."""
+def _hint(condition: Condition, type: str) -> str | None:
+    """Return how a value of this condition is written, or None if it has no form of its own.
+
+    type: of what is compared.
+    """
     if condition.operator in FULL_TEXT:
         return (
             "fts takes words joined by & | and !, as to_tsquery() does; plfts, phfts and wfts take plain words. "
             "The name in brackets is that of a text search configuration, for example wfts(english)."
         )
+    if condition.modifier is not None and type.endswith("[]"):
+        return "PostgreSQL has no array of arrays. Write several conditions in or=(…) instead."
     if condition.modifier is not None:
         return f"{condition.operator_text} takes an array in braces, for example {condition.operator_text}.{{1,2}}"
     return None

@@ -435,6 +435,7 @@ async def test_a_bad_regular_expression_names_its_column(
         ("words=fts(klingon).a", '"words" (tsvector)', "", "wfts(english)"),
         ("id=eq(any).1", '"id" (integer)', 'malformed array literal: "1"', "eq(any).{1,2}"),
         ("id=gt(all).{1,x}", '"id" (integer)', 'invalid input syntax for type integer: "x"', "gt(all).{1,2}"),
+        ("tags=eq(any).{{a},{b}}", '"tags" (text[])', "", "or=("),
         ("feel=eq(any).{ok,meh}", '"feel" (', 'invalid input value for enum "the ""mood"" %s": "meh"', "eq(any)"),
         ("name=match(any).{a,(}", '"name" (text)', "invalid regular expression", None),
         ("or=(id.eq.1,name.imatch(all).{(,b})", '"name" (text)', "invalid regular expression", None),
