@@ -24,7 +24,6 @@ from server.query.filters import (
     OPERATORS,
     PATTERNS,
     QUANTIFIED,
-    QUANTIFIERS,
     Condition,
     Filter,
     Group,
@@ -33,6 +32,7 @@ from server.query.filters import (
 from server.query.grammar import form_decode, write_quoted
 from server.query.patterns import from_sql
 from tests.support.cpu import cpu_limit
+from tests.support.random_filters import conditions
 
 ONE = Condition(Field("a"), "eq", ("1",))
 TWO = Condition(Field("b"), "lt", ("2",))
@@ -583,39 +583,6 @@ def test_conditions_come_in_the_order_in_which_they_are_written() -> None:
 
 def test_no_filters_have_no_conditions() -> None:
     assert conditions_of(()) == []
-
-
-VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.text(
-    '"\\,(){}.*% aé\n', max_size=8
-)
-COLUMNS = VALUES.filter(bool) | st.sampled_from(["and", "or", "not", "not.and", "and(", "order", '"', "a.b", "eq"])
-FIELDS = st.builds(
-    lambda column, keys, as_text: Field(column, (*map(Step, keys), Step("last", as_text))) if keys else Field(column),
-    COLUMNS,
-    st.lists(VALUES | st.integers(-(2**31) + 1, 2**31 - 1), max_size=3),
-    st.booleans(),
-)
-
-
-@st.composite
-def conditions(draw: st.DrawFn) -> Condition:
-    operator = draw(st.sampled_from(OPERATORS))
-    modifier = None
-    if operator == "is":
-        values: tuple[str, ...] = (draw(st.sampled_from(IS_VALUES)),)
-    elif operator == "in":
-        values = tuple(draw(st.lists(VALUES, max_size=4)))
-    else:
-        value = draw(VALUES)
-        if operator in PATTERNS:
-            value = value.replace("\\", "\\\\")  # no unpaired backslash at its end
-        values = (value,)
-        if operator in QUANTIFIED and draw(st.booleans()):
-            modifier = draw(st.sampled_from(QUANTIFIERS))
-            values = ("{" + ",".join(map(write_quoted, draw(st.lists(st.just(value), max_size=2)))) + "}",)
-        elif operator in FULL_TEXT:
-            modifier = draw(st.sampled_from([None, "english", "my config", "any"]))
-    return Condition(draw(FIELDS), operator, values, draw(st.booleans()), modifier)
 
 
 GROUPS = st.recursive(
