@@ -133,6 +133,12 @@ async def describe(engine: Engine, name: RelationName) -> Relation:
         return await session.relation(name)
 
 
+async def describe_with_timezone(engine: Engine, name: RelationName) -> tuple[Relation, str]:
+    """Return the relation of this name, and the time zone of an export that chooses none. Raise as `describe` does."""
+    async with engine.database.control_session() as session:
+        return await session.relation(name), session.timezone
+
+
 async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
     """Return a plan for the headers of this request: run no query on the relation and take no export slot.
 

@@ -1,7 +1,7 @@
 """The inputs of one filter in the form ↔ a condition: operators in words, by the kind of the column.
 
 Pure. A condition is shown in inputs only if the same inputs write the same condition again. `form.py` keeps all other
-conditions as text.
+conditions as text. `days.py` adds what a date without a time means on a timestamp column.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from server.errors import InvalidRequest
 from server.query import patterns
 from server.query.catalogue import Column
-from server.query.fields import BLANKS, Field
-from server.query.filters import OPERATORS, PATTERNS, Condition
+from server.query.fields import BLANKS, Field, write_field
+from server.query.filters import OPERATORS, PATTERNS, Condition, Filter, Group
 from server.query.grammar import read_quoted, write_quoted
 
 _NUMBER = re.compile(r"(smallint|integer|bigint|numeric|real|double precision)\b")
 _TEXT = re.compile(r"(text|character|citext|name)\b")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?")
+# PostgreSQL pads values of this type with spaces. `character varying` is another type.
+_FIXED_LENGTH = re.compile(r"(character(\(\d+\))?|bpchar)$")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,12 @@ _LIST = (
     Comparison("in", "is one of", "in", takes_list=True),
     Comparison("not_in", "is not one of", "in", True, takes_list=True),
 )
-_ORDERED = (
+_EQUAL = (
     Comparison("eq", "is", "eq"),
     Comparison("neq", "is not", "neq"),
+)
+_ORDERED = (
+    *_EQUAL,
     Comparison("gte", "at least", "gte"),
     Comparison("lte", "at most", "lte"),
     Comparison("gt", "more than", "gt"),
@@ -68,17 +73,16 @@ _DATES = (
     Comparison("lt", "before", "lt"),
     Comparison("gt", "after", "gt"),
     Comparison("lte", "up to", "lte"),
-    Comparison("eq", "is exactly", "eq"),
-    Comparison("neq", "is not", "neq"),
+    *_EQUAL,
+    *_LIST,
+    *_NULL,
 )
-_TEXTS = (
+_CONTAINS = (
     Comparison("contains", "contains", "ilike", wildcards=("%", "%")),
     Comparison("not_contains", "does not contain", "ilike", True, wildcards=("%", "%")),
     Comparison("begins", "begins with", "ilike", wildcards=("", "%")),
-    Comparison("ends", "ends with", "ilike", wildcards=("%", "")),
-    Comparison("eq", "is", "eq"),
-    Comparison("neq", "is not", "neq"),
-    *_LIST,
+)
+_OTHERS_OF_TEXT = (
     Comparison("blank", 'is the empty text ""', "eq", fixed=""),
     Comparison("not_blank", 'is not the empty text ""', "neq", fixed=""),
     *_NULL,
@@ -92,8 +96,7 @@ _SETS = (
     Comparison("cs", "contains", "cs"),
     Comparison("cd", "is contained in", "cd"),
     Comparison("ov", "overlaps", "ov"),
-    Comparison("eq", "is", "eq"),
-    Comparison("neq", "is not", "neq"),
+    *_EQUAL,
     *_NULL,
 )
 # The comparisons of each kind of column. The first is the default of a new filter.
@@ -107,9 +110,17 @@ COMPARISONS_BY_KIND: dict[str, tuple[Comparison, ...]] = {
     ),
     "enum": (*_LIST, *_NULL),
     "number": (*_ORDERED, *_LIST, *_NULL),
-    "date": (*_DATES, *_NULL),
-    "timestamp": (*_DATES, *_NULL),
-    "text": _TEXTS,
+    "date": _DATES,
+    "timestamp": _DATES,
+    "text": (
+        *_CONTAINS,
+        Comparison("ends", "ends with", "ilike", wildcards=("%", "")),
+        *_EQUAL,
+        *_LIST,
+        *_OTHERS_OF_TEXT,
+    ),
+    # Mostly codes. Without "ends with": LIKE sees the spaces that PostgreSQL pads such a value with.
+    "fixed-length text": (*_EQUAL, *_LIST, *_CONTAINS, *_OTHERS_OF_TEXT),
     "set": _SETS,
     "other": (
         *_ORDERED,
@@ -126,15 +137,18 @@ def kind_of(column: Column | None) -> str:
         return "other"
     if column.values is not None:
         return "enum"
-    if column.type in ("boolean", "date"):
-        return column.type
-    if column.type.startswith("timestamp"):
-        return "timestamp"
-    if column.type.endswith(("[]", "range")) or column.type == "jsonb":
+    type = column.base or column.type
+    if type in ("boolean", "date"):
+        return type
+    if type.endswith(("[]", "range")) or type == "jsonb":
         return "set"
-    if _NUMBER.match(column.type):
+    if type.startswith("timestamp"):
+        return "timestamp"
+    if _FIXED_LENGTH.match(type):
+        return "fixed-length text"
+    if _NUMBER.match(type):
         return "number"
-    return "text" if _TEXT.match(column.type) else "other"
+    return "text" if _TEXT.match(type) else "other"
 
 
 def comparison_of(kind: str, key: str) -> Comparison:
@@ -143,10 +157,10 @@ def comparison_of(kind: str, key: str) -> Comparison:
     return next((comparison for comparison in comparisons if comparison.key == key), comparisons[0])
 
 
-def fits_picker(kind: str, values: tuple[str, ...]) -> bool:
+def fits_picker(kind: str, filled: FilterInput) -> bool:
     """Return whether a date picker can show these values. kind: date or timestamp. It cannot show `infinity`."""
     pattern = _DATE if kind == "date" else _TIMESTAMP
-    return all(pattern.fullmatch(value) for value in values)
+    return not filled.comparison.takes_list and all(pattern.fullmatch(value) for value in filled.values)
 
 
 def condition_of(column: str, filled: FilterInput) -> Condition | None:
@@ -212,7 +226,7 @@ def read_list(text: str) -> tuple[str, ...]:
 def write_condition(condition: Condition) -> str:
     """Return `op.value` or `not.op.value`, as `filter_reader.parse_condition` reads it."""
     if condition.operator == "in":
-        value = "(" + ",".join(_operand_of_in(value) for value in condition.values) + ")"
+        value = "(" + ",".join(_operand(value) for value in condition.values) + ")"
     else:
         value = condition.values[0]
         if condition.operator in PATTERNS:
@@ -220,8 +234,24 @@ def write_condition(condition: Condition) -> str:
     return f"{'not.' if condition.negated else ''}{condition.operator_text}.{value}"
 
 
-def _operand_of_in(value: str) -> str:
-    plain = value and value == value.strip(BLANKS) and value[0] not in '"{' and "," not in value and ")" not in value
+def write_members(group: Group) -> str:
+    """Return `(a.gte.1,and(b.lt.2,c.eq.3))`, as `filter_reader.parse_group` reads it.
+
+    The conditions are comparisons with one value: no lists and no patterns.
+    """
+    return "(" + ",".join(_write_member(member) for member in group.members) + ")"
+
+
+def _write_member(member: Filter) -> str:
+    negation = "not." if member.negated else ""
+    if isinstance(member, Group):
+        return f"{negation}{member.joined_by}{write_members(member)}"
+    return f"{write_field(member.field, '.,()')}.{negation}{member.operator_text}.{_operand(member.values[0])}"
+
+
+def _operand(value: str) -> str:
+    """Return a value inside brackets, in double quotes where needed."""
+    plain = value and value == value.strip(BLANKS) and value[0] not in '"{' and not set(value) & set(",()")
     return value if plain else write_quoted(value)
 
 

@@ -153,7 +153,7 @@ def _text_of_filter(error: ExportError, form: Form, row: FilterRow) -> str | Non
     if error.code != "invalid_value":
         return None
     values = _items(row)
-    return f"{name} takes {expected(column.type, values)}{_wrong_one(error, values)}."
+    return f"{name} takes {expected(column.base or column.type, values)}{_wrong_one(error, values)}."
 
 
 def _items(row: FilterRow) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from server.errors import InvalidRequest
-from server.pages.controls import FilterInput, condition_of, read_list, write_condition
+from server.pages import days
+from server.pages.controls import FilterInput, condition_of, read_list, write_condition, write_members
 from server.query.catalogue import Relation
 from server.query.fields import write_field_name
+from server.query.filters import Filter, Group
 from server.query.grammar import write_quoted
 from server.query.parameters import DIALECT_PARAMETERS
 from server.query.request import (
@@ -56,6 +58,18 @@ class FilterRow:
     column: str
     kind: str
     filled: FilterInput
+
+    @property
+    def items(self) -> FilterInput:
+        """The inputs with the items of a list as their values. Raise InvalidRequest if the list is not valid."""
+        if not self.filled.comparison.takes_list or self.kind == "enum":
+            return self.filled
+        return FilterInput(self.filled.comparison, read_list("".join(self.filled.values)))
+
+    @property
+    def filter(self) -> Filter | None:
+        """What this row asks for, None while its value is missing. Raise InvalidRequest if its list is not valid."""
+        return (days.filter_of if self.kind == days.KIND else condition_of)(self.column, self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +137,9 @@ def query_pairs(form: Form) -> list[FieldPair]:
     if selected is not None:
         found.append(FieldPair("columns", _write_pair("select", selected)))
     for row in form.filters:
-        text = _condition_text(row)
-        if text is not None:
-            found.append(FieldPair(f"f{row.number}", _write_pair(_parameter_name(row.column), text)))
+        pair = _filter_pair(row)
+        if pair is not None:
+            found.append(FieldPair(f"f{row.number}", pair))
     found += [FieldPair("more", encode_pair(line)) for line in form.more]
     if form.sorts:
         keys = (
@@ -173,15 +187,15 @@ def _select_text(form: Form) -> str | None:
     return ",".join(":".join(write_field_name(name, SELECT_STOPS) for name in pair) for pair in names)
 
 
-def _condition_text(row: FilterRow) -> str | None:
-    comparison, values = row.filled.comparison, row.filled.values
-    if comparison.takes_list and row.kind != "enum":
-        try:
-            values = read_list("".join(values))
-        except InvalidRequest:  # written as it is: the grammar refuses it too, and says why
-            return f"{'not.' if comparison.negated else ''}in.({''.join(values)}"
-    condition = condition_of(row.column, FilterInput(comparison, values))
-    return None if condition is None else write_condition(condition)
+def _filter_pair(row: FilterRow) -> str | None:
+    try:
+        item = row.filter
+    except InvalidRequest:  # written as it is: the grammar refuses it too, and says why
+        negation = "not." if row.filled.comparison.negated else ""
+        return _write_pair(_parameter_name(row.column), f"{negation}in.({''.join(row.filled.values)}")
+    if isinstance(item, Group):
+        return _write_pair(f"{'not.' if item.negated else ''}{item.joined_by}", write_members(item))
+    return None if item is None else _write_pair(_parameter_name(row.column), write_condition(item))
 
 
 def _parameter_name(column: str) -> str:

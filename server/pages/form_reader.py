@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from server.errors import InvalidRequest
+from server.pages import days
 from server.pages.controls import FilterInput, comparison_of, input_of, kind_of, write_list
 from server.pages.form import (
     FORMAT_PARAMETER,
@@ -22,10 +23,10 @@ from server.pages.form import (
     readable_pair,
 )
 from server.query.catalogue import Relation
-from server.query.filters import Condition
+from server.query.filters import Condition, conditions_of
 from server.query.grammar import percent_decode
 from server.query.request import FORMATS, ExportRequest
-from server.query.selection import SortKey
+from server.query.selection import SelectedColumn, SortKey
 
 
 def form_of_query(relation: Relation, query: str) -> Form:
@@ -85,6 +86,9 @@ class _QueryReader:
             self._suffix = value
         elif name in OPTIONS and name not in self._options:
             self._options[name] = value
+        elif (name, value) == ("select", "") and name not in self._names:
+            self._columns = ()  # no column is ticked
+            self._names.add(name)
         else:
             request = parse_pair(pair)
             if request is None or not self._read_request(name, request):
@@ -115,15 +119,12 @@ class _QueryReader:
             return False
         if name == "select":
             selected = request.select or ()
-            fields = [item.field for item in selected if item.field is not None and item.field.plain]
-            if len(fields) < len(selected) or any(_has_line_break(item.alias or "") for item in selected):
+            if not all(map(_has_inputs, selected)):
                 return False
-            rows = zip(fields, selected, strict=True)
-            self._columns = tuple(ColumnRow(field.column, item.alias or "") for field, item in rows) or None
+            fields = [(item.field, item.alias or "") for item in selected if item.field is not None]
+            self._columns = tuple(ColumnRow(field.column, alias) for field, alias in fields) or None
             return True
-        if name == "order":
-            if not all(key.field.plain for key in request.order):
-                return False
+        if name == "order" and all(key.field.plain for key in request.order):
             keys = enumerate(request.order)
             self._sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in keys)
             return True
@@ -168,17 +169,28 @@ def _decoded(pair: str) -> tuple[str, str]:
 
 def _filter_row(relation: Relation, request: ExportRequest, number: int) -> FilterRow | None:
     """Return the row that shows the only filter of this request, or None if there is no such filter or row."""
-    if len(request.filters) != 1 or not isinstance(request.filters[0], Condition):
+    if len(request.filters) != 1:
         return None
-    condition = request.filters[0]
-    column = next((column for column in relation.columns if column.name == condition.column), None)
+    item = request.filters[0]
+    name = conditions_of((item,))[0].column
+    column = next((column for column in relation.columns if column.name == name), None)
     kind = kind_of(column)
-    filled = input_of(condition, kind, () if column is None else column.values or ())
+    if kind == days.KIND:
+        filled = days.days_of(item)
+    elif isinstance(item, Condition):
+        filled = input_of(item, kind, () if column is None else column.values or ())
+    else:
+        return None
     if filled is None or any(_has_line_break(value) for value in filled.values):
         return None
     if filled.comparison.takes_list and kind != "enum":
         filled = FilterInput(filled.comparison, (write_list(filled.values),))
-    return FilterRow(number, condition.column, kind, filled)
+    return FilterRow(number, name, kind, filled)
+
+
+def _has_inputs(item: SelectedColumn) -> bool:
+    """Return whether a row of the form shows all of this: a column and the name that it may have in the file."""
+    return item.field is not None and item.field.plain and not _has_line_break(item.alias or "")
 
 
 def _has_line_break(text: str) -> bool:

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import re
+
+# Short names of types with long ones, mostly those of PostgreSQL's manual, "Data Types", table 8.1.
+_SHORT_TYPES = (
+    (re.compile(r"character varying"), "varchar"),
+    (re.compile(r"character(?=\(|$|\[)"), "char"),
+    (re.compile(r"bit varying"), "varbit"),
+    (re.compile(r"double precision"), "double"),
+    (re.compile(r"(timestamp|time)(\(\d\))? with time zone"), r"\1tz\2"),
+    (re.compile(r"(timestamp|time)(\(\d\))? without time zone"), r"\1\2"),
+)
 
 
 def grouped(number: float | None) -> str:
@@ -41,4 +52,19 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-FILTERS = {"grouped": grouped, "rounded": rounded, "size": size, "utc_time": utc_time, "duration": duration}
+def short_type(type: str) -> str:
+    """Return the short name of a type that format_type() wrote: timestamp(3) with time zone → timestamptz(3)."""
+    for long, short in _SHORT_TYPES:
+        if found := long.match(type):
+            return found.expand(short) + type[found.end() :]
+    return type
+
+
+FILTERS = {
+    "grouped": grouped,
+    "rounded": rounded,
+    "size": size,
+    "utc_time": utc_time,
+    "duration": duration,
+    "short_type": short_type,
+}

@@ -2,7 +2,8 @@
 
 The query string of the page is that of the export, plus `format=csv.gz`, so that the page can be bookmarked and shared.
 A browser sends the form as fields to `GET /shape/{relation}`, which redirects to the page with the equivalent query
-string. For the page's script it answers with the parts of the page that change.
+string. For the page's script it answers with the parts of the page that change. `GET /timezones` lists the names that
+the form takes as a time zone.
 """
 
 from __future__ import annotations
@@ -14,28 +15,34 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRequest, QueryTimeout
-from server.export.pipeline import describe
+from server.export.pipeline import describe_with_timezone
 from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
 from server.http.file_headers import file_name
 from server.http.keys import ENGINE, SETTINGS
+from server.http.responses import json_response
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import Fault, fault_of
 from server.pages.form import Form, parse_form
 from server.pages.form_reader import form_of_fields, form_of_query
+from server.pages.notes import notes_of
 from server.pages.site import origin, render
 from server.pages.snippets import snippets
 from server.query.catalogue import Relation
+from server.query.parameters import timezones
 from server.query.plan import PREVIEW_ROWS, file_stem, make_plan
 from server.query.request import export_path, parse_relation_request, relation_path, schema_in_path
 from server.query.selection import LONGEST_NAME
 
 TABLE = "/table/"
 FORM_ACTION = "/shape/"
+TIMEZONES = "/timezones"
 # The header by which the page's script asks only for the parts of the page that change.
 PARTIAL_HEADER = "X-Sluice-Live"
 # Seconds that a page waits for its preview before it is sent without one. Its script then asks again, with more time.
 FIRST_PREVIEW_SECONDS = 1.0
+# Columns that are in sight without scrolling. A form with more has a search.
+MOST_UNSEARCHED = 12
 # The modifiers of a sort key, with their names in the form.
 DIRECTIONS = {
     "": "ascending",
@@ -57,26 +64,40 @@ class Paths:
 
 async def table(request: web.Request) -> web.Response:
     """Show the page of one relation."""
-    relation = await _relation(request)
-    return await _answer(request, form_of_query(relation, request.rel_url.raw_query_string), partial=False)
+    relation, timezone = await _relation(request)
+    form = form_of_query(relation, request.rel_url.raw_query_string)
+    return await _answer(request, form, timezone, partial=False)
 
 
 async def submit(request: web.Request) -> web.Response:
     """Redirect to the page with the query string of the submitted form, or answer the page's script."""
-    relation = await _relation(request)
+    relation, timezone = await _relation(request)
     fields = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
     form = form_of_fields(relation, fields)
     if PARTIAL_HEADER in request.headers:
-        return await _answer(request, form, partial=True)
+        return await _answer(request, form, timezone, partial=True)
     raise web.HTTPSeeOther(_paths(request, form).page)
 
 
-async def _relation(request: web.Request) -> Relation:
-    return await describe(request.app[ENGINE], parse_relation_request(raw_target(request), "").relation)
+async def list_timezones(_: web.Request) -> web.Response:
+    """Return the names that the form takes as a time zone, in alphabetical order."""
+    response = json_response({"timezones": sorted(timezones())})
+    response.headers["Cache-Control"] = "max-age=86400"
+    return response
 
 
-async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Response:
-    """Show the form. partial: only the parts that change, with as much time for the preview as it needs."""
+async def _relation(request: web.Request) -> tuple[Relation, str]:
+    """Return the relation of this address, and the time zone of an export that chooses none."""
+    wanted = parse_relation_request(raw_target(request), "").relation
+    return await describe_with_timezone(request.app[ENGINE], wanted)
+
+
+async def _answer(request: web.Request, form: Form, timezone: str, *, partial: bool) -> web.Response:
+    """Show the form.
+
+    timezone: of an export that chooses none. partial: only the parts that change, with as much time for the preview as
+    it needs.
+    """
     paths = _paths(request, form)
     preview: Preview | None = None
     fault: Fault | None = None
@@ -100,6 +121,8 @@ async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Res
         "also_in": {schema: TABLE + relation_path(schema, form.relation.name) for schema in form.relation.also_in},
         "preview": preview,
         "fault": fault,
+        "notes": notes_of(form, timezone),
+        "default_timezone": timezone,
         # Other errors leave the link: the export itself may still succeed.
         "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden),
         "slow": fault is not None and isinstance(fault.error, QueryTimeout) and not partial,
@@ -107,6 +130,7 @@ async def _answer(request: web.Request, form: Form, *, partial: bool) -> web.Res
         "directions": DIRECTIONS,
         "preview_rows": PREVIEW_ROWS,
         "longest_alias": LONGEST_NAME,
+        "most_unsearched": MOST_UNSEARCHED,
         "kind_of": kind_of,
         "fits_picker": fits_picker,
     }
@@ -132,3 +156,4 @@ def setup(app: web.Application) -> None:
     """Add this page's routes. The pattern matches slashes, which a name may contain."""
     app.router.add_get(TABLE + "{target:(?s:.+)}", table)
     app.router.add_get(FORM_ACTION + "{target:(?s:.+)}", submit)
+    app.router.add_get(TIMEZONES, list_timezones)

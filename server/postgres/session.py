@@ -68,6 +68,11 @@ class Session:
         self.backend_pid, self.snapshot_at = rows[0]["pid"], rows[0]["started"]
         self.connection.direct = self.backend_pid == self.connection.raw.get_backend_pid()
 
+    @property
+    def timezone(self) -> str:
+        """The time zone of the connection, as PostgreSQL reported it: in force unless the transaction sets another."""
+        return str(self.connection.raw.get_parameter_status("TimeZone"))
+
     async def query(self, sql: str, values: Sequence[Value] = (), *, prepare: bool = False) -> list[Row]:
         """Return all rows of a small query, each as a dictionary of Python values by column name.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from urllib.parse import parse_qsl, quote
 
 import pytest
@@ -24,7 +25,7 @@ from server.pages.form import Form, encode_pair, readable_pair
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
 from server.query.fields import Field
-from server.query.filters import IS_VALUES, OPERATORS, Condition, conditions_of
+from server.query.filters import IS_VALUES, OPERATORS, Condition, Filter, Group, conditions_of
 from server.query.plan import make_plan
 from server.query.request import ExportRequest, parse_export_request
 
@@ -43,6 +44,7 @@ COLUMNS = (
     column("tags", "text[]"),
     column("where", "point"),
     column("order", "integer"),
+    column("code", "character(2)"),
     column("a,b.c:d", "text"),
     column('"', "text"),
     column("*", "text"),
@@ -69,7 +71,7 @@ def fields_of(form: Form) -> list[tuple[str, str]]:
     for filter in form.filters:
         prefix = f"f{filter.number}."
         fields += [(prefix + "column", filter.column), (prefix + "op", filter.filled.comparison.key)]
-        if filter.kind == "timestamp" and fits_picker("timestamp", filter.filled.values):
+        if filter.kind == "timestamp" and fits_picker("timestamp", filter.filled):
             first = (filter.filled.values or ("",))[0]
             fields += [(prefix + "value", first[:10]), (prefix + "time", first[11:])]
         else:
@@ -80,11 +82,20 @@ def fields_of(form: Form) -> list[tuple[str, str]]:
     return [*fields, *form.options.items(), ("more", "\r\n".join(form.more))]
 
 
+def with_midnights(item: Filter) -> Filter:
+    """Return the filter with the time of each date in a filter on a timestamp: PostgreSQL reads midnight."""
+    if isinstance(item, Group):
+        return replace(item, members=tuple(map(with_midnights, item.members)))
+    if item.column != "seen":
+        return item
+    return replace(item, values=tuple(re.sub(r"^\d{4}-\d\d-\d\d$", r"\g<0>T00:00", value) for value in item.values))
+
+
 def meaning(query: str, suffix: str = "csv") -> tuple[object, ...]:
     """Return the plan of this query string without the order of its filters."""
     request = parse_export_request(f"users.{suffix}", query)
     plan = make_plan(request, USERS)
-    filters = sorted(map(repr, request.filters))
+    filters = sorted(repr(with_midnights(item)) for item in request.filters)
     return (plan.columns, filters, plan.order, plan.limit, plan.offset, plan.dialect, plan.timezone, plan.filename)
 
 
@@ -108,6 +119,11 @@ KEPT = [
     "born=gte.2024-01-01&born=lt.infinity&born=eq.today",
     "seen=gte.2024-01-01&seen=lt.2024-01-01T12:30&seen=gt.2024-01-01T12:30:15&seen=lte.2024-01-01T12:30:15%2B02",
     "seen=gt.2024-01-01%2012:30",
+    "seen=lte.2024-01-01&seen=gt.2024-01-01&seen=eq.2024-01-01&seen=neq.2024-01-01&seen=in.(2024-01-01,infinity)",
+    "seen=lt.2024-01-01T00:00&seen=gte.2024-01-01T00:00&seen=lt.0001-01-01T00:00&seen=gte.10000-01-01T00:00",
+    "and=(seen.gte.2024-01-01,seen.lt.2024-01-02)&not.and=(seen.gte.2024-01-01,seen.lt.2024-01-02)",
+    "or=(and(seen.gte.2024-01-01,seen.lt.2024-01-02),seen.eq.now)&and=(seen.gte.2024-01-01,seen.lt.2024-01-03)",
+    "code=eq.DE&code=ilike.*D*&code=ilike.*D&code=not.in.(A,B)",
     "active=is.true&active=not.is.false&active=eq.true&active=is.unknown",
     'tier=in.(free,"pro, yearly")&tier=eq.free&tier=in.(gone)&tier=not.in.("a\\"b")',
     "tags=cs.{a,b}&tags=ov.{c}&tags=cd.{d}&where=eq.(1,2)",
@@ -219,6 +235,7 @@ def test_any_fields_make_a_form(fields: list[tuple[str, str]]) -> None:
         ("active=not.is.true", ("not_true", ())),
         ("seen=gte.2024-01-01T12:30", ("gte", ("2024-01-01T12:30",))),
         ("gone=eq.1", ("eq", ("1",))),
+        ("code=eq.DE", ("eq", ("DE",))),
     ],
 )
 def test_a_filter_is_shown_in_its_inputs(query: str, shown: tuple[str, tuple[str, ...]]) -> None:
@@ -254,6 +271,12 @@ def test_the_format_is_in_the_pages_address(suffix: str) -> None:
     form = form_of_query(USERS, f"id=gt.7&format={suffix}")
     assert (form.full_format, form.query) == (suffix, "id=gt.7")
     assert form_of_query(USERS, form.page_query) == form
+
+
+def test_a_form_without_a_ticked_column_has_an_address() -> None:
+    form = form_of_query(USERS, "select=&id=eq.1")
+    assert not any(row.taken for row in form.columns)
+    assert (len(form.columns), form.query, form.more) == (len(COLUMNS), "select=&id=eq.1", ())
 
 
 def test_an_unreadable_column_is_left_out() -> None:
@@ -292,6 +315,12 @@ def test_buttons_drop_filters_and_sort_keys() -> None:
     fields = fields_of(form_of_query(USERS, "id=gt.1&name=eq.a&order=id,name"))
     assert form_of_fields(USERS, [*fields, ("remove", "f0")]).query == "name=eq.a&order=id,name"
     assert form_of_fields(USERS, [*fields, ("remove", "s0")]).query == "id=gt.1&name=eq.a&order=name"
+
+
+@pytest.mark.parametrize(("name", "default"), [("code", "is"), ("name", "contains"), ("id", "is"), ("seen", "from")])
+def test_the_default_comparison_of_a_column(name: str, default: str) -> None:
+    found = next(column for column in COLUMNS if column.name == name)
+    assert COMPARISONS_BY_KIND[kind_of(found)][0].label == default
 
 
 def test_a_comparison_of_another_kind_is_replaced() -> None:
@@ -419,6 +448,11 @@ def test_a_readable_pair_is_encoded_back(text: str) -> None:
         ("boolean", "boolean"),
         ("date", "date"),
         ("timestamp without time zone", "timestamp"),
+        ("timestamp(3) with time zone", "timestamp"),
+        ("timestamp with time zone[]", "set"),
+        ("character(2)", "fixed-length text"),
+        ("character(2)[]", "set"),
+        ("bpchar", "fixed-length text"),
         ("uuid", "other"),
         ("tsvector", "other"),
     ],

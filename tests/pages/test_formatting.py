@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.pages.formatting import duration, grouped, rounded, size, utc_time
+from server.pages.formatting import duration, grouped, rounded, short_type, size, utc_time
 
 
 @pytest.mark.parametrize(("number", "text"), [(None, ""), (0, "0"), (999, "999"), (1234567.6, "1,234,568")])
@@ -53,3 +53,26 @@ def test_a_time_is_shown_in_utc(time: str | None, text: str) -> None:
 )
 def test_a_duration_has_one_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("type", "short"),
+    [
+        ("timestamp with time zone", "timestamptz"),
+        ("timestamp(3) with time zone", "timestamptz(3)"),
+        ("timestamp without time zone", "timestamp"),
+        ("time(0) without time zone[]", "time(0)[]"),
+        ("time with time zone", "timetz"),
+        ("character varying(20)", "varchar(20)"),
+        ("character varying[]", "varchar[]"),
+        ("character(2)", "char(2)"),
+        ("bit varying(8)", "varbit(8)"),
+        ("double precision", "double"),
+        ("numeric(10,2)", "numeric(10,2)"),
+        ("text", "text"),
+        ("characters", "characters"),
+        ('"timestamp with time zone x"', '"timestamp with time zone x"'),
+    ],
+)
+def test_a_type_has_a_short_name(type: str, short: str) -> None:
+    assert short_type(type) == short

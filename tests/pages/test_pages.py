@@ -287,11 +287,16 @@ async def test_null_and_the_empty_string_look_different(client: TestClient[Any, 
 @pytest.mark.parametrize(
     ("query", "slot", "says"),
     [
-        ("id=eq.abc", "fault-f0", "invalid input syntax"),
-        ("limit=many", "fault-limit", "whole number"),
-        ("timezone=Mars", "fault-timezone", "not known"),
-        ("order=gone", "fault-sort", "no column"),
-        ("select=gone", "fault-columns", "no column"),
+        ("id=eq.abc", "fault-f0", "id takes whole numbers."),
+        ("id=in.(1,abc)", "fault-f0", "id takes whole numbers, not abc."),
+        ("id=eq.99999999999999999999", "fault-f0", "id takes whole numbers from -9223372036854775808 to"),
+        ("signup_date=gt.2023-02-30", "fault-f0", "signup_date takes dates with or without a time"),
+        ("lifetime_value=gt.1&lifetime_value=lt.much", "fault-f1", "lifetime_value takes numbers."),
+        ("name=match.(", "fault-f0", "This is not a valid regular expression."),
+        ("limit=many", "fault-limit", "Maximum rows takes a whole number."),
+        ("timezone=Mars", "fault-timezone", "There is no time zone Mars."),
+        ("order=gone", "fault-sort", "The column gone does not exist."),
+        ("select=gone", "fault-columns", "The column gone does not exist."),
         ("or=(id.eq.1", "fault-more", "not closed"),
         ("nonsense=1", "fault-more", "not known"),
     ],
@@ -300,8 +305,103 @@ async def test_an_error_is_shown_at_its_field(client: TestClient[Any, Any], quer
     found = await page(client, f"/table/users?{query}")
     shown = [field for field in found.all("p") if (field.get("class") == "fault") and "hidden" not in field]
     assert [field["id"] for field in shown] == [slot]
-    assert says in found.text
+    assert found.text.count(says) == 1
     assert not found.all("a", id="download")
+
+
+async def test_a_form_without_a_ticked_column_says_so_once(client: TestClient[Any, Any]) -> None:
+    async with client.get("/shape/users?c=id&a=&c=name&a=&format=csv", headers=BROWSER) as response:
+        assert (await response.text()).count("Tick at least one column.") == 1
+
+
+# Rows around the bounds of days, also of those on which summer time begins and ends (New York, 2024).
+MOMENTS = [
+    *("2020-01-01 23:59:59.999999", "2020-01-02 00:00", "2020-01-02 12:30", "2020-01-02 23:59:59.999999"),
+    *("2020-01-03 00:00", "2020-01-03 05:00", "2020-01-02 05:00", "2020-01-02 04:59:59", "2020-01-03 04:59:59.999999"),
+    *("2024-03-10 04:59", "2024-03-10 05:00", "2024-03-11 03:59", "2024-03-11 04:00", "2024-11-03 03:59"),
+    *("2024-11-03 04:00", "2024-11-04 04:59", "2024-11-04 05:00", "infinity", "-infinity", None),
+]
+DAY_FILTERS = {
+    "eq": "{day} = '{one}'",
+    "neq": "{day} <> '{one}'",
+    "gt": "{day} > '{one}'",
+    "gte": "{day} >= '{one}'",
+    "lt": "{day} < '{one}'",
+    "lte": "{day} <= '{one}'",
+    "in": "{day} IN ('{one}', '2020-01-03')",
+    "not_in": "{day} NOT IN ('{one}', '2020-01-03')",
+}
+
+
+@pytest.mark.parametrize("zone", ["", "America/New_York", "Asia/Tokyo"])
+async def test_a_date_without_a_time_is_the_whole_day(
+    client: TestClient[Any, Any], postgres: Postgres, zone: str
+) -> None:
+    postgres.run("CREATE TABLE moments (id serial, at timestamptz, local timestamp)")
+    moments = "SELECT m::timestamp AT TIME ZONE 'UTC', m::timestamp FROM unnest(%s) AS m"
+    postgres.run(f"INSERT INTO moments (at, local) {moments}", [MOMENTS])
+    days = {"at": f"(at AT TIME ZONE '{zone or 'UTC'}')::date", "local": "local::date"}
+    for column, day in days.items():
+        for key, condition in DAY_FILTERS.items():
+            for one in ("2020-01-02", "2024-03-10", "2024-11-03"):
+                value = f"{one}, 2020-01-03" if key.endswith("in") else one
+                fields = [("f0.column", column), ("f0.op", key), ("f0.value", value), ("f0.time", "")]
+                address = URL("/shape/moments").with_query(
+                    [("c", "id"), ("a", ""), ("t", "0"), *fields, ("timezone", zone)]
+                )
+                async with client.get(address, headers=BROWSER, allow_redirects=False) as response:
+                    query = urlsplit(response.headers["Location"]).query
+                async with client.get(URL(f"/export/moments.csv?{query}", encoded=True)) as response:
+                    assert response.status == 200
+                    rows = await response.read()
+                where = condition.format(day=day, one=one)
+                assert rows == postgres.copy(f"SELECT id FROM moments WHERE {where}"), (query, where)
+
+
+@pytest.mark.parametrize(
+    ("query", "note"),
+    [
+        ("signup_date=lt.2020-01-03T00:00", "Before 2020-01-03 00:00 (Etc/UTC, the database's time zone)."),
+        ("signup_date=lte.2020-01-02&timezone=Asia/Tokyo", "Up to 2020-01-02 00:00 (Asia/Tokyo)."),
+    ],
+)
+async def test_the_page_shows_the_bounds_of_a_date(client: TestClient[Any, Any], query: str, note: str) -> None:
+    found = await page(client, f"/table/users?{query}")
+    (slot,) = found.all("p", id="note-f0")
+    assert "hidden" not in slot
+    assert note in found.text
+    assert [field["value"] for field in found.all("input", name="f0.value", type="date")] == ["2020-01-02"]
+    live = {"X-Sluice-Live": "1", **BROWSER}
+    fields = f"c=id&a=&t=0&f0.column=signup_date&f0.op=lte&f0.value=2020-01-02&format=csv&{query.partition('&')[2]}"
+    async with client.get(f"/shape/users?{fields}", headers=live) as response:
+        changed = Page(await response.text())
+    assert changed.all("p", **{"data-note": "f0"})
+    assert "Before 2020-01-03 00:00 (" in changed.text
+
+
+async def test_types_have_short_names_and_only_wide_tables_a_search(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    found = await page(client, "/table/users?select=id,name")
+    types = {field["title"] for field in found.all("small") if "title" in field}
+    assert types >= {"bigint", "text", "timestamp with time zone", "character(2)"}
+    for shown in ("timestamptz", "char(2)", "2 of 7", "Name in file"):
+        assert shown in found.text
+    assert not found.all("input", id="column-search")
+    postgres.run(f"CREATE TABLE widish ({', '.join(f'c{number} int' for number in range(13))})")
+    assert (await page(client, "/table/widish")).all("input", id="column-search")
+
+
+async def test_every_time_zone_of_the_list_is_one_of_postgresql(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    async with client.get("/timezones") as response:
+        assert response.status == 200
+        names = (await response.json())["timezones"]
+    assert names == sorted(names)
+    assert {"Europe/Berlin", "UTC", "America/New_York"} <= set(names)
+    postgres.run("SELECT set_config('TimeZone', name, true) FROM unnest(%s) AS name", [names])
+    postgres.run("RESET TimeZone")
 
 
 async def test_the_script_gets_only_the_changed_parts(client: TestClient[Any, Any]) -> None:

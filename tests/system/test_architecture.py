@@ -41,10 +41,13 @@ PURE = [
     "http.byte_ranges",
     "http.negotiation",
     "pages.controls",
+    "pages.days",
+    "pages.expected",
     "pages.faults",
     "pages.form",
     "pages.form_reader",
     "pages.formatting",
+    "pages.notes",
     "pages.snippets",
 ]
 OUTSIDE_PURE = {

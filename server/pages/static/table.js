@@ -1,7 +1,8 @@
 // Updates the page of a relation while its form changes. The server reads the same fields as without JavaScript.
 
 import { debounce, refresh } from "./live.js";
-import { moveRow, numberRows, pickColumn, pickComparison, removeRow } from "./rows.js";
+import { checkColumns, moveRow, numberRows, pickColumn, pickComparison, removeRow, showNotes, watchColumns } from "./rows.js";
+import { offerTimezones } from "./timezones.js";
 
 const form = document.getElementById("shape");
 const PARTS = ["result", "preview"];
@@ -41,6 +42,7 @@ async function update() {
     const changes = fresh.getElementById("changes");
     if (!changes) throw new Error(fresh.querySelector("h1 + p")?.textContent ?? UNREACHABLE);
     showFault(changes);
+    showNotes(fresh);
     history.replaceState(null, "", changes.dataset.page);
     showCopyButtons();
   } catch (error) {
@@ -85,7 +87,7 @@ form.addEventListener("submit", (event) => {
 form.addEventListener("click", (event) => {
   const { check } = event.target.dataset;
   if (!check) return;
-  for (const box of form.querySelectorAll("[name=t]")) box.checked = check === "all";
+  checkColumns(form, check === "all");
   update();
 });
 document.addEventListener("click", async (event) => {
@@ -98,7 +100,8 @@ document.addEventListener("click", async (event) => {
 
 document.querySelector(".apply .button").hidden = true;
 form.querySelector(".tools").hidden = false;
-document.getElementById("timezones").append(...Intl.supportedValuesOf("timeZone").map((zone) => new Option(zone)));
+watchColumns(form);
+offerTimezones(form.elements.timezone);
 for (const select of form.querySelectorAll("[name$='.op']")) pickComparison(select);
 numberRows(form);
 disableUnusedOptions();
