@@ -9,7 +9,8 @@ from server.errors import ExportError, InvalidRequest
 from server.pages.expected import expected
 from server.pages.form import OPTIONS, FilterRow, Form, parse_pair, query_pairs
 from server.query.grammar import LONGEST_IN_MESSAGE, shorten
-from server.query.parameters import LONGEST_NAME, MOST_ROWS
+from server.query.parameters import MOST_ROWS
+from server.query.selection import LONGEST_NAME
 
 
 @dataclass(frozen=True, slots=True)

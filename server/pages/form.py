@@ -162,9 +162,12 @@ def readable_pair(pair: str) -> str:
 
 
 def encode_pair(line: str) -> str:
-    """Return a line that a user wrote as a pair of a query string: percent-encoded only where it must be."""
+    """Return a line that a user wrote as a pair of a query string: percent-encoded only where it must be.
+
+    A `+` stays, which means a space.
+    """
     name, equals, value = line.partition("=")
-    return quote(name, safe=_PLAIN + "%") + equals + quote(value, safe=_PLAIN + "=%")
+    return quote(name, safe=_PLAIN + "%+") + equals + quote(value, safe=_PLAIN + "=%+")
 
 
 def parse_pair(pair: str) -> ExportRequest | None:

@@ -92,7 +92,9 @@ class _QueryReader:
         else:
             request = parse_pair(pair)
             if request is None or not self._read_request(name, request):
-                self._more.append(readable_pair(pair))
+                # A `+` that is refused on a column of times must stay one, so that it is refused here too.
+                signed = request is not None and any(each.raw_plus for each in conditions_of(request.filters))
+                self._more.append(pair if signed else readable_pair(pair))
             self._names.add(name)
 
     def form(self) -> Form:
@@ -172,9 +174,12 @@ def _filter_row(relation: Relation, request: ExportRequest, number: int) -> Filt
     if len(request.filters) != 1:
         return None
     item = request.filters[0]
-    name = conditions_of((item,))[0].column
+    first = conditions_of((item,))[0]
+    name = first.column
     column = next((column for column in relation.columns if column.name == name), None)
     kind = kind_of(column)
+    if first.raw_plus and "text" not in kind:
+        return None
     if kind == days.KIND:
         filled = days.days_of(item)
     elif isinstance(item, Condition):

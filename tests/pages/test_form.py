@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from server.pages.controls import (
     write_list,
 )
 from server.pages.faults import fault_of
-from server.pages.form import Form, encode_pair, readable_pair
+from server.pages.form import Form, encode_pair, parse_form, readable_pair
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
 from server.query.fields import Field
@@ -44,6 +44,7 @@ COLUMNS = (
     column("tags", "text[]"),
     column("where", "point"),
     column("order", "integer"),
+    column("data", "jsonb"),
     column("code", "character(2)"),
     column("a,b.c:d", "text"),
     column('"', "text"),
@@ -86,7 +87,7 @@ def with_midnights(item: Filter) -> Filter:
     """Return the filter with the time of each date in a filter on a timestamp: PostgreSQL reads midnight."""
     if isinstance(item, Group):
         return replace(item, members=tuple(map(with_midnights, item.members)))
-    if item.column != "seen":
+    if item.field != Field("seen"):
         return item
     return replace(item, values=tuple(re.sub(r"^\d{4}-\d\d-\d\d$", r"\g<0>T00:00", value) for value in item.values))
 
@@ -123,6 +124,9 @@ KEPT = [
     "seen=lt.2024-01-01T00:00&seen=gte.2024-01-01T00:00&seen=lt.0001-01-01T00:00&seen=gte.10000-01-01T00:00",
     "and=(seen.gte.2024-01-01,seen.lt.2024-01-02)&not.and=(seen.gte.2024-01-01,seen.lt.2024-01-02)",
     "or=(and(seen.gte.2024-01-01,seen.lt.2024-01-02),seen.eq.now)&and=(seen.gte.2024-01-01,seen.lt.2024-01-03)",
+    "select=id::text,name&order=id,tags->0&and=(seen.isdistinct.2024-01-01,id.eq(any).{1,2})",
+    "select=*,id&seen=isdistinct.2024-01-01&seen=eq(any).{2024-01-01}&seen=not.is.not_null&id=gt(all).{1}",
+    "select=d:data->a->>b&name=fts.a&name=wfts(english).b&name=like(any).{a*}&order=data->a.desc&data->>a=eq.1",
     "code=eq.DE&code=ilike.*D*&code=ilike.*D&code=not.in.(A,B)",
     "active=is.true&active=not.is.false&active=eq.true&active=is.unknown",
     'tier=in.(free,"pro, yearly")&tier=eq.free&tier=in.(gone)&tier=not.in.("a\\"b")',
@@ -243,10 +247,29 @@ def test_a_filter_is_shown_in_its_inputs(query: str, shown: tuple[str, tuple[str
     assert (row.filled.comparison.key, row.filled.values) == shown
 
 
-@pytest.mark.parametrize("query", ["or=(id.eq.1,id.eq.2)", "tier=in.(gone)", "active=eq.true", "name=ilike.a_c", "x=1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("or=(id.eq.1,id.eq.2)", "tier=in.(gone)", "active=eq.true", "name=ilike.a_c", "x=1", "select=id::text"),
+        *("select=data->a->>b", "select=*,id", "order=data->a", "data->>a=eq.1", "name=fts.a", "id=eq(any).{1,2}"),
+        *("seen=isdistinct.2024-01-01", "seen=eq(any).{2024-01-01}", "name=wfts(english).b", "seen=is.not_null"),
+        *("seen=gte.2024-01-01+02:00", "born=eq.2024-01-01+02:00"),
+    ],
+)
 def test_conditions_without_inputs_are_kept_as_text(query: str) -> None:
     form = form_of_query(USERS, query)
-    assert (form.filters, form.more, form.query) == ((), (query,), query)
+    assert (form.filters, form.more, unquote(form.query)) == ((), (query,), query)
+    fields = [("c", "id"), ("a", ""), ("t", "0"), ("more", query)]
+    assert unquote(form_of_fields(USERS, fields).query).removeprefix("select=id&") == query
+
+
+@pytest.mark.parametrize("query", ["seen=gte.2024-01-01+02:00", "or=(seen.gte.2024-01-01+02:00,id.eq.1)"])
+def test_a_plus_sign_that_the_export_refuses_is_refused_on_the_page(query: str) -> None:
+    form = form_of_query(USERS, query)
+    with pytest.raises(InvalidRequest) as caught:
+        make_plan(parse_form(form), USERS)
+    assert (caught.value.code, fault_of(caught.value, form).field) == ("unencoded_plus", "more")
+    assert form_of_query(USERS, "name=eq.a+1").filters  # a space, also to the export
 
 
 @pytest.mark.parametrize(
@@ -459,6 +482,13 @@ def test_a_readable_pair_is_encoded_back(text: str) -> None:
 )
 def test_the_kind_of_a_type(type: str, kind: str) -> None:
     assert kind_of(column("x", type)) == kind
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"), [("timestamp with time zone", "timestamp"), ("text", "text"), (None, "other")]
+)
+def test_a_domain_is_of_the_kind_of_its_type(base: str | None, kind: str) -> None:
+    assert kind_of(Column("x", "some_domain", True, True, False, None, base)) == kind
 
 
 def test_every_comparison_has_an_operator_of_the_grammar() -> None:

@@ -6,6 +6,7 @@ What a user sees and does in a browser is in test_browser.py.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -337,25 +338,29 @@ DAY_FILTERS = {
 async def test_a_date_without_a_time_is_the_whole_day(
     client: TestClient[Any, Any], postgres: Postgres, zone: str
 ) -> None:
-    postgres.run("CREATE TABLE moments (id serial, at timestamptz, local timestamp)")
-    moments = "SELECT m::timestamp AT TIME ZONE 'UTC', m::timestamp FROM unnest(%s) AS m"
-    postgres.run(f"INSERT INTO moments (at, local) {moments}", [MOMENTS])
-    days = {"at": f"(at AT TIME ZONE '{zone or 'UTC'}')::date", "local": "local::date"}
-    for column, day in days.items():
-        for key, condition in DAY_FILTERS.items():
+    postgres.run("CREATE DOMAIN event_time AS timestamptz")
+    postgres.run("CREATE TABLE moments (id serial, at timestamptz, local timestamp, event event_time)")
+    moment = "m::timestamp AT TIME ZONE 'UTC'"
+    values = f"SELECT {moment}, m::timestamp, {moment} FROM unnest(%s) AS m"
+    postgres.run(f"INSERT INTO moments (at, local, event) {values}", [MOMENTS])
+    day_of = {"at": f"(at AT TIME ZONE '{zone or 'UTC'}')::date", "local": "local::date"}
+    day_of["event"] = day_of["at"]
+    choice = [("c", "id"), ("a", ""), ("t", "0"), ("timezone", zone)]
+    try:
+        for (column, day), (key, condition) in itertools.product(day_of.items(), DAY_FILTERS.items()):
             for one in ("2020-01-02", "2024-03-10", "2024-11-03"):
                 value = f"{one}, 2020-01-03" if key.endswith("in") else one
-                fields = [("f0.column", column), ("f0.op", key), ("f0.value", value), ("f0.time", "")]
-                address = URL("/shape/moments").with_query(
-                    [("c", "id"), ("a", ""), ("t", "0"), *fields, ("timezone", zone)]
-                )
+                fields = [*choice, ("f0.column", column), ("f0.op", key), ("f0.value", value), ("f0.time", "")]
+                address = URL("/shape/moments").with_query(fields)
                 async with client.get(address, headers=BROWSER, allow_redirects=False) as response:
                     query = urlsplit(response.headers["Location"]).query
                 async with client.get(URL(f"/export/moments.csv?{query}", encoded=True)) as response:
-                    assert response.status == 200
+                    assert response.status == 200, query
                     rows = await response.read()
                 where = condition.format(day=day, one=one)
                 assert rows == postgres.copy(f"SELECT id FROM moments WHERE {where}"), (query, where)
+    finally:
+        postgres.run("DROP DOMAIN event_time CASCADE")
 
 
 @pytest.mark.parametrize(
