@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from server.errors import ExportError, InvalidRequest
@@ -58,6 +59,8 @@ def _named_field(error: ExportError, form: Form) -> str:
     missing = error.code in ("unknown_column", "columns_not_readable")
     if missing and any(row.taken and row.column not in known for row in form.columns):
         return "columns"
+    if error.code == "repeated_name":
+        return "columns" if _repeated_names(form) else "more"
     candidates = [row for row in form.filters if _names(error, row.column) and (row.column not in known or not missing)]
     # Of several filters on the column, the one whose value the error repeats.
     candidates.sort(key=lambda row: -_likeness(error, row))
@@ -66,6 +69,12 @@ def _named_field(error: ExportError, form: Form) -> str:
     if candidates:
         return f"f{candidates[0].number}"
     return "more" if form.more and '"' in error.detail and error.code != "relation_not_found" else ""
+
+
+def _repeated_names(form: Form) -> list[str]:
+    """Return the names that more than one ticked column would have in the file."""
+    names = Counter(row.alias or row.column for row in form.columns if row.taken)
+    return [name for name, times in names.items() if times > 1]
 
 
 def _likeness(error: ExportError, row: FilterRow) -> int:
@@ -103,6 +112,9 @@ def _text_of_columns(error: ExportError, form: Form) -> str | None:
         return f"The column {missing[0]} does not exist. Untick it."
     if error.code == "columns_not_readable" and missing:
         return f"The database role may not read the column {missing[0]}. Untick it."
+    if error.code == "repeated_name":
+        name = shorten(_repeated_names(form)[0])
+        return f"JSON lines need different names, but two columns would be {name} in the file. Rename one of them."
     long = [shorten(row.alias) for row in taken if len(row.alias.encode()) > LONGEST_NAME]
     return f"The name {long[0]} is too long: it may have {LONGEST_NAME} bytes." if long else None
 

@@ -49,6 +49,12 @@ def said(error: ExportError, query: str) -> tuple[str, str, str | None]:
         ("gone=eq.1", "f0", "The column gone does not exist. Remove this filter."),
         ("select=gone", "columns", "The column gone does not exist. Untick it."),
         (f"select={'n' * 64}:id", "more", "The alias"),
+        (
+            "select=id,id:name&id=eq.1&format=ndjson",
+            "columns",
+            "JSON lines need different names, but two columns would ",
+        ),
+        ("select=id,id:id::text&format=ndjson", "more", 'More than one column has the name "id"'),
         ("order=gone", "sort", "The column gone does not exist. Remove this sort key."),
         ("name=like.a%5C", "more", "The pattern for"),
         ("nothing=1", "more", 'The parameter "nothing" is not known.'),
