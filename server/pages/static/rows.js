@@ -52,9 +52,16 @@ function searchColumns(form, search) {
   }
 }
 
+// Counts the ticked columns, and adds the search and the buttons that show the field for the name in the file.
 export function watchColumns(form) {
   countColumns(form);
   form.addEventListener("change", () => countColumns(form));
+  for (const row of form.querySelectorAll(".columns > li")) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "rename", textContent: "✎" });
+    button.setAttribute("aria-label", `Rename ${row.querySelector("[name=c]").value} in the file`);
+    row.querySelector(".moves").prepend(button);
+  }
   form.addEventListener("click", ({ target }) => {
     if (!target.matches(".rename")) return;
     const row = target.closest("li");
