@@ -12,7 +12,7 @@ def notes_of(form: Form, default_timezone: str) -> dict[int, str]:
 
     default_timezone: the one that PostgreSQL uses if the form does not choose another.
     """
-    timezone = form.options.get("timezone") or f"{default_timezone}, the database's time zone"
+    timezone = form.options.get("timezone") or f"{default_timezone}, the default"
     aware = {column.name for column in form.relation.columns if "with time zone" in (column.base or column.type)}
     return {row.number: _note(row, timezone if row.column in aware else "") for row in form.filters}
 

@@ -267,7 +267,7 @@ def note(column: str, key: str, date: str, time: str = "", **options: str) -> st
     ],
 )
 def test_the_page_shows_the_bounds(key: str, date: str, time: str, text: str) -> None:
-    assert note("at", key, date, time) == f"{text} (Europe/Berlin, the database's time zone)."
+    assert note("at", key, date, time) == f"{text} (Europe/Berlin, the default)."
     assert note("at", key, date, time, timezone="Asia/Tokyo") == f"{text} (Asia/Tokyo)."
     assert note("local", key, date, time, timezone="Asia/Tokyo") == f"{text}."
 

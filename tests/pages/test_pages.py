@@ -366,7 +366,7 @@ async def test_a_date_without_a_time_is_the_whole_day(
 @pytest.mark.parametrize(
     ("query", "note"),
     [
-        ("signup_date=lt.2020-01-03T00:00", "Before 2020-01-03 00:00 (Etc/UTC, the database's time zone)."),
+        ("signup_date=lt.2020-01-03T00:00", "Before 2020-01-03 00:00 (Etc/UTC, the default)."),
         ("signup_date=lte.2020-01-02&timezone=Asia/Tokyo", "Up to 2020-01-02 00:00 (Asia/Tokyo)."),
     ],
 )
@@ -382,6 +382,23 @@ async def test_the_page_shows_the_bounds_of_a_date(client: TestClient[Any, Any],
         changed = Page(await response.text())
     assert changed.all("p", **{"data-note": "f0"})
     assert "Before 2020-01-03 00:00 (" in changed.text
+
+
+async def test_the_default_time_zone_is_that_of_the_role(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TABLE seen (at timestamptz); INSERT INTO seen VALUES ('2020-01-01 15:00+00'), ('2020-01-02 15:00+00');
+        CREATE ROLE page_reader LOGIN; GRANT SELECT ON seen TO page_reader;
+        ALTER ROLE page_reader SET timezone = 'Asia/Tokyo'""")
+    try:
+        dsn = re.sub(r"//[^@/]*@", "//page_reader@", settings.dsn)
+        async with TestClient(TestServer(create_app(replace(settings, database_url=dsn)))) as client:
+            found = await page(client, "/table/seen?and=(at.gte.2020-01-02,at.lt.2020-01-03)")
+            assert "From 2020-01-02 00:00, before 2020-01-03 00:00 (Asia/Tokyo, the default)." in found.text
+            assert found.all("input", name="timezone")[0]["placeholder"] == "Asia/Tokyo (default)"
+            assert "2020-01-02 00:00:00+09" in found.text
+            assert "One row of this export" in found.text
+    finally:
+        postgres.run("DROP TABLE seen; DROP ROLE page_reader")
 
 
 async def test_types_have_short_names_and_only_wide_tables_a_search(
