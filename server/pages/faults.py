@@ -60,7 +60,8 @@ def _named_field(error: ExportError, form: Form) -> str:
     if missing and any(row.taken and row.column not in known for row in form.columns):
         return "columns"
     if error.code == "repeated_name":
-        return "columns" if _repeated_names(form) else "more"
+        own = any(line.startswith("select=") for line in form.more)
+        return "more" if own or not _repeated_names(form) else "columns"
     candidates = [row for row in form.filters if _names(error, row.column) and (row.column not in known or not missing)]
     # Of several filters on the column, the one whose value the error repeats.
     candidates.sort(key=lambda row: -_likeness(error, row))

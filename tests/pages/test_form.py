@@ -44,7 +44,6 @@ COLUMNS = (
     column("tags", "text[]"),
     column("where", "point"),
     column("order", "integer"),
-    column("data", "jsonb"),
     column("code", "character(2)"),
     column("a,b.c:d", "text"),
     column('"', "text"),
