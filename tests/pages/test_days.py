@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pages.controls import COMPARISONS_BY_KIND, FilterInput, comparison_of
+from server.pages.controls import COMPARISONS_BY_KIND, FilterInput, comparison_of, write_list
 from server.pages.days import days_of, filter_of
 from server.pages.form import Form
 from server.pages.form_reader import form_of_fields, form_of_query
@@ -241,6 +241,22 @@ def test_inputs_are_read_back(key: str, items: list[tuple[datetime.date, str]]) 
         values = (values[0].removesuffix("T00:00"),)
     assert found == FilterInput(comparison, values)
     assert filter_of("at", found) == item
+
+
+awkward = st.text('ab,(){}"\\ .:-0', min_size=1, max_size=6)
+
+
+@given(st.sampled_from(["at", "a,b.c d"]), st.booleans(), days, st.lists(awkward, max_size=3))
+def test_a_list_of_a_day_and_any_text_is_read_back(
+    column: str, negated: bool, day: datetime.date, texts: list[str]
+) -> None:
+    values = (*texts, day.isoformat())
+    key = "not_in" if negated else "in"
+    query = written(column, key, write_list(values))
+    form = form_of_query(EVENTS, query)
+    (row,) = form.filters
+    assert (row.column, row.filled.comparison.key, row.items.values) == (column, key, values)
+    assert form.query == query
 
 
 # --- What the page says ---
