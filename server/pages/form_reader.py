@@ -174,11 +174,11 @@ def _filter_row(relation: Relation, request: ExportRequest, number: int) -> Filt
     if len(request.filters) != 1:
         return None
     item = request.filters[0]
-    first = conditions_of((item,))[0]
-    name = first.column
+    conditions = conditions_of((item,))
+    name = conditions[0].column
     column = next((column for column in relation.columns if column.name == name), None)
     kind = kind_of(column)
-    if first.raw_plus and "text" not in kind:
+    if any(condition.raw_plus for condition in conditions) and "text" not in kind:
         return None
     if kind == days.KIND:
         filled = days.days_of(item)

@@ -262,7 +262,14 @@ def test_conditions_without_inputs_are_kept_as_text(query: str) -> None:
     assert unquote(form_of_fields(USERS, fields).query).removeprefix("select=id&") == query
 
 
-@pytest.mark.parametrize("query", ["seen=gte.2024-01-01+02:00", "or=(seen.gte.2024-01-01+02:00,id.eq.1)"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "seen=gte.2024-01-01+02:00",
+        "or=(seen.gte.2024-01-01+02:00,id.eq.1)",
+        "or=(and(seen.gte.2024-01-01,seen.lt.2024-01-02),seen.eq.2024-01-05+02:00)",
+    ],
+)
 def test_a_plus_sign_that_the_export_refuses_is_refused_on_the_page(query: str) -> None:
     form = form_of_query(USERS, query)
     with pytest.raises(InvalidRequest) as caught:
