@@ -21,9 +21,10 @@ from server.chunk import Chunk
 from server.errors import ExportError
 from server.events import emit
 from server.http.events import DownloadCrashed, DrainStarted
+from server.http.stall import StallLimit
 from server.shutdown import CANCEL_SECONDS
 
-# Bytes handed to the socket at once, so that the stall timeout measures progress even within a large chunk.
+# Bytes handed to the socket at once. The rest of a larger chunk waits here, not in the event loop's buffer.
 WRITE_BYTES = 256 << 10
 
 Ending = Literal["complete", "client_left", "shutdown", "stalled", "failed"]
@@ -62,9 +63,9 @@ class Transfer:
         """The duration of the download so far."""
         return round(time.monotonic() - self._started, 3)
 
-    def stall_limit(self) -> asyncio.Timeout:
+    def stall_limit(self) -> StallLimit:
         """Return a context that raises TimeoutError if the client takes nothing for too long."""
-        return asyncio.timeout(self._stall_timeout or None)
+        return StallLimit(self.request.transport, self._stall_timeout)
 
     @contextlib.asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:

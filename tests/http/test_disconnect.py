@@ -24,7 +24,7 @@ from server.settings import Settings
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
-from tests.support.stalled import assert_stops, stalled
+from tests.support.stalled import assert_stops, read_slowly, stalled
 from tests.support.waiting import at_work
 
 # About 12 MB and about 250 MB. PostgreSQL makes a row when it is fetched, so rows that are not read cost nothing.
@@ -172,6 +172,20 @@ def test_a_client_that_reads_nothing_is_cut(start_live: Callable[..., LiveServer
     assert answer.ending == "reset"
     assert postgres.copy(LARGE).startswith(answer.body)
     assert ask(server, "/export/users.csv").status == 200
+
+
+def test_a_client_that_reads_little_but_all_the_time_is_not_cut(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    """Though the send buffer, once full, accepts nothing for much longer than STALL_TIMEOUT."""
+    server = start_live(STALL_TIMEOUT="0.5")
+    postgres.run(f"CREATE VIEW large AS {LARGE}")
+    with stalled(server, postgres, "/export/large.csv", "little") as client:
+        read_slowly(client, seconds=1.5)
+        answer = client.read()
+    assert answer.ending == "terminator"
+    assert answer.body == postgres.copy(LARGE)
+    assert server.export_line("little")["outcome"] == "complete"
 
 
 def test_a_client_that_reads_slowly_is_not_cut(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:

@@ -34,6 +34,7 @@ from tests.support.postgres import Postgres
 from tests.support.proxies import running_nginx
 from tests.support.raw_http import Client, ask
 from tests.support.saved_exports import Gate, download, save, saved, status, wait_for
+from tests.support.stalled import read_slowly
 
 
 @dataclass(frozen=True)
@@ -419,6 +420,19 @@ def test_a_client_that_stalls_is_reset(
     assert len(answer.body) < size
     assert ask(server, "/health/live").status == 200
     assert len(download(patient, id).body) == size
+
+
+def test_a_client_that_reads_little_but_all_the_time_gets_the_file(
+    large: tuple[LiveServer, str, int], start_live: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    _, id, size = large
+    server = start_live(EXPORT_STORAGE_PATH=str(tmp_path), STALL_TIMEOUT="0.5")
+    with Client(server.connect(receive_buffer=4096)) as client:
+        client.send(f"/exports/{id}/download")
+        read_slowly(client, seconds=1.5)
+        answer = client.read()
+    assert (answer.ending, len(answer.body)) == ("length", size)
+    server.wait_for_log("saved export sent.*outcome=complete")
 
 
 def test_a_client_that_leaves_is_logged(large: tuple[LiveServer, str, int]) -> None:

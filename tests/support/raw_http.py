@@ -85,10 +85,10 @@ class Client:
         body, ending = self._body(headers, empty=method == "HEAD" or status in (204, 304))
         return Answer(status, head, headers, body, ending)
 
-    def receive(self) -> bool:
-        """Receive the next bytes. Return whether there were any."""
+    def receive(self, most: int = 1 << 18) -> bool:
+        """Receive the next bytes, at most so many. Return whether there were any."""
         try:
-            data = self.socket.recv(1 << 18)
+            data = self.socket.recv(most)
         except ConnectionResetError:
             self._reset = True
             return False

@@ -1,6 +1,8 @@
-"""Clients that stall, and what PostgreSQL does meanwhile."""
+"""Clients that stall or read little, and what PostgreSQL does meanwhile."""
 
 from __future__ import annotations
+
+import time
 
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
@@ -22,3 +24,14 @@ def stalled(server: LiveServer, postgres: Postgres, path: str, request_id: str =
     client.send(path, headers={"X-Request-Id": request_id})
     wait_until("the stream waits for its reader", lambda: postgres.streams_at_rest(count))
     return client
+
+
+def read_slowly(client: Client, seconds: float) -> None:
+    """Receive 50 kB a second for this time, as a client with a slow connection does. It is the time that is tested.
+
+    The client needs a small receive buffer: its system acknowledges about as much as the buffer holds at once.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert client.receive(most=2500), "the connection was cut"
+        time.sleep(0.05)

@@ -13,6 +13,7 @@ from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_expor
 from server.http.caching import NO_STORE
 from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.http.responses import status_document, status_response
+from server.http.stall import StallLimit
 from server.saved.store import Entry
 from server.threads import in_thread
 
@@ -46,7 +47,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     If the export is removed meanwhile, the last event has the name `removed`.
     """
     refuse_parameters_of_saved_exports(request)
-    stall_timeout, stopping = request.app[SETTINGS].stall_timeout or None, request.app[RUNNER].stopping
+    stopping = request.app[RUNNER].stopping
     entry = await _entry(request)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **NO_STORE})
     await response.prepare(request)
@@ -56,10 +57,10 @@ async def events(request: web.Request) -> web.StreamResponse:
             looks += 1
             text = json.dumps(status_document(request, entry))
             if text != shown or entry.manifest.status == "processing":
-                await _send(response, f"data: {text}\n\n", stall_timeout)
+                await _send(request, response, f"data: {text}\n\n")
                 shown = text
             elif looks % QUIET_LOOKS == 0:
-                await _send(response, ": waiting\n\n", stall_timeout)
+                await _send(request, response, ": waiting\n\n")
             if entry.manifest.finished:
                 break
             with contextlib.suppress(TimeoutError):
@@ -69,7 +70,7 @@ async def events(request: web.Request) -> web.StreamResponse:
                 entry = await _entry(request)
             except ExportNotFound:
                 removed = json.dumps({"exportId": request.match_info["id"]})
-                await _send(response, f"event: removed\ndata: {removed}\n\n", stall_timeout)
+                await _send(request, response, f"event: removed\ndata: {removed}\n\n")
                 break
             except ExportError:
                 continue  # too late for a status; the folder may be readable again later
@@ -90,8 +91,8 @@ async def _entry(request: web.Request) -> Entry:
     )
 
 
-async def _send(response: web.StreamResponse, text: str, stall_timeout: float | None) -> None:
-    async with asyncio.timeout(stall_timeout):
+async def _send(request: web.Request, response: web.StreamResponse, text: str) -> None:
+    async with StallLimit(request.transport, request.app[SETTINGS].stall_timeout):
         await response.write(text.encode())
 
 
