@@ -112,6 +112,14 @@ class RelationChanged(ExportError):
     retry_after = 1
 
 
+class RelationLocked(ExportError):
+    """Another session holds a lock that keeps the relation from being read, and did not release it in LOCK_TIMEOUT."""
+
+    status = 503
+    code = "relation_locked"
+    retry_after = 5
+
+
 class QueryCancelled(ExportError):
     """A user or an administrator cancelled the query in the database."""
 

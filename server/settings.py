@@ -128,7 +128,18 @@ class Settings:
         _whole(1, 64),
     )
     statement_timeout: float = _setting(
-        "STATEMENT_TIMEOUT", "Longest wait for the next rows of a query, in seconds; 0 disables it", 600.0, _seconds
+        "STATEMENT_TIMEOUT",
+        "Longest wait for the next rows of a query, in seconds; 0 disables it. A shorter `statement_timeout` of the "
+        "database role takes its place",
+        600.0,
+        _seconds,
+    )
+    lock_timeout: float = _setting(
+        "LOCK_TIMEOUT",
+        "Longest wait for a table that another session has locked, in seconds; then the answer is 503. 0: as long as "
+        "`STATEMENT_TIMEOUT`. A shorter `lock_timeout` of the database role takes its place",
+        3.0,
+        _seconds,
     )
     stall_timeout: float = _setting(
         "STALL_TIMEOUT",

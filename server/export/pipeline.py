@@ -105,17 +105,21 @@ class OpenExport:
 
 
 @contextlib.asynccontextmanager
-async def open_export(engine: Engine, request: ExportRequest, *, control: bool = False) -> AsyncIterator[OpenExport]:
+async def open_export(
+    engine: Engine, request: ExportRequest, *, control: bool = False, lock_timeout: float | None = None
+) -> AsyncIterator[OpenExport]:
     """Open a transaction for this request and resolve the names in it.
 
-    control: take a control connection instead of an export slot, for short work. Raise ExportError. If an error about a
+    control: take a control connection instead of an export slot, for short work. lock_timeout: in an export slot, wait
+    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. Raise ExportError. If an error about a
     value or an operator leaves the block, the transaction is closed and the error is raised again with the name of the
     column whose filter or sort key caused it.
     """
     database = engine.database
     plan = None
     try:
-        async with database.control_session() if control else database.session() as session:
+        session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
+        async with session_of as session:
             plan = make_plan(request, await session.relation(request.relation))
             yield OpenExport(engine, session, plan)
     except (InvalidRequest, QueryFailed) as error:

@@ -17,6 +17,8 @@ from server.query.request import ExportRequest
 
 # Seconds. Nobody waits longer for twenty rows.
 PREVIEW_TIMEOUT = 5.0
+# The share of the time that is left which a preview waits for a lock, so that the answer names the lock.
+LOCK_SHARE = 0.8
 # Characters of a value in a preview. A longer value ends in an ellipsis.
 PREVIEW_CHARACTERS = 1000
 
@@ -41,12 +43,13 @@ async def first_rows(
     """Return the preview of this request.
 
     estimate: ask PostgreSQL how many rows the export has. seconds: the time limit for all attempts, PREVIEW_TIMEOUT by
-    default. Raise QueryTimeout at the time limit, and ExportError as the export itself would.
+    default. Raise QueryTimeout at the time limit, RelationLocked before it, and ExportError as the export itself would.
     """
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
         async with asyncio.timeout(seconds):
-            return await with_retries(lambda: _attempt(engine, wanted, estimate))
+            deadline = asyncio.get_running_loop().time() + seconds
+            return await with_retries(lambda: _attempt(engine, wanted, estimate, deadline))
     except TimeoutError:
         raise QueryTimeout(
             f"There was no preview within {seconds:g} seconds.",
@@ -54,9 +57,11 @@ async def first_rows(
         ) from None
 
 
-async def _attempt(engine: Engine, wanted: ExportRequest, estimate: bool) -> Preview:
+async def _attempt(engine: Engine, wanted: ExportRequest, estimate: bool, deadline: float) -> Preview:
+    """deadline: when the preview has to be there, in the event loop's time."""
     shown = _ShownRows()
-    async with open_export(engine, wanted) as export:
+    lock_timeout = LOCK_SHARE * max(deadline - asyncio.get_running_loop().time(), 0.01)
+    async with open_export(engine, wanted, lock_timeout=lock_timeout) as export:
         estimated = (await export.explained()).rows if estimate else None
         await export.first_rows(shown)
     lengths = shown.lengths

@@ -14,7 +14,14 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from server.errors import DatabaseUnavailable, ExportError, Forbidden, InvalidRequest, QueryTimeout
+from server.errors import (
+    DatabaseUnavailable,
+    ExportError,
+    Forbidden,
+    InvalidRequest,
+    QueryTimeout,
+    RelationLocked,
+)
 from server.export.pipeline import describe_with_timezone
 from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
@@ -125,7 +132,7 @@ async def _answer(request: web.Request, form: Form, timezone: str, *, partial: b
         "default_timezone": timezone,
         # Other errors leave the link: the export itself may still succeed.
         "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden),
-        "slow": fault is not None and isinstance(fault.error, QueryTimeout) and not partial,
+        "slow": fault is not None and isinstance(fault.error, QueryTimeout | RelationLocked) and not partial,
         "comparisons": COMPARISONS_BY_KIND,
         "directions": DIRECTIONS,
         "preview_rows": PREVIEW_ROWS,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import datetime
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from server.postgres.connections import Connections
 from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.postgres.spare_readers import SpareReader, SpareReaders
+from server.postgres.statements import Timeouts
 from server.query import catalogue
 from server.settings import Settings
 from server.shutdown import DATABASE_SECONDS
@@ -57,8 +59,12 @@ class Database:
     def __init__(self, settings: Settings, threads: Threads) -> None:
         """threads: `rows` must have a thread for each of the `reading_connections`."""
         self._schemas = settings.export_schemas
-        self._statement_timeout = settings.statement_timeout
-        self._idle_timeout = settings.stall_timeout + IDLE_MARGIN if settings.stall_timeout else 0.0
+        self._timeouts = Timeouts(
+            statement=settings.statement_timeout,
+            lock=settings.lock_timeout,
+            idle=settings.stall_timeout + IDLE_MARGIN if settings.stall_timeout else 0.0,
+        )
+        self._control_timeouts = replace(self._timeouts, statement=CONTROL_TIMEOUT)
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
@@ -99,17 +105,21 @@ class Database:
             await asyncio.wait(unfinished)
 
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self, *, lock_timeout: float | None = None) -> AsyncIterator[Session]:
         """Open a session in an export slot. Raise ServerBusy if all slots are in use; DatabaseUnavailable.
 
-        Afterwards the connection returns to the pool. If a statement is still running, the connection is closed and the
-        statement cancelled in the server, without waiting for that.
+        lock_timeout: the seconds to wait for a lock, more than 0, if they are fewer than LOCK_TIMEOUT. Afterwards the
+        connection returns to the pool. If a statement is still running, the connection is closed and the statement
+        cancelled in the server, without waiting for that.
         """
         if self._export_slots.locked():
             raise errors.ServerBusy("All export slots of this server are in use.", hint=errors.TRY_AGAIN)
+        timeouts = self._timeouts
+        if lock_timeout is not None:
+            timeouts = replace(timeouts, lock=min(lock_timeout, timeouts.lock or lock_timeout))
         async with self._export_slots:
             with self._spare_readers.export():
-                async with self._transaction(self._statement_timeout) as session:
+                async with self._transaction(timeouts) as session:
                     yield session
 
     @contextlib.asynccontextmanager
@@ -124,7 +134,7 @@ class Database:
         except TimeoutError:
             raise errors.ServerBusy("The catalogue is busy.", hint=errors.TRY_AGAIN) from None
         try:
-            async with self._transaction(CONTROL_TIMEOUT) as session:
+            async with self._transaction(self._control_timeouts) as session:
                 yield session
         finally:
             self._control_slots.release()
@@ -139,7 +149,7 @@ class Database:
 
         snapshot: the name that `Session.export_snapshot` returned.
         """
-        async with self._transaction(self._statement_timeout, snapshot) as session:
+        async with self._transaction(self._timeouts, snapshot) as session:
             yield session
 
     async def relations(self, *, columns: bool = True) -> list[catalogue.Relation]:
@@ -158,12 +168,12 @@ class Database:
             await session.open()
 
     @contextlib.asynccontextmanager
-    async def _transaction(self, statement_timeout: float, snapshot: str | None = None) -> AsyncIterator[Session]:
+    async def _transaction(self, timeouts: Timeouts, snapshot: str | None = None) -> AsyncIterator[Session]:
         connection = await self._connections.acquire()
-        session = Session(connection, statement_timeout, self._schemas, self._threads)
+        session = Session(connection, timeouts, self._schemas, self._threads)
         self._sessions[session] = asyncio.get_running_loop().create_future()
         try:
-            session.begin(statements.session_settings(statement_timeout, self._idle_timeout), snapshot)
+            session.begin(snapshot)
             yield session
         finally:
             # In a task of its own: a client that leaves after the last byte cancels this task, which must not cost the
@@ -187,7 +197,7 @@ class Database:
         """Cancel the statement of the transaction that started at `snapshot_at`, over another connection."""
         try:
             # Without a control slot: one that waits for a lock must not keep a statement running.
-            async with self._transaction(CONTROL_TIMEOUT) as session:
+            async with self._transaction(self._control_timeouts) as session:
                 await session.query(statements.CANCEL, (backend_pid, snapshot_at.isoformat()))
         except errors.ExportError as error:
             emit(StatementNotCancelled(pid=backend_pid, reason=error.detail))

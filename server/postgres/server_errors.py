@@ -47,6 +47,10 @@ def error_for(state: str | None, primary: str) -> errors.ExportError:
         return errors.RelationGone("The relation or one of its columns no longer exists.")
     if state in ("40001", "40P01"):
         return errors.SnapshotConflict("The database ended the query because of a conflict.")
+    if state == "55P03":
+        return errors.RelationLocked(
+            "The relation, or one that it reads, is locked by another session.", hint=errors.TRY_AGAIN
+        )
     if state.startswith("53"):
         return errors.DatabaseUnavailable("The database lacks the resources for another query.")
     return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")
@@ -63,8 +67,12 @@ def connection_lost() -> errors.ConnectionLost:
 
 
 def statement_timed_out(limit: float) -> errors.QueryTimeout:
-    """Return the error for a statement that returned no rows within STATEMENT_TIMEOUT. limit: in seconds."""
+    """Return the error for a statement that returned no rows within this limit, in seconds.
+
+    It is STATEMENT_TIMEOUT, or a shorter statement_timeout of the database role.
+    """
     return errors.QueryTimeout(
         f"PostgreSQL returned no rows for {limit:g} seconds.",
-        hint="Request fewer rows or columns, or ask the operator to raise STATEMENT_TIMEOUT.",
+        hint="Request fewer rows or columns, or ask the operator to raise STATEMENT_TIMEOUT, or the statement_timeout "
+        "of the database role if that is shorter.",
     )

@@ -18,6 +18,7 @@ from server.postgres.queries import Query, Row, Value
 from server.postgres.reader import RowReader
 from server.postgres.rows import Rows
 from server.postgres.server_errors import connection_lost, statement_timed_out
+from server.postgres.statements import Timeouts
 from server.query import catalogue, suggestions
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
@@ -38,10 +39,8 @@ class Session:
     the transaction.
     """
 
-    def __init__(
-        self, connection: Connection, statement_timeout: float, schemas: Sequence[str], threads: Executor
-    ) -> None:
-        """statement_timeout: in seconds, 0 for none. schemas: those whose relations may be exported, in search order.
+    def __init__(self, connection: Connection, timeouts: Timeouts, schemas: Sequence[str], threads: Executor) -> None:
+        """schemas: those whose relations may be exported, in search order.
 
         threads: one for each connection that reads rows at once.
         """
@@ -49,23 +48,25 @@ class Session:
         self._threads = threads
         self._rows: Rows | None = None
         self._schemas = schemas
-        self._statement_timeout = statement_timeout
+        self._timeouts = timeouts
+        # In seconds, 0 for none. A shorter one of the role takes its place when the transaction is open.
+        self._statement_timeout = timeouts.statement
         self._unsent: list[Query] = []
         self.backend_pid = 0
         self.snapshot_at: datetime.datetime | None = None
 
-    def begin(self, settings: Mapping[str, str], snapshot: str | None = None) -> None:
+    def begin(self, snapshot: str | None = None) -> None:
         """Open the transaction together with the first query, in one round trip.
 
-        settings: by name, in force until the transaction ends. snapshot: the name of a snapshot that another session
-        has exported; None for a new one.
+        snapshot: the name of a snapshot that another session has exported; None for a new one.
         """
-        *opening, last = statements.begin(settings, snapshot)
+        *opening, last = statements.begin(snapshot)
         self._unsent = [Query(sql) for sql in opening]
-        self._unsent.append(Query(last, prepare=True, then=self._begun))
+        self._unsent.append(Query(last, self._timeouts.values, prepare=True, then=self._begun))
 
     def _begun(self, rows: list[Row]) -> None:
         self.backend_pid, self.snapshot_at = rows[0]["pid"], rows[0]["started"]
+        self._statement_timeout = rows[0]["statement_timeout"] / 1000
         self.connection.direct = self.backend_pid == self.connection.raw.get_backend_pid()
 
     @property
@@ -91,12 +92,12 @@ class Session:
     async def explain(
         self, select: str, values: Sequence[Value] = (), *, timezone: str | None = None, in_order: bool = False
     ) -> Explained:
-        """Return PostgreSQL's plan of this SELECT, and lock what it reads. Switch the server's timeouts off.
+        """Return PostgreSQL's plan of this SELECT, and lock what it reads. End the time-outs of opening.
 
         values: those of its parameters. timezone: the time zone of the transaction from now on. in_order: the rows
         must come in the order in which they lie in the table, so no parallel plan may be used for the rest of the
-        transaction. Raise what the SELECT itself would for a value that its column cannot take, RelationChanged, and
-        the errors of `query`.
+        transaction. Raise what the SELECT itself would for a value that its column cannot take, RelationLocked,
+        RelationChanged, and the errors of `query`.
         """
         queries = []
         if timezone is not None:
@@ -114,8 +115,8 @@ class Session:
     async def lock(self, locks: Sequence[str], settings: Mapping[str, str]) -> None:
         """Take over the settings of the session whose snapshot this one uses, then lock, and read only by blocks.
 
-        locks: the statements that lock. settings: as `export_snapshot` returned them. Raise RelationChanged, and the
-        errors of `query`.
+        locks: the statements that lock. settings: as `export_snapshot` returned them. Raise RelationLocked,
+        RelationChanged, and the errors of `query`.
         """
         pin = Query(statements.pin(settings), list(settings.values()), prepare=True)
         by_blocks = Query(statements.BY_BLOCKS, prepare=True)
@@ -197,6 +198,7 @@ class Session:
         except TimeoutError:
             raise errors.QueryTimeout("The database did not answer in time.") from None
         except errors.QueryCancelled:
+            limit = self._statement_timeout  # perhaps that of the role, which is known by now
             if limit and asyncio.get_running_loop().time() - started >= limit * TIMEOUT_SHARE:
                 raise statement_timed_out(limit) from None
             raise

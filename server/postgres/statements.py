@@ -5,7 +5,9 @@ Pure: text from values. All settings are local to the transaction, since PgBounc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 # The settings on which the text of values and the meaning of names also depend. They are fixed when the transaction
 # begins; readers that share its snapshot take them over.
@@ -25,9 +27,14 @@ CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND
 
 # Whether a relation that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of the
 # same name) after its snapshot was taken and before it held the lock: the snapshot would then see no rows at all
-# (PostgreSQL manual, "MVCC Caveats"). Also whether it became a partition or is no longer one, so that the plan reads
-# other tables than the snapshot has. pg_class and pg_inherits are read as of the snapshot; the functions show the
-# present state.
+# (PostgreSQL manual, "MVCC Caveats"). Also whether a partition was attached or detached or a child dropped, so that the
+# plan reads other tables than the snapshot has. An index may be made meanwhile: it does not change the rows.
+#
+# pg_class and pg_inherits are read as of the snapshot; the functions show the present state. Both sides leave out a
+# partition whose detach is pending, which lasts until FINALIZE: pg_partition_ancestors ends there, and PostgreSQL reads
+# its rows with the parent only in snapshots that are older than the detach. In those, the partition is its own only
+# ancestor now, while one that was detached has none. For a partition that has partitions both look the same: the
+# export is then repeated, and the next snapshot has the pending detach.
 _CHANGED = """
 EXISTS (
     SELECT
@@ -35,15 +42,31 @@ EXISTS (
     LEFT JOIN pg_class AS c ON c.oid = l.relation
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (
-        c.oid IS NULL
-        OR (c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))
-        OR c.relispartition <> coalesce(pg_partition_root(c.oid) <> c.oid, false)
-        OR EXISTS (
+      AND CASE
+        WHEN c.oid IS NULL THEN pg_index_has_property(l.relation, 'clusterable') IS NULL
+        WHEN c.relkind IN ('i', 'I') THEN false
+        WHEN c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid) THEN true
+        WHEN pg_partition_root(c.oid) <> c.oid AND NOT EXISTS (
             SELECT FROM pg_inherits AS i
-            WHERE i.inhparent = c.oid AND pg_partition_root(i.inhrelid) IS DISTINCT FROM pg_partition_root(c.oid)
+            WHERE i.inhrelid = c.oid AND NOT i.inhdetachpending
+              AND i.inhparent = (ARRAY(SELECT pg_partition_ancestors(c.oid)))[2]::oid
+        ) THEN true
+        WHEN c.relhassubclass THEN EXISTS (
+            SELECT
+            FROM pg_inherits AS i
+            JOIN pg_class AS child ON child.oid = i.inhrelid
+            CROSS JOIN LATERAL (
+                SELECT ARRAY(SELECT pg_partition_ancestors(child.oid))::oid[] AS ancestors OFFSET 0
+            ) AS now
+            WHERE i.inhparent = c.oid AND NOT i.inhdetachpending
+              AND NOT CASE
+                WHEN c.relkind <> 'p' THEN pg_table_is_visible(child.oid) IS NOT NULL
+                WHEN now.ancestors[2] IS NULL THEN child.relkind <> 'p' AND now.ancestors[1] IS NOT NULL
+                ELSE now.ancestors[2] = c.oid
+              END
         )
-      )
+        ELSE false
+      END
 )
 """
 
@@ -58,8 +81,13 @@ _BLOCKS = """
 )
 """
 
-# The time between two rows is up to the client.
-_NO_TIMEOUTS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+# When the relations are locked, the session waits for rows. How long is measured where they are read, and the time
+# between two rows is up to the client. A lock that a function of the query takes is part of the wait for rows: the
+# role's own lock_timeout (NULL restores it) applies to it, as to any session of the role.
+_OPENED = (
+    "set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true), "
+    "set_config('lock_timeout', NULL, true)"
+)
 
 # A range of blocks must be read by tuple identifiers even if the planner prefers an index, as it may in a small
 # partition: the rows would come in the order of the index.
@@ -79,25 +107,66 @@ _CHECK_CLIENT = (
     "THEN set_config('client_connection_check_interval', '1s', true) END"
 )
 
+# A download may take any time. PostgreSQL has this setting since version 17; within a transaction 0 stops the time that
+# BEGIN has started.
+_NO_TRANSACTION_TIMEOUT = (
+    "CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL "
+    "THEN set_config('transaction_timeout', '0', true) END"
+)
 
-def session_settings(statement_timeout: float, idle_timeout: float) -> dict[str, str]:
-    """Return the settings of a transaction, by name. Both timeouts are in seconds, 0 for none."""
-    return {
-        # The bytes must not depend on the settings of the server or the role.
-        "datestyle": "ISO, MDY",
-        "intervalstyle": "postgres",
-        "bytea_output": "hex",
-        "extra_float_digits": "1",
-        "quote_all_identifiers": "off",
-        "synchronize_seqscans": "off",
-        "jit": "off",
-        # PostgreSQL plans the SELECT for its own values, as it does for EXPLAIN. The role may have set something else.
-        "plan_cache_mode": "auto",
-        # Nothing reads notices.
-        "client_min_messages": "error",
-        "statement_timeout": f"{round(statement_timeout * 1000)}ms",
-        "idle_in_transaction_session_timeout": f"{round(idle_timeout * 1000)}ms",
-    }
+# The limits of a session in milliseconds, 0 for none: of the role's time-out and the parameter, $1 for a statement and
+# $2 for a lock, the shorter one. A wait for a lock also ends before the time-out of the statement that waits, which
+# would not tell that a lock was the reason. OFFSET 0 makes PostgreSQL read the role's settings before it changes them.
+_FROM_LIMITS = """
+FROM (
+    SELECT own.statement, coalesce(least(own.lock, nullif($2::bigint, 0), own.statement * 9 / 10), 0) AS lock
+    FROM (
+        SELECT least(role.statement, nullif($1::bigint, 0)) AS statement, role.lock
+        FROM (
+            SELECT
+                nullif((extract(epoch FROM current_setting('statement_timeout')::interval) * 1000.0)::bigint, 0)
+                    AS statement,
+                nullif((extract(epoch FROM current_setting('lock_timeout')::interval) * 1000.0)::bigint, 0) AS lock
+        ) AS role
+    ) AS own
+    OFFSET 0
+) AS limits
+"""
+
+# In force until the transaction ends, by name.
+SETTINGS = {
+    # The bytes must not depend on the settings of the server or the role.
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "synchronize_seqscans": "off",
+    "jit": "off",
+    # PostgreSQL plans the SELECT for its own values, as it does for EXPLAIN. The role may have set something else.
+    "plan_cache_mode": "auto",
+    # Nothing reads notices.
+    "client_min_messages": "error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a session waits, in seconds, 0 for no limit.
+
+    statement: for the end of a statement, and for the next rows. lock: for each lock, while the session is opened.
+    idle: for the next statement, until the relations are locked. A shorter statement_timeout or lock_timeout of the
+    database role takes the place of the first two.
+    """
+
+    statement: float
+    lock: float
+    idle: float
+
+    @property
+    def values(self) -> list[int]:
+        """The values of the parameters of the last statement of `begin`."""
+        return [math.ceil(seconds * 1000) for seconds in (self.statement, self.lock, self.idle)]
 
 
 def set_local(settings: Mapping[str, str]) -> str:
@@ -105,17 +174,29 @@ def set_local(settings: Mapping[str, str]) -> str:
     return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
 
 
-def begin(settings: Mapping[str, str], snapshot: str | None) -> list[str]:
-    """Return the statements that open a transaction. The last gives one row: `pid`, and `started`, a timestamp.
+def begin(snapshot: str | None) -> list[str]:
+    """Return the statements that open a transaction.
 
-    snapshot: the name of a snapshot that another session has exported; None for a new one.
+    snapshot: the name of a snapshot that another session has exported; None for a new one. The last statement takes the
+    `Timeouts.values` and gives one row: `pid`; `started`, a timestamp; `statement_timeout`, the limit that is in force,
+    in milliseconds.
     """
     statements = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
     if snapshot is not None:
         statements.append(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-    pinned = ", ".join(f"set_config('{name}', current_setting('{name}'), true)" for name in PINNED)
-    row = f"pg_backend_pid() AS pid, now() AS started, {_CHECK_CLIENT}, {pinned}"
-    return [*statements, f"SELECT {set_local(settings)}, {row}"]
+    expressions = [
+        "pg_backend_pid() AS pid",
+        "now() AS started",
+        "coalesce(limits.statement, 0) AS statement_timeout",
+        "set_config('statement_timeout', coalesce(limits.statement, 0)::text, true)",
+        "set_config('lock_timeout', limits.lock::text, true)",
+        "set_config('idle_in_transaction_session_timeout', $3, true)",
+        _NO_TRANSACTION_TIMEOUT,
+        _CHECK_CLIENT,
+        set_local(SETTINGS),
+        *(f"set_config('{name}', current_setting('{name}'), true)" for name in PINNED),
+    ]
+    return [*statements, f"SELECT {', '.join(expressions)} {_FROM_LIMITS}"]
 
 
 def pin(names: Iterable[str]) -> str:
@@ -124,8 +205,8 @@ def pin(names: Iterable[str]) -> str:
 
 
 # Gives one row: `changed`, whether the snapshot does not fit the locked relations; `blocks`, how many blocks the tables
-# among them have now, system tables not included. Also switches the timeouts off.
-CHECK_SNAPSHOT = f"SELECT {_CHANGED} AS changed, {_BLOCKS} AS blocks, {set_local(_NO_TIMEOUTS)}"
+# among them have now, system tables not included. Also ends the time-outs of opening.
+CHECK_SNAPSHOT = f"SELECT {_CHANGED} AS changed, {_BLOCKS} AS blocks, {_OPENED}"
 
 # For readers of block ranges. Every range is planned for its own blocks.
 BY_BLOCKS = f"SELECT {set_local(_TID_SCANS_ONLY)}"

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,15 +20,14 @@ from server.errors import (
     DatabaseUnavailable,
     ExportError,
     NoSpaceLeft,
-    QueryCancelled,
     ServerBusy,
-    SnapshotConflict,
     StorageUnavailable,
 )
 from server.events import emit, set_context
 from server.export.engine import Engine
 from server.export.pipeline import open_export
 from server.query.request import parse_export_request
+from server.saved import retries
 from server.saved.claim import Claim, LockLost
 from server.saved.events import (
     ExportCancelled,
@@ -60,13 +59,8 @@ PROGRESS_SECONDS = 0.25
 DELETE_SECONDS = 5.0
 # Seconds that a starting server waits for the folder. A disk that answers takes milliseconds.
 START_SECONDS = 5.0
-# Seconds before the next attempt: doubled each time, up to a limit.
-FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0
 # Seconds until the next attempt at an export whose outcome could not be written, or at any export if the disk is full.
 UNWRITABLE_SECONDS = 6.0
-# How many times the database or the folder may become unavailable during one export: restarts are forgiven, a query
-# that crashes the database each time is not.
-MOST_SETBACKS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,21 +262,18 @@ class Runner:
         if isinstance(error, ServerBusy) or (isinstance(error, DatabaseUnavailable) and not claim.started):
             # Nothing has been done yet, and the reason has nothing to do with this export: it keeps its place.
             busy = isinstance(error, ServerBusy)
-            self._pause(FIRST_BACKOFF if busy else min(max(self._backoff * 2, FIRST_BACKOFF), MOST_BACKOFF))
+            first, most = retries.FIRST_BACKOFF, retries.MOST_BACKOFF
+            self._pause(first if busy else min(max(self._backoff * 2, first), most))
             return
         if isinstance(error, ExportError):
             reason = error
         else:
             emit(ExportCrashed(error=error))
             reason = ExportError("An unexpected error occurred in the server. Its log shows the error.")
-        forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict | StorageUnavailable)
-        again = forgiven or reason.transient or isinstance(error, QueryCancelled) or reason is not error
-        tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
-        if again and tries < (MOST_SETBACKS if forgiven else claim.max_attempts):
-            after = min(FIRST_BACKOFF * 2 ** min(tries, 10), MOST_BACKOFF)
-            give_back = functools.partial(claim.give_back, counted=not forgiven, setback=forgiven, after=after)
-            await self._in_thread(give_back)
-            emit(ExportPostponed(code=reason.code, reason=reason.detail, seconds=after))
+        retry = retries.next_attempt(error, claim)
+        if retry is not None:
+            await self._in_thread(functools.partial(claim.give_back, **asdict(retry)))
+            emit(ExportPostponed(code=reason.code, reason=reason.detail, seconds=retry.after))
         else:
             await self._in_thread(claim.fail, reason)
             emit(ExportGivenUp(code=reason.code, reason=reason.detail))

@@ -27,7 +27,7 @@ ERRORS = [(errno.EIO, False), (errno.ESTALE, False), (errno.EIO, True)]
 
 @pytest.fixture(autouse=True)
 def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.saved.runner.FIRST_BACKOFF", 0.0)
+    monkeypatch.setattr("server.saved.retries.FIRST_BACKOFF", 0.0)
     monkeypatch.setattr("server.saved.runner.UNWRITABLE_SECONDS", 0.0)
 
 

@@ -13,13 +13,14 @@ from server.saved.claim import Claim
 from server.saved.events import QueueCrashed
 from server.saved.manifest import Manifest, Reading
 from server.saved.queue import Queue
-from server.saved.runner import MOST_SETBACKS, Runner
+from server.saved.retries import MOST_SETBACKS
+from server.saved.runner import Runner
 from server.settings import Settings
 from tests.support.engines import make_engine, make_threads
 from tests.support.live_server import eventually
 from tests.support.saved_queue import claimed, created, fail, make_queue
 
-AGAIN, FORGIVEN, FAILED, UNTOUCHED = "again", "forgiven", "failed", "untouched"
+AGAIN, FORGIVEN, FAILED, UNTOUCHED, WAITS = "again", "forgiven", "failed", "untouched", "waits"
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ CASES = [
     (errors.QueryCancelled("x"), AGAIN, AGAIN),
     (errors.RelationChanged("x"), AGAIN, AGAIN),
     (errors.RelationGone("x"), AGAIN, AGAIN),
+    (errors.RelationLocked("x"), WAITS, AGAIN),
     (ValueError("x"), AGAIN, AGAIN),
     (OSError("x"), AGAIN, AGAIN),
     (errors.RelationNotFound("x"), FAILED, FAILED),
@@ -70,6 +72,10 @@ async def test_the_outcome_of_each_error(
         if expected == UNTOUCHED:
             assert (manifest.status, manifest.attempts, manifest.setbacks) == ("pending", 0, 0)
             assert exports._resume_at > 0
+        elif expected == WAITS:  # its place in the queue is free for the others meanwhile
+            assert (manifest.status, manifest.attempts, manifest.setbacks) == ("pending", 0, 0)
+            assert manifest.not_before is not None
+            assert exports._resume_at == 0
         elif expected == FAILED or (expected == AGAIN and number == 3) or number > MOST_SETBACKS:
             assert manifest.status == "failed"
             assert manifest.error_code == getattr(error, "code", "internal")
@@ -79,7 +85,7 @@ async def test_the_outcome_of_each_error(
             assert manifest.not_before is not None
             assert (manifest.attempts, manifest.setbacks) == ((number, 0) if expected == AGAIN else (0, number))
     else:
-        assert expected == UNTOUCHED
+        assert expected in (UNTOUCHED, WAITS)
 
 
 async def test_an_export_waits_before_its_next_attempt(exports: Runner) -> None:

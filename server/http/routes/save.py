@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RelationLocked
 from server.export.pipeline import open_export, with_retries
 from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target, relation_headers
 from server.http.keys import ENGINE, RUNNER
@@ -56,13 +56,17 @@ async def _accepted(
     return entry, relation_headers(relation)
 
 
-async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> tuple[Relation, int]:
+async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> tuple[Relation, int | None]:
     """Return the relation, and PostgreSQL's estimate of the rows.
 
-    Raise what the export itself would raise, before it is accepted.
+    Raise what the export itself would raise, before it is accepted. There is no estimate while the relation is locked:
+    the export then waits in the queue until it is not.
     """
     async with open_export(request.app[ENGINE], wanted, control=True) as export:
-        return export.plan.relation, (await export.explained()).rows
+        try:
+            return export.plan.relation, (await export.explained()).rows
+        except RelationLocked:
+            return export.plan.relation, None
 
 
 def _key(request: web.Request) -> str | None:
