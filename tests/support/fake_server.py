@@ -45,7 +45,8 @@ def opening(sql: str, pid: int = PID) -> Result:
     """Return the result of a statement with which a session opens its transaction."""
     if "pg_backend_pid() AS pid" not in sql:
         return NOTHING
-    return Result({"pid": INT4, "started": TIMESTAMPTZ}, [[str(pid), "2026-01-01 00:00:00+00"]])
+    columns = {"pid": INT4, "started": TIMESTAMPTZ, "statement_timeout": INT4}
+    return Result(columns, [[str(pid), "2026-01-01 00:00:00+00", "0"]])
 
 
 def answers(pipeline: Iterable[tuple[bytes, str]], result: Callable[[str], Result]) -> bytes:
