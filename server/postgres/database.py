@@ -35,6 +35,9 @@ CONTROL_CONNECTIONS = 2
 EXPORTS_WITH_READERS = 2
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
+# Most seconds that a control session waits for a lock. Fewer than CONTROL_WAIT: whoever waits for its connection gets
+# it in time.
+CONTROL_LOCK_TIMEOUT = 2.0
 # Seconds that a session may be idle in its transaction, beyond STALL_TIMEOUT, which limits how long a client may pause.
 # After that this process has hung.
 IDLE_MARGIN = 60.0
@@ -64,7 +67,11 @@ class Database:
             lock=settings.lock_timeout,
             idle=settings.stall_timeout + IDLE_MARGIN if settings.stall_timeout else 0.0,
         )
-        self._control_timeouts = replace(self._timeouts, statement=CONTROL_TIMEOUT)
+        self._control_timeouts = replace(
+            self._timeouts,
+            statement=CONTROL_TIMEOUT,
+            lock=min(settings.lock_timeout or CONTROL_LOCK_TIMEOUT, CONTROL_LOCK_TIMEOUT),
+        )
         self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
         self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
         self.most_readers = settings.most_readers
@@ -126,7 +133,8 @@ class Database:
     async def control_session(self) -> AsyncIterator[Session]:
         """Open a session for short work, on one of the CONTROL_CONNECTIONS, with CONTROL_TIMEOUT for each statement.
 
-        Raise ServerBusy if none is free within CONTROL_WAIT; DatabaseUnavailable.
+        A wait for a lock ends after CONTROL_LOCK_TIMEOUT. Raise ServerBusy if none is free within CONTROL_WAIT;
+        DatabaseUnavailable.
         """
         try:
             async with asyncio.timeout(CONTROL_WAIT):

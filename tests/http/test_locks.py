@@ -15,6 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from server.app import create_app
+from server.postgres.database import CONTROL_CONNECTIONS
 from server.saved import retries
 from server.settings import Settings
 from tests.support.live_server import eventually
@@ -127,6 +128,20 @@ async def test_an_export_that_gets_its_lock_in_time_is_whole(
         await eventually("the export waits", lambda: postgres.run(waiting))
         busy.commit()
         assert await exporting == (200, b"n\n2\n1\n")
+
+
+async def test_explanations_that_wait_for_a_lock_delay_other_short_work_only_briefly(
+    settings: Settings, busy: psycopg2.extensions.connection, postgres: Postgres
+) -> None:
+    """They have all control connections."""
+    async with serving(settings, lock_timeout=0.0) as client:
+        path = EXPLAIN.format("busy")
+        explaining = [asyncio.create_task(assert_locked(client, path)) for _ in range(CONTROL_CONNECTIONS)]
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+        await eventually("they wait", lambda: postgres.run(waiting) == [(CONTROL_CONNECTIONS,)])
+        async with client.get("/health/ready") as response:
+            assert response.status == 200
+        await asyncio.gather(*explaining)
 
 
 # --- others are not blocked by an export that waits -----------------------------------------------------------------
