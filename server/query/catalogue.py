@@ -60,7 +60,8 @@ class Relation:
     kind: one of the values of KINDS. columns: in table order. estimated_rows, bytes: rows and size on disk as of the
     last VACUUM or ANALYZE, partitions included. Both are None where PostgreSQL does not know them: for views, foreign
     tables, and tables not yet analyzed. also_in: the further schemas that were searched and have a relation of this
-    name, in search order; empty unless it was looked up by its name alone.
+    name, in search order; empty unless it was looked up by its name alone. comment: that of COMMENT ON TABLE, VIEW and
+    so on.
     """
 
     oid: int
@@ -72,6 +73,7 @@ class Relation:
     estimated_rows: int | None
     bytes: int | None
     also_in: tuple[str, ...] = ()
+    comment: str | None = None
 
 
 # One row per relation, with its columns as one JSON document. Sizes come from pg_class, summed over the partitions and
@@ -86,10 +88,12 @@ SELECT
     c.relispartition AS is_partition,
     storage.estimated_rows,
     storage.bytes,
+    d.description AS comment,
     {columns} AS columns,
     {also_in} AS also_in
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_description AS d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 CROSS JOIN LATERAL (
     -- Two branches, because the planner expects a hundred relations in any tree and would scan pg_class for each.
     SELECT {storage}
@@ -116,10 +120,13 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 """
 
+# A table never vacuumed or analyzed has -1 rows and 0 pages, whatever its size. A tree of which only some tables are
+# like that has the size of the others: they are mostly partitions for a time to come.
 _STORAGE = """
         CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
-        sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)::bigint
-            AS bytes
+        CASE WHEN bool_or(leaf.reltuples >= 0) THEN
+            sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)
+        END::bigint AS bytes
 """
 # The type under a domain, or under a domain of domains. PostgreSQL's own types with lower OIDs are no domains, and to
 # look them up would only take time.
@@ -168,6 +175,22 @@ LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_STORAGE,
 # Parameters: $1, the schemas in search order; $2, the name.
 FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_ALSO_IN) + _BY_NAME
 
+# The columns whose names contain a word, three of each relation and word. Partitions are left out: they have the
+# columns of their parent. Parameters: $1, the schemas; $2, the words in lower case.
+MATCHING_COLUMNS = """
+SELECT c.oid::bigint AS oid, word.word, to_json((array_agg(a.attname::text ORDER BY a.attnum))[1:3]) AS columns
+FROM pg_attribute AS a
+JOIN pg_class AS c ON c.oid = a.attrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN unnest($2::text[]) AS word (word) ON strpos(lower(a.attname::text), word.word) > 0
+WHERE a.attnum > 0 AND NOT a.attisdropped
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
+  AND n.nspname = ANY ($1::text[])
+  AND has_schema_privilege(n.oid, 'USAGE')
+  AND (has_table_privilege(c.oid, 'SELECT') OR has_column_privilege(c.oid, a.attnum, 'SELECT'))
+GROUP BY c.oid, word.word
+"""
+
 
 def schemas_to_search(wanted: RelationName, export_schemas: Sequence[str]) -> list[str]:
     """Return the schemas in which to look this name up, in order. The list is empty if its schema is not exported.
@@ -195,4 +218,5 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],
         also_in=tuple(json.loads(row["also_in"])),
+        comment=row["comment"],
     )

@@ -88,6 +88,7 @@ async def test_a_relation_is_described(client: TestClient[Any, Any], postgres: P
         "isPartition": False,
         "estimatedRows": rows,
         "bytes": heap + toast,
+        "comment": None,
         "columns": [
             {"name": "id", "type": "bigint", "nullable": False, "indexed": True},
             {"name": "name", "type": "text", "nullable": False, "indexed": False},
@@ -144,10 +145,19 @@ async def test_unknown_estimates_are_null(client: TestClient[Any, Any], postgres
     assert (described["estimatedRows"], described["bytes"]) == (None, None)
     # The table was never analysed, so PostgreSQL has no estimate.
     postgres.run("CREATE TABLE never (a int); INSERT INTO never VALUES (1)")
-    assert (await answer(client, "/relations/never"))["estimatedRows"] is None
+    described = await answer(client, "/relations/never")
+    assert (described["estimatedRows"], described["bytes"]) == (None, None)
     postgres.run("VACUUM ANALYZE never")
     described = await answer(client, "/relations/never")
     assert (described["estimatedRows"], described["bytes"]) == (1, 8192)
+    # A partition for a time to come stays without statistics. It does not hide the size of the others.
+    postgres.run("""
+        CREATE TABLE parts (a int) PARTITION BY LIST (a);
+        CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1); INSERT INTO parts VALUES (1)""")
+    assert (await answer(client, "/relations/parts"))["bytes"] is None
+    postgres.run("VACUUM ANALYZE parts_1")
+    postgres.run("CREATE TABLE parts_2 PARTITION OF parts FOR VALUES IN (2)")
+    assert (await answer(client, "/relations/parts"))["bytes"] == 8192
 
 
 async def test_toasted_values_are_counted(client: TestClient[Any, Any], postgres: Postgres) -> None:

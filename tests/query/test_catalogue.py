@@ -56,6 +56,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "is_partition": False,
         "estimated_rows": 20000.0,
         "bytes": 1 << 20,
+        "comment": "Those who signed up",
         "columns": json.dumps(columns),
         "also_in": "[]",
         **changes,
@@ -76,6 +77,7 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
         ),
         estimated_rows=20000,
         bytes=1 << 20,
+        comment="Those who signed up",
     )
 
 

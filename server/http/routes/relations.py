@@ -88,6 +88,7 @@ def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:
         "isPartition": relation.is_partition,
         "estimatedRows": relation.estimated_rows,
         "bytes": relation.bytes,
+        "comment": relation.comment,
         "columns": [
             {"name": column.name, "type": column.type, "nullable": column.nullable, "indexed": column.indexed}
             | ({} if column.values is None else {"values": column.values})
