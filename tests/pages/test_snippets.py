@@ -1,0 +1,270 @@
+"""The lines to copy: their text, and what each of them reads from a running server."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import duckdb
+import pytest
+
+from server.pages.snippets import snippets
+from server.query.request import parse_export_request
+from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
+
+
+def line(base: str, address: str, key: str) -> str:
+    """Return the line for this program. address: of the export, below /export/."""
+    target, _, query = address.partition("?")
+    request = parse_export_request(target, query)
+    lines = {each.key: each.text for each in snippets(f"{base}/export/{address}", "out file.csv", request)}
+    return lines[key]
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "text"),
+    [
+        ("users.csv", "url", "http://x/export/users.csv"),
+        ("users.csv", "curl", "curl --fail --globoff --output 'out file.csv' http://x/export/users.csv"),
+        (
+            "users.csv",
+            "python",
+            (
+                'import pandas; table = pandas.read_csv("http://x/export/users.csv", '
+                'keep_default_na=False, na_values=[""])'
+            ),
+        ),
+        (
+            "u.csv.gz?delimiter=;&header=false&null=%5CN",
+            "python",
+            (
+                'import pandas; table = pandas.read_csv("http://x/export/u.csv.gz?delimiter=;&header=false&null=%5CN", '
+                'sep=";", header=None, keep_default_na=False, na_values=["\\\\N"], compression="gzip")'
+            ),
+        ),
+        (
+            "users.ndjson",
+            "python",
+            ('import pandas; table = pandas.read_json("http://x/export/users.ndjson", lines=True, dtype=False)'),
+        ),
+        (
+            "users.tsv?header=false",
+            "polars",
+            (
+                "import polars, urllib.request; table = polars.read_csv(urllib.request.urlopen("
+                '"http://x/export/users.tsv?header=false").read(), infer_schema_length=None, '
+                'separator="\\t", has_header=False)'
+            ),
+        ),
+        ("users.ndjson.gz", "r", 'table <- jsonlite::stream_in(gzcon(url("http://x/export/users.ndjson.gz")))'),
+        (
+            "users.csv.gz?null=NA",
+            "r",
+            (
+                'table <- read.csv(gzcon(url("http://x/export/users.csv.gz?null=NA"), text = TRUE), '
+                'encoding = "UTF-8", na.strings = "NA")'
+            ),
+        ),
+        (
+            "users.csv.gz?null='",
+            "duckdb",
+            (
+                "FROM read_csv('http://x/export/users.csv.gz?null=''', header = true, delim = ',', "
+                "quote = '\"', escape = '\"', nullstr = '''', allow_quoted_nulls = false, sample_size = -1, "
+                "compression = 'gzip');"
+            ),
+        ),
+    ],
+)
+def test_a_line_to_copy(address: str, key: str, text: str) -> None:
+    assert line("http://x", address, key) == text
+
+
+# --- What the lines read ---
+
+# An id, a text and a number of each row: texts that some programs take for missing values, and all that a CSV reader
+# may get wrong.
+ROWS: list[tuple[int, str | None, int | None]] = [
+    (1, "NA", 1),
+    (2, "null", None),
+    (3, "None", 3),
+    (4, "N/A", 4),
+    (5, "nan", 5),
+    (6, "", 6),
+    (7, None, 7),
+    (8, 'a "quoted", text; with | all\tdelimiters', 8),
+    (9, "two\nlines", 9),
+    (10, "Größe €, 李小龙 😀", 10),
+    (11, "  blanks  ", 11),
+    (12, "#no comment", 12),
+    (13, "\\N", 13),
+    (14, "back\\slash'", 14),
+]
+ADDRESSES = [
+    "copied.csv",
+    "copied.csv.gz",
+    "copied.tsv",
+    "copied.tsv.gz",
+    "copied.csv?delimiter=;&header=false",
+    "copied.csv.gz?delimiter=tab&eol=crlf",
+    "copied.csv?null=-&quote=strings",
+    "copied.csv?quote=all&bom=true",
+    "copied.csv.gz?bom=true",
+    "copied.csv?excel=true&select=id,t,n,w:t",
+    "copied.ndjson",
+    "copied.ndjson.gz",
+]
+
+
+@pytest.fixture
+def copied(postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE copied (id int, t text, n int)")
+    for row in ROWS:
+        postgres.run("INSERT INTO copied VALUES (%s, %s, %s)", row)
+
+
+def expected(address: str, *, keeps_empty: bool) -> list[tuple[int, str | None, int | None]]:
+    """Return the rows of the file. keeps_empty: the program tells the empty string from NULL in any file."""
+    distinct = keeps_empty or "null=" in address or ".ndjson" in address
+    return [(id, None if text == "" and not distinct else text, number) for id, text, number in ROWS]
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_curl_writes_the_export(live: LiveServer, postgres: Postgres, tmp_path: Path, address: str) -> None:
+    command = shlex.split(line(live.url, address, "curl"))
+    subprocess.run([*command, "--silent"], cwd=tmp_path, check=True)
+    content = (tmp_path / "out file.csv").read_bytes()
+    if address == "copied.csv":
+        assert content == postgres.copy("SELECT * FROM copied")
+    assert content
+
+
+def run_python(text: str) -> Any:
+    """Run a line of Python and return the table that it makes."""
+    names: dict[str, Any] = {}
+    exec(text, names)
+    return names["table"]
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_pandas_reads_what_the_database_holds(live: LiveServer, address: str) -> None:
+    table = run_python(line(live.url, address, "python"))
+    rows = [
+        tuple(None if isinstance(value, float) and math.isnan(value) else value for value in row)
+        for row in table.itertuples(index=False)
+    ]
+    assert [row[:3] for row in rows] == expected(address, keeps_empty=False)
+    if "header=false" not in address:
+        assert list(table.columns)[:3] == ["id", "t", "n"]
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_polars_reads_what_the_database_holds(live: LiveServer, address: str) -> None:
+    table = run_python(line(live.url, address, "polars"))
+    assert [row[:3] for row in table.rows()] == expected(address, keeps_empty=True)
+    if "header=false" not in address:
+        assert table.columns[:3] == ["id", "t", "n"]
+
+
+@pytest.fixture(scope="module")
+def duck() -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open DuckDB with its extension for HTTP, which it would otherwise download."""
+    package = importlib.util.find_spec("duckdb_extension_httpfs")
+    assert package is not None
+    assert package.origin is not None
+    with duckdb.connect() as connection:
+        connection.load_extension(str(next(Path(package.origin).parent.glob("extensions/*/httpfs.duckdb_extension"))))
+        yield connection
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_duckdb_reads_what_the_database_holds(live: LiveServer, duck: duckdb.DuckDBPyConnection, address: str) -> None:
+    found = duck.execute(line(live.url, address, "duckdb"))
+    assert found.description is not None
+    if "header=false" not in address:
+        assert [name for name, *_ in found.description][:3] == ["id", "t", "n"]
+    assert [row[:3] for row in found.fetchall()] == expected(address, keeps_empty=True)
+
+
+def run_r(lines: list[str]) -> str:
+    """Run these lines in one process and return its output. Without R, skip the test, or fail it if CI=true."""
+    path = shutil.which("Rscript")
+    if path is None:
+        not_installed("R is not installed: apt-get install r-base-core")
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    text = "\n".join(lines)
+    done = subprocess.run([path, "--vanilla", "-"], input=text, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def not_installed(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI requires it. {reason}")
+    pytest.skip(reason)
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("package", ["utils", "jsonlite"])
+def test_r_reads_what_the_database_holds(live: LiveServer, package: str) -> None:
+    """All addresses in one process of R, which writes each table as CSV of its own. package: that the lines need."""
+    addresses = [address for address in ADDRESSES if (".ndjson" in address) == (package == "jsonlite")]
+    write = 'cat("<begin>\\n"); write.csv(table[1:3], row.names = FALSE, na = "<missing>"); cat("<end>\\n")'
+    lines = [part for address in addresses for part in (line(live.url, address, "r"), write)]
+    written = run_r([f'if (nzchar(system.file(package = "{package}"))) {{', *lines, '} else cat("<none>")'])
+    if "<none>" in written:
+        not_installed(f"R has no package {package}: apt-get install r-cran-{package}")
+    tables = re.findall("<begin>\n(.*?)<end>\n", written, re.DOTALL)
+    assert len(tables) == len(addresses)
+    for address, text in zip(addresses, tables, strict=True):
+        names, *rows = csv.reader(io.StringIO(text, newline=""))
+        if "header=false" not in address:
+            assert names == ["id", "t", "n"], address
+        read = [[None if value == "<missing>" else value for value in row] for row in rows]
+        assert read == [
+            [str(id), text, None if number is None else str(number)]
+            for id, text, number in expected(address, keeps_empty=False)
+        ], address
+
+
+# --- A stream that breaks ---
+
+
+@pytest.fixture
+def cut(postgres: Postgres) -> str:
+    """Create a view that fails after some megabytes. Return the address of its export."""
+    postgres.run("CREATE VIEW cut AS SELECT id, repeat('x', 500) AS filler, 1 / (id - 19000) AS x FROM users")
+    return "cut.csv.gz"
+
+
+@pytest.mark.parametrize("key", ["python", "polars"])
+def test_a_stream_that_breaks_is_an_error_in_python(live: LiveServer, cut: str, key: str) -> None:
+    with pytest.raises(OSError):
+        run_python(line(live.url, cut, key))
+
+
+def test_a_stream_that_breaks_is_an_error_in_duckdb(
+    live: LiveServer, duck: duckdb.DuckDBPyConnection, cut: str
+) -> None:
+    with pytest.raises(duckdb.IOException):
+        duck.execute(line(live.url, cut, "duckdb"))
+
+
+def test_a_stream_that_breaks_is_an_error_in_r(live: LiveServer, cut: str) -> None:
+    read = f"tryCatch({{ {line(live.url, cut, 'r')} }}, error = function(error) cat('refused'))"
+    assert run_r([read]) == "refused"
