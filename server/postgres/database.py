@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -169,6 +169,18 @@ class Database:
         async with self.control_session() as session:
             rows = await session.query(listing, (self._schemas,), prepare=True)
         return [catalogue.relation_from_row(row) for row in rows]
+
+    async def matching_columns(self, words: Sequence[str]) -> dict[int, dict[str, list[str]]]:
+        """Return the first columns whose names contain a word, by the OID of their relation and the word.
+
+        words: in lower case. Partitions are left out. Raise ServerBusy, DatabaseUnavailable.
+        """
+        async with self.control_session() as session:
+            rows = await session.query(catalogue.MATCHING_COLUMNS, (self._schemas, list(words)), prepare=True)
+        found: dict[int, dict[str, list[str]]] = {}
+        for row in rows:
+            found.setdefault(row["oid"], {})[row["word"]] = row["columns"]
+        return found
 
     async def ping(self) -> None:
         """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors."""

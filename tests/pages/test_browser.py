@@ -108,7 +108,7 @@ def _nothing_saved(server: LiveServer, postgres: Postgres) -> Iterator[None]:
 
 def test_find_a_table_and_download_a_part_of_it(page: Page, postgres: Postgres) -> None:
     page.goto("/")
-    page.get_by_label("Search tables by name").fill("user")
+    page.get_by_label("Search tables by name").fill("users")
     expect(page.locator(".relations tbody tr:visible")).to_have_count(1)
     expect(page.locator("#count")).to_have_text(re.compile(r"^1 of \d+$"))
     page.get_by_role("link", name="users", exact=True).click()
@@ -162,22 +162,64 @@ def test_search_within_one_schema_and_in_all(browser: Browser, database_url: str
             open_page(browser, server.url) as page,
         ):
             page.goto("/")
-            names = page.locator(".relations tbody a:visible")
+            names = page.locator(".relations tbody a")
+            headings = page.locator(".relations .group")
             search, schema = page.get_by_label("Search tables by name"), page.get_by_label("Schema")
-            search.fill("user")
-            expect(names).to_have_text(["users", "second.users_of_old"])
+            search.fill("users")
+            expect(names).to_have_text(["users", "users_of_old"])
+            expect(headings).to_have_text(["public 1", "second 1"])
             schema.select_option("second")
-            expect(names).to_have_text(["second.users_of_old"])
+            expect(names).to_have_text(["users_of_old"])
             search.fill("")
-            expect(names).to_have_text(["second.other", "second.users_of_old"])
-            search.fill("user")
-            expect(names).to_have_text(["second.users_of_old"])
+            expect(names).to_have_text(["other", "users_of_old"])
+            search.fill("users")
+            expect(names).to_have_text(["users_of_old"])
             schema.select_option("")
-            expect(names).to_have_text(["users", "second.users_of_old"])
+            expect(names).to_have_text(["users", "users_of_old"])
+            search.fill("user_id")
+            expect(names).to_have_text(["orders"])
+            expect(headings).to_have_text(["Found in comments and columns 1"])
             search.fill("nothing like that")
             expect(page.get_by_role("heading", name="No tables match")).to_be_visible()
     finally:
         postgres.run("DROP SCHEMA second CASCADE")
+
+
+def test_the_list_is_sorted_by_its_headings(page: Page) -> None:
+    page.goto("/?q=orders_2024")
+    names = page.locator(".relations tbody a")
+    ascending = [f"orders_2024_{month:02}" for month in range(1, 13)]
+    expect(names).to_have_text(ascending)
+    heading = page.get_by_role("link", name="Name", exact=True)
+    heading.focus()
+    page.keyboard.press("Enter")
+    expect(names).to_have_text(ascending[::-1])
+    expect(page.locator("#sort-name")).to_be_focused()
+    expect(page).to_have_url(re.compile(r"/\?q=orders_2024&sort=name\.desc$"))
+    # A search keeps the order.
+    page.get_by_label("Search tables by name").fill("orders_2024_1")
+    expect(names).to_have_text(["orders_2024_12", "orders_2024_11", "orders_2024_10"])
+
+
+def test_the_list_waits_for_a_server_that_is_away(page: Page) -> None:
+    page.goto("/")
+    page.route("**/*", lambda route: route.abort())
+    page.get_by_label("Search tables by name").fill("revenue")
+    expect(page.locator("#count")).to_contain_text("cannot be reached")
+    page.unroute("**/*")
+    expect(page.locator(".relations tbody a")).to_have_text(["revenue_by_country"])
+
+
+def test_the_keyboard_reaches_the_download_early(page: Page) -> None:
+    go_to_table(page, "users", "limit=1")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the download")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator("#download")).to_be_focused()
 
 
 def test_an_unreachable_server_is_reported(browser: Browser, database_url: str) -> None:
@@ -458,7 +500,12 @@ def test_save_in_the_background_and_download_in_two_parts(
     )
     assert digest == hashlib.sha256(expected).hexdigest()
     card.get_by_role("button", name="Delete").click()
+    page.get_by_role("link", name="Keep it").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    card.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete it").click()
     expect(card).to_have_count(0)
+    expect(page.get_by_text("No saved exports yet")).to_be_visible()
 
 
 @pytest.mark.usefixtures("gate")
@@ -488,6 +535,37 @@ def test_a_failed_saved_export_shows_the_reason(page: Page, postgres: Postgres) 
     expect(card).to_have_count(0)
 
 
+def test_saved_exports_are_searched_selected_and_deleted(page: Page) -> None:
+    for number in range(1, 5):
+        page.request.post(f"/export/users.csv?id=lte.{number}")
+    page.goto("/saved")
+    expect(page.locator(".badge.completed")).to_have_count(4)
+    delete = page.get_by_role("button", name="Delete selected")
+    expect(delete).to_be_disabled()
+    # The search keeps what is selected.
+    page.get_by_role("article", name=re.compile("users")).first.get_by_role("checkbox").check()
+    page.get_by_label("Search saved exports").fill("lte.4")
+    expect(page.get_by_role("article")).to_have_count(1)
+    expect(delete).to_have_text("Delete selected (1)")
+    page.get_by_label("Search saved exports").fill("")
+    expect(page.get_by_role("article")).to_have_count(4)
+    page.get_by_label("Select all").check()
+    expect(delete).to_have_text("Delete selected (4)")
+    page.get_by_role("article").last.get_by_role("checkbox").uncheck()
+    delete.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Delete these 3 saved exports?")
+    keep_picture(page, "saved-question")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("article")).to_have_count(4)
+    delete.click()
+    dialog.get_by_role("button", name="Delete 3").click()
+    expect(page.get_by_role("article")).to_have_count(1)
+    expect(page.get_by_role("article")).to_contain_text("id=lte.1")
+    expect(page.get_by_role("article").get_by_role("checkbox")).to_be_focused()
+
+
 # --- Without JavaScript ---
 
 
@@ -514,7 +592,8 @@ def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres
             "the export is ready", lambda: page.reload() and page.locator(".badge.completed").count(), seconds=60
         )
         assert download(page, "article a.primary") == postgres.copy(sql)
-        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="Delete users").click()
+        page.get_by_role("button", name="Delete it").click()
         expect(page.get_by_text("No saved exports yet")).to_be_visible()
 
 
@@ -523,6 +602,7 @@ def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres
 PAGES = {
     "list": "/",
     "nothing-found": "/?q=zzzz",
+    "found": "/?q=user&sort=size.desc",
     "table": "/table/users?select=id,name&signup_date=gte.2024-01-01&subscription_tier=in.(free,pro)&order=id.desc",
     "more": "/table/users?or=(id.eq.1,id.eq.2)&delimiter=;&timezone=Europe/Berlin",
     "fault": "/table/users?id=eq.abc",

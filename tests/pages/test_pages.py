@@ -22,8 +22,6 @@ from yarl import URL
 
 from server.app import create_app
 from server.pages import listing, static_files, table
-from server.pages.snippets import snippets
-from server.query.request import parse_export_request
 from server.settings import Settings
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
@@ -148,25 +146,107 @@ USUAL = {"table/users", "table/orders", "table/revenue_by_country"} | {
 }
 
 
+def listed(found: Page) -> list[str]:
+    """Return the addresses of the relations in the list."""
+    return [link for link in found.links() if link.startswith("table/")]
+
+
 async def test_the_list_can_be_searched_without_javascript(client: TestClient[Any, Any]) -> None:
-    found = await page(client, "/?q=USER")
-    assert [link for link in found.links() if link.startswith("table/")] == ["table/users"]
+    found = await page(client, "/?q=USERS")
+    assert listed(found) == ["table/users"]
     assert f"1 of {await count(client)}" in found.text
     nothing = await page(client, f"/?q={quote(IMAGE)}")
-    assert not [link for link in nothing.links() if link.startswith("table/")]
+    assert not listed(nothing)
     assert nothing.all("input", id="q")[0]["value"] == IMAGE
     assert not nothing.all("img")
 
 
+async def test_the_list_is_searched_by_comment_and_column_and_shows_comments(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    postgres.run("""
+        CREATE TABLE parcels (id int, weight_in_grams int);
+        COMMENT ON TABLE parcels IS 'What was <b>sent</b>\nand when';
+        CREATE VIEW heaviest AS SELECT weight_in_grams FROM parcels;
+        COMMENT ON VIEW heaviest IS 'The largest';
+        COMMENT ON COLUMN parcels.weight_in_grams IS 'never shown'""")
+    found = await page(client, "/?q=B%3ESENT")
+    assert listed(found) == ["table/parcels"]
+    assert "What was <b>sent</b>" in found.text
+    assert not found.all("b")
+    found = await page(client, "/?q=In_Gram")
+    assert listed(found) == ["table/heaviest", "table/parcels"]
+    assert found.text.count("column weight_in_grams") == 2
+    assert "never shown" not in (await page(client, "/")).text
+    # The partitions of orders have the same columns; their parent is enough.
+    assert listed(await page(client, "/?q=ordered_at")) == ["table/orders"]
+    assert listed(await page(client, "/?q=largest+weight")) == ["table/heaviest"]
+    async with client.get("/relations/heaviest") as response:
+        assert (await response.json())["comment"] == "The largest"
+
+
+async def test_only_readable_columns_are_found(settings: Settings, postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TABLE people (id int, salary int);
+        CREATE ROLE list_reader LOGIN; GRANT SELECT (id) ON people TO list_reader""")
+    try:
+        dsn = re.sub(r"//[^@/]*@", "//list_reader@", settings.dsn)
+        async with TestClient(TestServer(create_app(replace(settings, database_url=dsn)))) as client:
+            assert listed(await page(client, "/?q=id")) == ["table/people"]
+            assert listed(await page(client, "/?q=salary")) == []
+    finally:
+        postgres.run("DROP TABLE people; DROP ROLE list_reader")
+
+
+async def test_the_list_is_sorted_by_name_rows_and_size(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TABLE sorted_a (a text); CREATE TABLE sorted_b (a text); CREATE TABLE sorted_c (a text);
+        ALTER TABLE sorted_b ALTER a SET STORAGE PLAIN;
+        INSERT INTO sorted_a SELECT 'x' FROM generate_series(1, 50);
+        INSERT INTO sorted_b SELECT repeat('x', 6000) FROM generate_series(1, 5)""")
+    for table_name in ("sorted_a", "sorted_b"):
+        postgres.run(f"VACUUM ANALYZE {table_name}")
+
+    async def order(sort: str) -> str:
+        return "".join(link[-1] for link in listed(await page(client, f"/?q=sorted_&sort={sort}")))
+
+    assert [await order(sort) for sort in ("", "name", "name.desc")] == ["abc", "abc", "cba"]
+    # c was never analysed: it is last both ways.
+    assert [await order(sort) for sort in ("rows", "rows.desc")] == ["bac", "abc"]
+    assert [await order(sort) for sort in ("size", "size.desc")] == ["abc", "bac"]
+    found = await page(client, "/?q=sorted_&sort=size.desc")
+    assert [head.get("aria-sort") for head in found.all("th", scope="col")] == [None, None, None, "descending"]
+    assert "/?q=sorted_&sort=size" in found.links()
+    assert found.all("input", name="sort")[0]["value"] == "size.desc"
+    refused = await page(client, "/?sort=colour", 400)
+    assert "cannot be sorted" in refused.text
+
+
+async def test_an_unknown_size_is_blank(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE never_analysed (a int); INSERT INTO never_analysed VALUES (1)")
+    found = await page(client, "/?q=never_analysed")
+    assert re.search(r"never_analysedtable\s*$", found.text, re.MULTILINE)
+    assert "0 B" not in found.text
+    async with client.get("/relations/never_analysed") as response:
+        described = await response.json()
+    assert (described["estimatedRows"], described["bytes"]) == (None, None)
+
+
 @pytest.mark.parametrize("other", [{"export_schemas": ("public", "other <b>")}], indirect=True)
-async def test_the_list_names_schemas_and_filters_by_them(other: TestClient[Any, Any], postgres: Postgres) -> None:
+async def test_the_list_is_grouped_by_schema_and_filters_by_it(other: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run('CREATE SCHEMA "other <b>"; CREATE TABLE "other <b>".users (a int)')
     try:
         everything = await page(other, "/")
         assert {"table/users", "table/other%20%3Cb%3E.users"} <= set(everything.links())
+        assert len(everything.all("th", scope="rowgroup")) == 2
+        assert "other <b> 1" in everything.text
         found = await page(other, "/?schema=other+%3Cb%3E")
-        assert [link for link in found.links() if link.startswith("table/")] == ["table/other%20%3Cb%3E.users"]
+        assert listed(found) == ["table/other%20%3Cb%3E.users"]
         assert "other <b>.users" in (await page(other, "/table/other%20%3Cb%3E.users")).text
+        # Sorted by size, all schemas are one list, and the names have their schemas.
+        ranked = await page(other, "/?sort=size")
+        assert not ranked.all("th", scope="rowgroup")
+        assert "other <b>.users" in ranked.text
     finally:
         postgres.run('DROP SCHEMA "other <b>" CASCADE')
 
@@ -205,7 +285,6 @@ async def test_a_longer_list_is_truncated_with_a_notice(
     found = await page(client, "/")
     assert len([link for link in found.links() if link.startswith("table/")]) == 5
     assert f"The first 5 of {await count(client)} are shown" in found.text
-    assert "data-whole" not in found.all("div", id="list")[0]
 
 
 @pytest.mark.parametrize("other", [{"database_url": "postgresql://nobody@127.0.0.1:9/x"}], indirect=True)
@@ -555,16 +634,106 @@ async def test_saving_from_the_page_redirects_to_the_saved_exports(client: TestC
     found = await page(client, "/saved")
     assert len(found.all("article")) == 2
     assert "id=lte.3" in found.text
-    deletions = [str(form["action"]) for form in found.all("form") if str(form["action"]).endswith("/delete")]
-    for action in deletions:
-        async with client.post(action, headers=BROWSER, allow_redirects=False) as response:
-            assert (response.status, response.headers["Location"]) == (303, "/saved")
-    async with client.post(deletions[0], headers=BROWSER, allow_redirects=False) as response:
-        assert response.status == 303  # already deleted
+
+
+async def saved_ids(client: TestClient[Any, Any], path: str = "/saved") -> list[str]:
+    """Return the ids of the saved exports that the page shows."""
+    return [str(article["data-id"]) for article in (await page(client, path)).all("article")]
+
+
+async def save(client: TestClient[Any, Any], target: str, *statuses: str) -> str:
+    """Save an export and wait until it has one of these statuses. Return its id."""
+    async with client.post(URL(f"/export/{target}", encoded=True)) as response:
+        assert response.status == 202
+        address = response.headers["Location"]
+    while True:
+        async with client.get(address) as response:
+            if (await response.json())["status"] in statuses:
+                return address.rpartition("/")[2]
+        await asyncio.sleep(0.01)
+
+
+async def submit(client: TestClient[Any, Any], fields: list[tuple[str, str]], location: str | None) -> Page:
+    """Send the form that deletes. location: where it redirects to; None for a question, which is returned."""
+    async with client.post("/saved/delete", data=fields, headers=BROWSER, allow_redirects=False) as response:
+        assert (response.status, response.headers.get("Location")) == (303 if location else 200, location)
+        return Page(await response.text())
+
+
+async def test_saved_exports_are_deleted_together_after_a_question(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    postgres.run("CREATE VIEW breaking AS SELECT 1 / (id - 500) AS x FROM users")
+    first, second, kept = [await save(client, f"users.csv?id=lte.{n}", "completed") for n in (1, 2, 3)]
+    fields = [("id", first), ("id", second), ("q", "users"), ("status", "completed")]
+    question = await submit(client, fields, None)
+    assert "Delete these 2 saved exports?" in question.text
+    assert "id=lte.1" in question.text
+    assert "id=lte.3" not in question.text
+    assert sorted(str(field["value"]) for field in question.all("input", name="id")) == sorted([first, second])
+    assert question.all("a", id="keep")[0]["href"] == "/saved?q=users&status=completed"
+    assert len(await saved_ids(client)) == 3
+    await submit(client, [*fields, ("sure", "yes")], "/saved?q=users&status=completed")
+    assert await saved_ids(client) == [kept]
+    # Deleted already; no id at all; an id that is none.
+    for given in ([*fields, ("sure", "yes")], fields, [("id", "../..")], []):
+        await submit(client, given, "/saved?q=users&status=completed" if ("q", "users") in given else "/saved")
+    # A failed export has no file to lose.
+    failed = await save(client, "breaking.csv", "failed")
+    assert await saved_ids(client, "/saved?status=failed") == [failed]
+    await submit(client, [("id", failed)], "/saved")
+    assert await saved_ids(client) == [kept]
+
+
+async def test_a_running_export_is_cancelled_and_deleted(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("CREATE VIEW sleeping AS SELECT id, pg_sleep(60)::text AS s FROM users")
+    first, second = [await save(client, "sleeping.csv", "processing") for _ in range(2)]
+    async with client.post(f"/saved/{first}/cancel", headers=BROWSER, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, "/saved")
+    assert await saved_ids(client, "/saved?status=cancelled") == [first]
+    # It has ended: cancelling it again does not delete it.
+    async with client.post(f"/saved/{first}/cancel", headers=BROWSER, allow_redirects=False) as response:
+        assert response.status == 303
+    assert "cancelled" in (await submit(client, [("id", second), ("id", first)], None)).text
+    await submit(client, [("id", second), ("id", first), ("sure", "yes")], "/saved")
+    assert await saved_ids(client) == []
+
+
+async def test_saved_exports_are_filtered(client: TestClient[Any, Any]) -> None:
+    users = await save(client, "users.csv.gz?name=like.*Ada*", "completed")
+    orders = await save(client, "orders.csv?limit=1", "completed")
+    assert await saved_ids(client) == [orders, users]
+    assert await saved_ids(client, "/saved?q=ADA") == [users]
+    assert await saved_ids(client, "/saved?q=csv&status=completed") == [orders, users]
+    nothing = await page(client, f"/saved?q={quote(IMAGE)}")
+    assert "No saved exports match" in nothing.text
+    assert not nothing.all("img")
+    empty = await page(client, "/saved?q=users&status=failed")
+    assert "No saved exports match" in empty.text
+    assert "ready 1" in empty.text
+    assert "/saved?q=users&status=completed" in empty.links()
+    assert "has the status" in (await page(client, "/saved?status=done", 400)).text
+
+
+async def test_a_long_query_is_shortened_on_the_page(client: TestClient[Any, Any]) -> None:
+    await save(client, f"users.csv?id=in.({','.join(map(str, range(1000)))})", "completed")
+    found = await page(client, "/saved")
+    assert "id=in.(0,1,2" in found.text
+    assert ",999" not in found.text
+
+
+@pytest.mark.parametrize("path", ["/", "/saved", "/table/users", "/table/gone"])
+async def test_a_page_begins_with_a_link_to_its_content(client: TestClient[Any, Any], path: str) -> None:
+    found = await page(client, path, 404 if path.endswith("gone") else 200)
+    skips = [str(link["href"]) for link in found.all("a") if link.get("class") == "skip"]
+    assert skips == (["#main", "#result"] if path == "/table/users" else ["#main"])
+    ids = {attributes.get("id") for _, attributes in found.tags}
+    assert {skip[1:] for skip in skips} <= ids
+    assert found.links()[: len(skips)] == skips
 
 
 async def test_requests_from_other_sites_are_refused(client: TestClient[Any, Any]) -> None:
-    for path in ("/export/users.csv", "/saved/AAAAAAAAAAAAAAAAAAAAAA/delete"):
+    for path in ("/export/users.csv", "/saved/delete", "/saved/AAAAAAAAAAAAAAAAAAAAAA/cancel"):
         async with client.post(path, headers={**BROWSER, "Sec-Fetch-Site": "cross-site"}) as response:
             assert response.status == 403
     assert not (await page(client, "/saved")).all("article")
@@ -636,42 +805,3 @@ async def test_static_files_are_read_only_once(
     monkeypatch.setattr(static_files, "FOLDER", tmp_path / "gone")
     async with client.get("/static/live.js") as response:
         assert await response.read() == STATIC["live.js"][0]
-
-
-# --- Lines to copy ---
-
-
-@pytest.mark.parametrize(
-    ("address", "key", "text"),
-    [
-        ("users.csv", "curl", "curl --fail --globoff --output users.csv http://x/export/users.csv"),
-        ("users.csv", "python", 'import pandas; table = pandas.read_csv("http://x/export/users.csv")'),
-        (
-            "u.csv.gz?delimiter=;&header=false&null=NA",
-            "python",
-            (
-                'import pandas; table = pandas.read_csv("http://x/export/u.csv.gz?delimiter=;&header=false&null=NA", '
-                'sep=";", header=None, na_values=["NA"], compression="gzip")'
-            ),
-        ),
-        (
-            "users.ndjson",
-            "python",
-            'import pandas; table = pandas.read_json("http://x/export/users.ndjson", lines=True)',
-        ),
-        ("users.ndjson.gz", "r", 'table <- jsonlite::stream_in(gzcon(url("http://x/export/users.ndjson.gz")))'),
-        (
-            "users.tsv?bom=true&header=false",
-            "r",
-            (
-                'table <- read.csv(url("http://x/export/users.tsv?bom=true&header=false"), '
-                'fileEncoding = "UTF-8-BOM", sep = "\\t", header = FALSE, na.strings = "")'
-            ),
-        ),
-    ],
-)
-def test_a_line_to_copy(address: str, key: str, text: str) -> None:
-    target, _, query = address.partition("?")
-    request = parse_export_request(target, query)
-    found = {each.key: each.text for each in snippets(f"http://x/export/{address}", "users.csv", request)}
-    assert found[key] == text

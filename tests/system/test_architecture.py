@@ -48,6 +48,7 @@ PURE = [
     "pages.form_reader",
     "pages.formatting",
     "pages.notes",
+    "pages.relation_list",
     "pages.snippets",
 ]
 OUTSIDE_PURE = {

@@ -1,52 +1,42 @@
-// Search while typing. A complete list is filtered here; of a longer one the server sends the first matches.
+// Searches while typing and sorts without leaving the page. The server does both; without it the page says so.
 
 import { debounce, refresh } from "./live.js";
 
+const RETRY_MILLISECONDS = 3000;
 const form = document.querySelector(".search");
-const schema = document.getElementById("schema");
-const list = document.getElementById("list");
 const count = document.getElementById("count");
-let rows = [];
-let labels = [];
-
-function readRows() {
-  rows = [...document.querySelectorAll("tbody tr")];
-  labels = rows.map((row) => row.cells[0].textContent);
-}
+let retry;
 
 function address() {
   const fields = [...new FormData(form)].filter(([, value]) => value.trim());
   return fields.length ? `/?${new URLSearchParams(fields)}` : "/";
 }
 
-function filterHere() {
-  const searched = form.q.value.trim().toLowerCase();
-  let found = 0;
-  rows.forEach((row, number) => {
-    const matches = labels[number].toLowerCase().includes(searched);
-    if (row.hidden === matches) row.hidden = !matches;
-    found += matches;
-  });
-  document.getElementById("no-match").hidden = found > 0;
-  document.querySelector(".relations").hidden = !found;
-  count.value = `${found.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+async function show() {
+  clearTimeout(retry);
+  history.replaceState(null, "", address());
+  try {
+    const fresh = await refresh(address(), ["list", "count"]);
+    if (!fresh.getElementById("list")) location.assign(address()); // a page that says why
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    count.value = "The server cannot be reached. Trying again…";
+    retry = setTimeout(show, RETRY_MILLISECONDS);
+  }
 }
 
-const filterOnServer = debounce(async () => {
-  try {
-    await refresh(address(), ["list", "count"]);
-    readRows();
-  } catch (error) {
-    if (error.name !== "AbortError") location.assign(address());
-  }
-}, 120);
-
 if (form) {
-  readRows();
   form.querySelector("button").hidden = true;
-  form.addEventListener("input", () => {
-    history.replaceState(null, "", address());
-    if ("whole" in list.dataset && !schema?.value) filterHere();
-    else filterOnServer();
+  form.addEventListener("input", debounce(show, 120));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    show();
+  });
+  document.getElementById("list").addEventListener("click", (event) => {
+    const link = event.target.closest("thead a");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    form.elements.sort.value = new URL(link.href).searchParams.get("sort") ?? "";
+    show();
   });
 }
