@@ -60,13 +60,14 @@ class ListQuery:
 class ListedRelation:
     """A relation of the list. path: the last segment of its address. label: its name, with the schema where needed.
 
-    columns: those that the search has found.
+    named: whether the name alone has all words of the search. columns: those that the search has found.
     """
 
     path: str
     label: str
     relation: Relation
-    columns: tuple[str, ...] = ()
+    named: bool
+    columns: tuple[str, ...]
 
     @property
     def comment(self) -> str:
@@ -110,12 +111,14 @@ def arrange(
     """
     several = len({relation.schema for relation in relations}) > 1
     within = [relation for relation in relations if query.schema in ("", relation.schema)]
-    found = [each for each in (_match(relation, columns, query, export_schemas) for relation in within) if each]
+    words = query.words
+    matches = (_match(relation, columns.get(relation.oid, {}), words, export_schemas) for relation in within)
+    found = [each for each in matches if each is not None]
     if query.sort != "name":
         listed = _by_value(found, query)
         return [Group(None, tuple(listed))] if listed else []
-    named = [each for each in found if _is_named(each, query)]
-    others = [each for each in found if not _is_named(each, query)]
+    named = [each for each in found if each.named]
+    others = [each for each in found if not each.named]
     groups = _by_schema(named, query, export_schemas) if several else [Group(None, _by_name(named, query))]
     if others:
         groups.append(Group("Found in comments and columns", _by_name(others, query)))
@@ -134,20 +137,17 @@ def first(groups: Sequence[Group], most: int) -> list[Group]:
 
 
 def _match(
-    relation: Relation, columns: MatchingColumns, query: ListQuery, export_schemas: Sequence[str]
+    relation: Relation, columns: Mapping[str, Sequence[str]], words: Sequence[str], export_schemas: Sequence[str]
 ) -> ListedRelation | None:
+    """Return the relation if it has all words. columns: those of the relation that match, by word."""
     schema = schema_in_path(relation.schema, export_schemas)
     label = relation.name if schema is None else f"{schema}.{relation.name}"
-    own, comment = columns.get(relation.oid, {}), (relation.comment or "").lower()
-    elsewhere = [word for word in query.words if word not in label.lower()]
-    if not all(word in comment or own.get(word) for word in elsewhere):
+    name, comment = label.lower(), (relation.comment or "").lower()
+    elsewhere = [word for word in words if word not in name]
+    if not all(word in comment or columns.get(word) for word in elsewhere):
         return None
-    found = dict.fromkeys(name for word in elsewhere for name in own.get(word, ()))
-    return ListedRelation(relation_path(schema, relation.name), label, relation, tuple(found))
-
-
-def _is_named(listed: ListedRelation, query: ListQuery) -> bool:
-    return all(word in listed.label.lower() for word in query.words)
+    found = dict.fromkeys(column for word in elsewhere for column in columns.get(word, ()))
+    return ListedRelation(relation_path(schema, relation.name), label, relation, not elsewhere, tuple(found))
 
 
 def _by_schema(listed: Sequence[ListedRelation], query: ListQuery, export_schemas: Sequence[str]) -> list[Group]:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import duckdb
 import pytest
@@ -21,6 +21,7 @@ import pytest
 from server.pages.snippets import snippets
 from server.query.request import parse_export_request
 from tests.support.live_server import LiveServer
+from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
 
 
@@ -205,18 +206,12 @@ def run_r(lines: list[str]) -> str:
     """Run these lines in one process and return its output. Without R, skip the test, or fail it if CI=true."""
     path = shutil.which("Rscript")
     if path is None:
-        not_installed("R is not installed: apt-get install r-base-core")
+        skip_or_fail("R is not installed: apt-get install r-base-core")
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     text = "\n".join(lines)
     done = subprocess.run([path, "--vanilla", "-"], input=text, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def not_installed(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI requires it. {reason}")
-    pytest.skip(reason)
 
 
 @pytest.mark.usefixtures("copied")
@@ -228,7 +223,7 @@ def test_r_reads_what_the_database_holds(live: LiveServer, package: str) -> None
     lines = [part for address in addresses for part in (line(live.url, address, "r"), write)]
     written = run_r([f'if (nzchar(system.file(package = "{package}"))) {{', *lines, '} else cat("<none>")'])
     if "<none>" in written:
-        not_installed(f"R has no package {package}: apt-get install r-cran-{package}")
+        skip_or_fail(f"R has no package {package}: apt-get install r-cran-{package}")
     tables = re.findall("<begin>\n(.*?)<end>\n", written, re.DOTALL)
     assert len(tables) == len(addresses)
     for address, text in zip(addresses, tables, strict=True):

@@ -12,7 +12,7 @@ const search = document.querySelector(".search");
 const dialog = document.getElementById("dialog");
 // The row of the last deletion: the next one there gets the focus.
 let place = 0;
-const timeFormat = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+const timeFormat = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
 
 const rounded = (number) => Number(number.toPrecision(3)).toLocaleString("en");
 
@@ -39,7 +39,8 @@ function showProgress(card, { progress }) {
     rate: progress.rate ? `${rounded(progress.rate)} rows/s` : "",
     eta: progress.etaSeconds === null ? "" : `${duration(progress.etaSeconds)} left`,
   };
-  card.querySelector("progress").value = progress.percentage;
+  const bar = card.querySelector("progress");
+  if (bar) bar.value = progress.percentage;
   for (const part of card.querySelectorAll("[data-show]")) part.textContent = texts[part.dataset.show];
 }
 
@@ -80,7 +81,9 @@ async function reload(announcement) {
 function watch() {
   showSelection();
   for (const time of document.querySelectorAll("time")) {
-    if (time.dateTime) time.textContent = new Date(time.dateTime).toLocaleString(undefined, timeFormat);
+    const moment = new Date(time.dateTime);
+    const year = moment.getFullYear() === new Date().getFullYear() ? undefined : "numeric";
+    if (time.dateTime) time.textContent = moment.toLocaleString(undefined, { ...timeFormat, year });
   }
   const cards = UNFINISHED.flatMap((status) => [...document.querySelectorAll(`[data-status=${status}]`)]);
   for (const card of cards.slice(0, MOST_STREAMS)) {
