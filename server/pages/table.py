@@ -111,9 +111,9 @@ async def _answer(request: web.Request, form: Form, timezone: str, *, partial: b
     context: dict[str, Any] = {}
     try:
         wanted = parse_form(form)
-        make_plan(wanted, form.relation)  # what is wrong with the form is shown even if no export slot is free
+        plan = make_plan(wanted, form.relation)  # what is wrong with the form is shown even if no export slot is free
         filename = file_name(file_stem(wanted), wanted.full_format)
-        context = {"snippets": snippets(origin(request) + paths.export, filename, wanted), "filename": filename}
+        context = {"snippets": snippets(origin(request) + paths.export, filename, plan), "filename": filename}
         seconds = None if partial else FIRST_PREVIEW_SECONDS
         preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:

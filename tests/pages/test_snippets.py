@@ -19,69 +19,103 @@ import duckdb
 import pytest
 
 from server.pages.snippets import snippets
+from server.query.catalogue import Column, Relation
+from server.query.plan import make_plan
 from server.query.request import parse_export_request
 from tests.support.live_server import LiveServer
 from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
+
+# The columns of each relation that an address below names, with their types.
+COLUMNS = {
+    "copied": {"id": "integer", "t": "text", "n": "integer", "the code": "character varying(10)"},
+    "numbers": {"id": "bigint", "half": "numeric(10,2)", "at": "timestamp with time zone", "ok": "boolean"},
+    "wide": {f"c{number}": "text" for number in range(40)},
+    "cut": {"id": "bigint", "filler": "text", "x": "bigint"},
+}
 
 
 def line(base: str, address: str, key: str) -> str:
     """Return the line for this program. address: of the export, below /export/."""
     target, _, query = address.partition("?")
     request = parse_export_request(target, query)
-    lines = {each.key: each.text for each in snippets(f"{base}/export/{address}", "out file.csv", request)}
+    name = request.relation.name
+    columns = tuple(
+        Column(column, type, nullable=True, readable=True, indexed=False) for column, type in COLUMNS[name].items()
+    )
+    plan = make_plan(request, Relation(1, "public", name, "table", False, columns, None, None))
+    lines = {each.key: each.text for each in snippets(f"{base}/export/{address}", "out file.csv", plan)}
     return lines[key]
 
 
 @pytest.mark.parametrize(
     ("address", "key", "text"),
     [
-        ("users.csv", "url", "http://x/export/users.csv"),
-        ("users.csv", "curl", "curl --fail --globoff --output 'out file.csv' http://x/export/users.csv"),
+        ("copied.csv", "url", "http://x/export/copied.csv"),
+        ("copied.csv", "curl", "curl --fail --globoff --output 'out file.csv' http://x/export/copied.csv"),
         (
-            "users.csv",
+            "numbers.csv",
             "python",
             (
-                'import pandas; table = pandas.read_csv("http://x/export/users.csv", '
+                'import pandas; table = pandas.read_csv("http://x/export/numbers.csv", '
                 'keep_default_na=False, na_values=[""])'
             ),
         ),
         (
-            "u.csv.gz?delimiter=;&header=false&null=%5CN",
+            "copied.csv.gz?delimiter=;&null=%5CN",
             "python",
             (
-                'import pandas; table = pandas.read_csv("http://x/export/u.csv.gz?delimiter=;&header=false&null=%5CN", '
-                'sep=";", header=None, keep_default_na=False, na_values=["\\\\N"], compression="gzip")'
+                'import pandas; table = pandas.read_csv("http://x/export/copied.csv.gz?delimiter=;&null=%5CN", '
+                'sep=";", dtype={"t": str, "the code": str}, keep_default_na=False, na_values=["\\\\N"], '
+                'compression="gzip")'
             ),
         ),
         (
-            "users.ndjson",
+            "copied.csv?header=false",
             "python",
-            ('import pandas; table = pandas.read_json("http://x/export/users.ndjson", lines=True, dtype=False)'),
+            (
+                'import pandas; table = pandas.read_csv("http://x/export/copied.csv?header=false", '
+                'header=None, names=["id", "t", "n", "the code"], dtype={"t": str, "the code": str}, '
+                'keep_default_na=False, na_values=[""])'
+            ),
         ),
         (
-            "users.tsv?header=false",
+            "wide.csv",
+            "python",
+            (
+                'import pandas; table = pandas.read_csv("http://x/export/wide.csv", '
+                'dtype=str, keep_default_na=False, na_values=[""])'
+            ),
+        ),
+        (
+            "numbers.ndjson",
+            "python",
+            'import pandas; table = pandas.read_json("http://x/export/numbers.ndjson", lines=True, dtype=False)',
+        ),
+        (
+            "copied.tsv?header=false",
             "polars",
             (
                 "import polars, urllib.request; table = polars.read_csv(urllib.request.urlopen("
-                '"http://x/export/users.tsv?header=false").read(), infer_schema_length=None, '
-                'separator="\\t", has_header=False)'
+                '"http://x/export/copied.tsv?header=false").read(), infer_schema_length=None, separator="\\t", '
+                'has_header=False, new_columns=["id", "t", "n", "the code"], '
+                'schema_overrides={"t": polars.String, "the code": polars.String})'
             ),
         ),
-        ("users.ndjson.gz", "r", 'table <- jsonlite::stream_in(gzcon(url("http://x/export/users.ndjson.gz")))'),
+        ("numbers.ndjson.gz", "r", 'table <- jsonlite::stream_in(gzcon(url("http://x/export/numbers.ndjson.gz")))'),
         (
-            "users.csv.gz?null=NA",
+            "numbers.csv.gz?null=NA",
             "r",
             (
-                'table <- read.csv(gzcon(url("http://x/export/users.csv.gz?null=NA"), text = TRUE), '
-                'encoding = "UTF-8", na.strings = "NA")'
+                'table <- read.csv(gzcon(url("http://x/export/numbers.csv.gz?null=NA"), text = TRUE), '
+                'encoding = "UTF-8", na.strings = "NA", check.names = FALSE)'
             ),
         ),
         (
-            "users.csv.gz?null='",
+            "numbers.csv.gz?null='",
             "duckdb",
             (
-                "FROM read_csv('http://x/export/users.csv.gz?null=''', header = true, delim = ',', "
+                "FROM read_csv('http://x/export/numbers.csv.gz?null=''', header = true, delim = ',', "
                 "quote = '\"', escape = '\"', nullstr = '''', allow_quoted_nulls = false, sample_size = -1, "
                 "compression = 'gzip');"
             ),
@@ -94,9 +128,10 @@ def test_a_line_to_copy(address: str, key: str, text: str) -> None:
 
 # --- What the lines read ---
 
-# An id, a text and a number of each row: texts that some programs take for missing values, and all that a CSV reader
-# may get wrong.
-ROWS: list[tuple[int, str | None, int | None]] = [
+# An id, a text, a number and a code of each row. The texts are those that some programs take for missing values, and
+# all that a CSV reader may get wrong. The codes look like numbers.
+Row = tuple[int, str | None, int | None, str | None]
+TEXTS: list[tuple[int, str | None, int | None]] = [
     (1, "NA", 1),
     (2, "null", None),
     (3, "None", 3),
@@ -112,6 +147,7 @@ ROWS: list[tuple[int, str | None, int | None]] = [
     (13, "\\N", 13),
     (14, "back\\slash'", 14),
 ]
+ROWS: list[Row] = [(id, text, number, None if text is None else f"{id:03}") for id, text, number in TEXTS]
 ADDRESSES = [
     "copied.csv",
     "copied.csv.gz",
@@ -122,7 +158,8 @@ ADDRESSES = [
     "copied.csv?null=-&quote=strings",
     "copied.csv?quote=all&bom=true",
     "copied.csv.gz?bom=true",
-    "copied.csv?excel=true&select=id,t,n,w:t",
+    "copied.tsv?header=false&eol=crlf&bom=true",
+    "copied.csv?excel=true&select=id,t,n,the%20code,w:t",
     "copied.ndjson",
     "copied.ndjson.gz",
 ]
@@ -130,15 +167,18 @@ ADDRESSES = [
 
 @pytest.fixture
 def copied(postgres: Postgres) -> None:
-    postgres.run("CREATE TABLE copied (id int, t text, n int)")
+    postgres.run('CREATE TABLE copied (id int, t text, n int, "the code" varchar(10))')
     for row in ROWS:
-        postgres.run("INSERT INTO copied VALUES (%s, %s, %s)", row)
+        postgres.run("INSERT INTO copied VALUES (%s, %s, %s, %s)", row)
 
 
-def expected(address: str, *, keeps_empty: bool) -> list[tuple[int, str | None, int | None]]:
+def expected(address: str, *, keeps_empty: bool) -> list[Row]:
     """Return the rows of the file. keeps_empty: the program tells the empty string from NULL in any file."""
     distinct = keeps_empty or "null=" in address or ".ndjson" in address
-    return [(id, None if text == "" and not distinct else text, number) for id, text, number in ROWS]
+    return [(id, None if text == "" and not distinct else text, number, code) for id, text, number, code in ROWS]
+
+
+NAMES = ["id", "t", "n", "the code"]
 
 
 @pytest.mark.usefixtures("copied")
@@ -167,18 +207,16 @@ def test_pandas_reads_what_the_database_holds(live: LiveServer, address: str) ->
         tuple(None if isinstance(value, float) and math.isnan(value) else value for value in row)
         for row in table.itertuples(index=False)
     ]
-    assert [row[:3] for row in rows] == expected(address, keeps_empty=False)
-    if "header=false" not in address:
-        assert list(table.columns)[:3] == ["id", "t", "n"]
+    assert [row[:4] for row in rows] == expected(address, keeps_empty=False)
+    assert list(table.columns)[:4] == NAMES
 
 
 @pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_polars_reads_what_the_database_holds(live: LiveServer, address: str) -> None:
     table = run_python(line(live.url, address, "polars"))
-    assert [row[:3] for row in table.rows()] == expected(address, keeps_empty=True)
-    if "header=false" not in address:
-        assert table.columns[:3] == ["id", "t", "n"]
+    assert [row[:4] for row in table.rows()] == expected(address, keeps_empty=True)
+    assert table.columns[:4] == NAMES
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +235,30 @@ def duck() -> Iterator[duckdb.DuckDBPyConnection]:
 def test_duckdb_reads_what_the_database_holds(live: LiveServer, duck: duckdb.DuckDBPyConnection, address: str) -> None:
     found = duck.execute(line(live.url, address, "duckdb"))
     assert found.description is not None
-    if "header=false" not in address:
-        assert [name for name, *_ in found.description][:3] == ["id", "t", "n"]
-    assert [row[:3] for row in found.fetchall()] == expected(address, keeps_empty=True)
+    assert [name for name, *_ in found.description][:4] == NAMES
+    assert [row[:4] for row in found.fetchall()] == expected(address, keeps_empty=True)
+
+
+WIDE = [f"{number:03}" for number in range(40)]
+
+
+@pytest.fixture
+def wide(postgres: Postgres) -> str:
+    """Create a relation of many text columns. Return the address of its export."""
+    postgres.run(f"CREATE TABLE wide ({', '.join(f'{name} {type}' for name, type in COLUMNS['wide'].items())})")
+    postgres.run(f"INSERT INTO wide VALUES ({', '.join(['%s'] * 40)})", WIDE)
+    return "wide.csv"
+
+
+def test_many_columns_of_text_stay_text(live: LiveServer, duck: duckdb.DuckDBPyConnection, wide: str) -> None:
+    (row,) = run_python(line(live.url, wide, "python")).itertuples(index=False)
+    assert list(row) == WIDE
+    assert run_python(line(live.url, wide, "polars")).rows() == [tuple(WIDE)]
+    assert duck.execute(line(live.url, wide, "duckdb")).fetchall() == [tuple(WIDE)]
+
+
+def test_many_columns_of_text_stay_text_in_r(live: LiveServer, wide: str) -> None:
+    assert run_r([line(live.url, wide, "r"), "cat(unlist(table))"]) == " ".join(WIDE)
 
 
 def run_r(lines: list[str]) -> str:
@@ -219,7 +278,7 @@ def run_r(lines: list[str]) -> str:
 def test_r_reads_what_the_database_holds(live: LiveServer, package: str) -> None:
     """All addresses in one process of R, which writes each table as CSV of its own. package: that the lines need."""
     addresses = [address for address in ADDRESSES if (".ndjson" in address) == (package == "jsonlite")]
-    write = 'cat("<begin>\\n"); write.csv(table[1:3], row.names = FALSE, na = "<missing>"); cat("<end>\\n")'
+    write = 'cat("<begin>\\n"); write.csv(table[1:4], row.names = FALSE, na = "<missing>"); cat("<end>\\n")'
     lines = [part for address in addresses for part in (line(live.url, address, "r"), write)]
     written = run_r([f'if (nzchar(system.file(package = "{package}"))) {{', *lines, '} else cat("<none>")'])
     if "<none>" in written:
@@ -228,12 +287,11 @@ def test_r_reads_what_the_database_holds(live: LiveServer, package: str) -> None
     assert len(tables) == len(addresses)
     for address, text in zip(addresses, tables, strict=True):
         names, *rows = csv.reader(io.StringIO(text, newline=""))
-        if "header=false" not in address:
-            assert names == ["id", "t", "n"], address
+        assert names == NAMES, address
         read = [[None if value == "<missing>" else value for value in row] for row in rows]
         assert read == [
-            [str(id), text, None if number is None else str(number)]
-            for id, text, number in expected(address, keeps_empty=False)
+            [str(id), text, None if number is None else str(number), code]
+            for id, text, number, code in expected(address, keeps_empty=False)
         ], address
 
 
