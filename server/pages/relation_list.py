@@ -142,12 +142,16 @@ def _match(
     """Return the relation if it has all words. columns: those of the relation that match, by word."""
     schema = schema_in_path(relation.schema, export_schemas)
     label = relation.name if schema is None else f"{schema}.{relation.name}"
-    name, comment = label.lower(), (relation.comment or "").lower()
-    elsewhere = [word for word in words if word not in name]
-    if not all(word in comment or columns.get(word) for word in elsewhere):
-        return None
-    found = dict.fromkeys(column for word in elsewhere for column in columns.get(word, ()))
-    return ListedRelation(relation_path(schema, relation.name), label, relation, not elsewhere, tuple(found))
+    named = True
+    found: tuple[str, ...] = ()
+    if words:
+        name, comment = label.lower(), (relation.comment or "").lower()
+        elsewhere = [word for word in words if word not in name]
+        if not all(word in comment or columns.get(word) for word in elsewhere):
+            return None
+        named = not elsewhere
+        found = tuple(dict.fromkeys(column for word in elsewhere for column in columns.get(word, ())))
+    return ListedRelation(relation_path(schema, relation.name), label, relation, named, found)
 
 
 def _by_schema(listed: Sequence[ListedRelation], query: ListQuery, export_schemas: Sequence[str]) -> list[Group]:

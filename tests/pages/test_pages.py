@@ -21,7 +21,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import create_app
+from server.errors import ServerBusy
 from server.pages import listing, static_files, table
+from server.saved.runner import Runner
 from server.settings import Settings
 from tests.support.live_server import eventually
 from tests.support.postgres import Postgres
@@ -697,6 +699,25 @@ async def test_a_running_export_is_cancelled_and_deleted(client: TestClient[Any,
     assert "cancelled" in (await submit(client, [("id", second), ("id", first)], None)).text
     await submit(client, [("id", second), ("id", first), ("sure", "yes")], "/saved")
     assert await saved_ids(client) == []
+
+
+async def test_an_export_that_cannot_be_deleted_keeps_no_other(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = [await save(client, f"users.csv?id=lte.{n}", "completed") for n in (1, 2)]
+    delete = Runner.delete
+
+    async def refuse(runner: Runner, id: str) -> None:
+        if id == stuck:
+            raise ServerBusy("The export is in use.")
+        await delete(runner, id)
+
+    monkeypatch.setattr(Runner, "delete", refuse)
+    fields = [("id", stuck), ("id", other), ("sure", "yes")]
+    async with client.post("/saved/delete", data=fields, headers=BROWSER) as response:
+        assert response.status == 503
+        assert "in use" in await response.text()
+    assert await saved_ids(client) == [stuck]
 
 
 async def test_saved_exports_are_filtered(client: TestClient[Any, Any]) -> None:
