@@ -32,7 +32,7 @@ def relation(
     partition: bool = False,
 ) -> Relation:
     """Return a relation whose OID is the sum of the characters of its name."""
-    return Relation(sum(map(ord, schema + name)), schema, name, "table", partition, (), rows, size, comment)
+    return Relation(sum(map(ord, schema + name)), schema, name, "table", partition, (), rows, size, comment=comment)
 
 
 CUSTOMERS = relation("customers", rows=300, size=4_000, comment="People and firms that buy")

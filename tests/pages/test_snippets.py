@@ -257,6 +257,24 @@ def test_many_columns_of_text_stay_text(live: LiveServer, duck: duckdb.DuckDBPyC
     assert duck.execute(line(live.url, wide, "duckdb")).fetchall() == [tuple(WIDE)]
 
 
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize(
+    "address", ["copied.csv?select=t,t,n:id&id=eq.4", "copied.csv?select=t,t,n:id&id=eq.4&header=false"]
+)
+def test_two_columns_may_have_one_name(live: LiveServer, duck: duckdb.DuckDBPyConnection, address: str) -> None:
+    """Then all columns are read as text, since the name stands for neither."""
+    (row,) = run_python(line(live.url, address, "python")).itertuples(index=False)
+    assert list(row) == ["N/A", "N/A", "4"]
+    assert run_python(line(live.url, address, "polars")).rows() == [("N/A", "N/A", "4")]
+    assert duck.execute(line(live.url, address, "duckdb")).fetchall() == [("N/A", "N/A", "4")]
+
+
+@pytest.mark.usefixtures("copied")
+def test_parts_of_json_and_casts_keep_their_types(live: LiveServer) -> None:
+    table = run_python(line(live.url, "copied.csv?select=id::text,n:%22the%20code%22::int&id=eq.4", "python"))
+    assert table.values.tolist() == [["4", 4]]
+
+
 def test_many_columns_of_text_stay_text_in_r(live: LiveServer, wide: str) -> None:
     assert run_r([line(live.url, wide, "r"), "cat(unlist(table))"]) == " ".join(WIDE)
 
