@@ -747,7 +747,7 @@ async def test_a_long_query_is_shortened_on_the_page(client: TestClient[Any, Any
 async def test_a_page_begins_with_a_link_to_its_content(client: TestClient[Any, Any], path: str) -> None:
     found = await page(client, path, 404 if path.endswith("gone") else 200)
     skips = [str(link["href"]) for link in found.all("a") if link.get("class") == "skip"]
-    assert skips == (["#main", "#result"] if path == "/table/users" else ["#main"])
+    assert skips == (["#main", "#download"] if path == "/table/users" else ["#main"])
     ids = {attributes.get("id") for _, attributes in found.tags}
     assert {skip[1:] for skip in skips} <= ids
     assert found.links()[: len(skips)] == skips
