@@ -16,7 +16,9 @@ class ExportError(Exception):
     detail: what is wrong, in the user's terms. hint: what to change. code: replaces the default of the class.
     retry_after: seconds after which the request may work, for the header Retry-After. transient: the request may work
     at once on another connection, so it is retried as long as nothing has been sent. of_query: the statement itself
-    failed or was ended, so another reader of the same export must not repeat it.
+    failed or was ended, so another reader of the same export must not repeat it. sqlstate: that of PostgreSQL's error,
+    if there is one behind this. server_message: what PostgreSQL says about it; it may hold values of rows, so it is
+    never sent, and only logged at DEBUG.
     """
 
     status = 500
@@ -24,6 +26,8 @@ class ExportError(Exception):
     transient = False
     of_query = False
     retry_after: int | None = None
+    sqlstate: str | None = None
+    server_message = ""
 
     def __init__(self, detail: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(detail)
@@ -65,11 +69,26 @@ class RelationGone(RelationNotFound):
 
 
 class QueryFailed(ExportError):
-    """PostgreSQL rejected or ended the query for a reason that no change of the URL removes."""
+    """PostgreSQL rejected or ended a statement, and nothing is known of the cause but the SQLSTATE."""
 
     status = 500
     code = "query_failed"
     of_query = True
+
+
+class RelationFailed(QueryFailed):
+    """The relation itself cannot be read: its definition, its values or a function in it fails, for every request."""
+
+    code = "relation_failed"
+
+
+class ForeignServerAway(ExportError):
+    """The relation reads from another server, which cannot be reached."""
+
+    status = 503
+    code = "foreign_server_unavailable"
+    of_query = True
+    retry_after = 5
 
 
 class ServerBusy(ExportError):
@@ -86,6 +105,18 @@ class DatabaseUnavailable(ExportError):
     status = 503
     code = "database_unavailable"
     retry_after = 5
+
+
+class TooManyConnections(DatabaseUnavailable):
+    """A limit of connections is reached: max_connections, or the limit of the role or of the database."""
+
+    code = "too_many_connections"
+
+
+class DatabaseNotAccepting(DatabaseUnavailable):
+    """The server runs and accepts no connections yet, or none any more: it starts, recovers or shuts down."""
+
+    code = "database_not_accepting"
 
 
 class ConnectionLost(DatabaseUnavailable):

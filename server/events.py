@@ -2,7 +2,7 @@
 
 The module `events.py` of each package holds the classes. An event is created where it happens, and `emit` passes it to
 every observer. `server/process/logs.py` makes the log line from it; metrics or an audit trail would be further
-observers. An event must not hold SQL text, a password or a value of a row.
+observers. An event must not hold SQL text or a password, nor a value of a row unless its level is DEBUG.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ def set_context(**fields: object) -> None:
     _context.set({_camel_case(name): value for name, value in fields.items()})
 
 
+def add_context(**fields: object) -> None:
+    """Add these fields to those of `set_context`."""
+    _context.set({**_context.get(), **{_camel_case(name): value for name, value in fields.items()}})
+
+
 def current_context() -> Mapping[str, object]:
-    """Return the fields that `set_context` has set for the current task, by name in camel case."""
+    """Return the fields that the current task gives to its events, by name in camel case."""
     return _context.get()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event. name: its name in the log. level: its severity, as in `logging`.
+    """An event. name: its name in the log. level: its severity, as in `logging`, unless the class overrides `severity`.
 
     error: the exception to log. context: the fields that the task had when it created the event.
     """
@@ -42,6 +47,11 @@ class Event:
 
     error: BaseException | None = None
     context: Mapping[str, object] = field(default_factory=current_context, compare=False, repr=False)
+
+    @property
+    def severity(self) -> int:
+        """How severe this event is, as in `logging`."""
+        return self.level
 
     def fields(self) -> dict[str, object]:
         """Return the fields that are not None, by name in camel case, then those of the context, without `error`."""

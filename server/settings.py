@@ -195,7 +195,8 @@ class Settings:
     log_format: str = _setting("LOG_FORMAT", "`text` (key=value) or `json`", "text", _one_of("text", "json"))
     log_level: str = _setting(
         "LOG_LEVEL",
-        "Least severe level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`",
+        "Least severe level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. "
+        "`DEBUG` adds PostgreSQL's own error messages, which may hold values of rows",
         "INFO",
         _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
     )

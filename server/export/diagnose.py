@@ -1,75 +1,155 @@
-"""Find the condition or sort key of a plan that PostgreSQL rejects.
+"""Find the part of a request that PostgreSQL rejects: a condition, a sort key, a cast, or the time zone.
 
-Turns an error about some value into one that names the column and its type. Runs one query for each condition, and
-only after the export's own query has failed. Reads no row of the relation.
+Turns a failed query into an error that names the column and its type, but only if a probe shows that this part fails:
+every other error is the relation's own. Runs one query for each part, and only after the export's own query has failed.
+Reads no row of the relation, except for a cast of a view, of which it counts the rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from server.errors import ExportError, InvalidRequest, QueryFailed
+from server.errors import DatabaseUnavailable, ExportError, InvalidRequest, QueryFailed, RelationFailed, ServerBusy
+from server.export.relation_faults import not_populated
 from server.postgres.database import Database
 from server.postgres.session import Session
 from server.query.columns import type_of
 from server.query.fields import CASTS
 from server.query.grammar import shorten
 from server.query.plan import ExportPlan
-from server.query.sql import Probe, empty_statement, probes
+from server.query.sql import Probe, Statement, count_without_casts, empty_statement, probes, value_probes
 
+# The SQLSTATEs of an operator that a type does not have, also of one that only some values would need: equality of JSON
+# in an array, a pattern under a nondeterministic collation.
+_NO_OPERATOR = ("0A000", "42725", "42804", "42809", "42883", "42P22")
+
+# The SQLSTATEs of a value that a cast does not accept.
+_NO_CAST = ("22003", "22007", "22008", "22018", "22023", "22P02")
+# The kinds of relations that compute their values when they are read.
+_COMPUTED = ("view", "foreign table")
 # Casts that an error names.
 MOST_CASTS = 5
 
+_SET_TIMEZONE = "SELECT pg_catalog.set_config('TimeZone', $1, true)"
 
-async def diagnose(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
-    """Return an error that names the condition or sort key that causes this one, or this one if none does.
+# Whether the materialized view $1, or one that the view $1 reads, has no data, and whether that is $1 itself.
+_UNPOPULATED = """
+WITH RECURSIVE used (oid) AS (
+    SELECT $1::pg_catalog.oid
+    UNION
+    SELECT d.refobjid
+    FROM used
+    JOIN pg_catalog.pg_class AS c ON c.oid = used.oid AND c.relkind = 'v'
+    JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = c.oid
+    JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+    WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+)
+SELECT c.oid = $1::pg_catalog.oid AS itself
+FROM used JOIN pg_catalog.pg_class AS c ON c.oid = used.oid
+WHERE c.relkind = 'm' AND NOT c.relispopulated
+ORDER BY 1 DESC LIMIT 1
+"""
 
-    An error that the request does not cause (a view that fails by itself) names no operator and no value.
+
+async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed) -> ExportError:
+    """Return an error that names the part of the request that causes this one, or this one if none does.
+
+    Also names a materialized view that has no data. Raise ServerBusy or DatabaseUnavailable if that cannot be found out
+    now: nobody is blamed then.
     """
     try:
-        async with database.control_session() as session:
-            return await _cause(session, plan, error)
-    except ExportError:  # the probes cannot be run now; the first error is still true
+        if error.sqlstate == "55000":
+            return await _unpopulated(database, plan, error)
+        return (
+            await _rejected_part(database, plan)
+            or await _rejected_operator(database, plan, error)
+            or await _rejected_value(database, plan, error)
+            or error
+        )
+    except (ServerBusy, DatabaseUnavailable):
+        raise
+    except ExportError:  # the relation cannot be read at all
         return error
 
 
-async def _cause(session: Session, plan: ExportPlan, error: ExportError) -> ExportError:
-    columns = {column.name: column for column in plan.relation.columns}
-    empty = empty_statement(plan)
-    await session.query(empty.text, empty.values)
-    for probe in probes(plan):
-        field = replace(probe.field, cast=None)
-        column = f'"{shorten(str(field))}" ({type_of(field, columns[field.column])})'
-        try:
-            await session.query(probe.statement.text, probe.statement.values)
-        except InvalidRequest as reason:
-            return _rejected(probe, column, reason.code, reason.detail)
-        except QueryFailed as reason:
-            return _rejected(probe, column, reason.code, "PostgreSQL does not understand its value.")
-    if error.code == "invalid_value" and (failing := _casts(plan)):
-        return InvalidRequest(
-            f"A row has a value that cannot be cast: {' or '.join(failing)}.",
-            code="invalid_value",
-            hint="Select it without the cast, or leave such rows out by a filter.",
-        )
-    if error.code == "operator_not_supported":
-        return QueryFailed("PostgreSQL stopped the query: something in the relation itself does not work.")
-    return error
+async def _unpopulated(database: Database, plan: ExportPlan, error: RelationFailed) -> ExportError:
+    async with database.control_session() as session:
+        found = await session.query(_UNPOPULATED, (plan.relation.oid,))
+    return not_populated(error, itself=found[0]["itself"]) if found else error
 
 
-def _casts(plan: ExportPlan) -> list[str]:
-    """Return the fields of this plan whose cast fails for some values, in double quotes."""
-    fields = (output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar"))
-    return [f'"{shorten(str(field))}"' for field in fields][:MOST_CASTS]
+async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest | None:
+    """Return the error for the first part of the request that PostgreSQL rejects by itself."""
+    parts = probes(plan)
+    if not (parts or plan.timezone):
+        return None
+    async with database.control_session() as session:
+        empty = empty_statement(plan)
+        await session.query(empty.text, empty.values)
+        if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
+            return InvalidRequest(f'The database does not know the time zone "{plan.timezone}".', code="invalid_value")
+        for probe in parts:
+            if reason := await _failure(session, probe.statement):
+                return _rejected(plan, probe, reason)
+    return None
 
 
-def _rejected(probe: Probe, column: str, code: str, detail: str) -> InvalidRequest:
-    """Return the error for this probe. column: with its type. code, detail: of the error that the probe met."""
+async def _rejected_operator(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
+    """Return the error for an operator that PostgreSQL rejects only when it has a value to compare."""
+    if error.sqlstate in _NO_OPERATOR:
+        for probe in value_probes(plan):
+            async with database.control_session() as session:
+                reason = await _failure(session, probe.statement)
+            if reason is not None and reason.sqlstate == error.sqlstate:
+                return _rejected(plan, probe, reason)
+    return None
+
+
+async def _rejected_value(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
+    """Return the error for a cast of the request that does not accept some value.
+
+    A view may convert values too. It is to blame unless it can be read without the casts in the time of a control
+    session.
+    """
+    casts = [output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar")]
+    if not casts or error.sqlstate not in _NO_CAST:
+        return None
+    if plan.relation.kind in _COMPUTED:
+        async with database.control_session() as session:
+            if await _failure(session, count_without_casts(plan)):
+                return None
+    named = " or ".join(f'"{shorten(str(field))}"' for field in casts[:MOST_CASTS])
+    return InvalidRequest(
+        f"A row has a value that cannot be cast: {named}.",
+        code="invalid_value",
+        hint="Select it without the cast, or leave such rows out by a filter.",
+    )
+
+
+async def _failure(session: Session, statement: Statement) -> QueryFailed | None:
+    """Return how this statement fails, after which the session can only be left."""
+    try:
+        await session.query(statement.text, statement.values)
+    except QueryFailed as reason:
+        return reason
+    return None
+
+
+def _rejected(plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidRequest:
+    """Return the error for this probe. reason: what the probe met, which has read no row."""
+    field = replace(probe.field, cast=None)
+    type = type_of(field, next(column for column in plan.relation.columns if column.name == field.column))
+    column = f'"{shorten(str(field))}" ({type})'
     if probe.part == "sort key":
         return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
     if probe.part == "column":
         target = CASTS.get(probe.field.cast or "", "jsonb")
         return InvalidRequest(f"{column} cannot be cast to {target}.", code="operator_not_supported")
-    if code == "operator_not_supported":
-        return InvalidRequest(f'The operator "{probe.operator}" cannot be used on {column}.', code=code)
-    return InvalidRequest(f"The filter on {column} is not valid. {detail}", code="invalid_value", hint=probe.hint)
+    if reason.sqlstate in _NO_OPERATOR:
+        return InvalidRequest(
+            f'The operator "{probe.operator}" cannot be used on {column}.', code="operator_not_supported"
+        )
+    what = "PostgreSQL does not understand its value."
+    if (reason.sqlstate or "").startswith(("22", "54")):
+        what = f"PostgreSQL rejected a value: {reason.server_message}."
+    return InvalidRequest(f"The filter on {column} is not valid. {what}", code="invalid_value", hint=probe.hint)

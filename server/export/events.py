@@ -17,6 +17,7 @@ class ReaderFailed(Event):
     """
 
     name = "a reader ended early"
+    sqlstate: str | None = None
     reason: str
 
 

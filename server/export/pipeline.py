@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from server.chunk import Chunk
-from server.errors import ExportError, InvalidRequest, QueryFailed
+from server.errors import ExportError, QueryFailed, RelationFailed
+from server.events import add_context
 from server.export.compress import gzipped
 from server.export.diagnose import diagnose
 from server.export.engine import Engine
+from server.export.relation_faults import relation_fault
 from server.export.scan import choose_strategy, read_rows, scan
 from server.export.strategy import Strategy, reads_in_order
 from server.postgres.explained import Explained
 from server.postgres.portal import RowWriter
 from server.postgres.session import Session
-from server.query.catalogue import Relation, RelationName
+from server.query.catalogue import LONGEST_RELATION_NAME, Relation, RelationName
 from server.query.plan import ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
@@ -74,10 +77,21 @@ class OpenExport:
         """
         if self._explained is None:
             plan, statement = self.plan, select_statement(self.plan)
-            self._explained = await self.session.explain(
-                statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
-            )
+            with _reading_the_relation():
+                self._explained = await self.session.explain(
+                    statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
+                )
         return self._explained
+
+    async def check(self) -> None:
+        """Begin to run the query, and read no row. Raise ExportError as the query itself would before its first row.
+
+        Finds what EXPLAIN does not: a materialized view without data.
+        """
+        await self.explained()
+        statement = select_statement(replace(self.plan, limit=0))
+        with _reading_the_relation():
+            await self.session.query(statement.text, statement.values)
 
     async def strategy(self) -> Strategy:
         """Return how the rows are read: by one reader, or by several over ranges of blocks. Decided once."""
@@ -95,13 +109,24 @@ class OpenExport:
         if self.plan.gzip or compressed:
             chunks = gzipped(chunks, self._engine.threads.compression)
         async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
+            with _reading_the_relation():
+                async for chunk in chunks:
+                    yield chunk
 
     async def first_rows(self, writer: RowWriter) -> None:
         """Pass the first PREVIEW_ROWS rows to the writer, instead of the file. Call this once. Raise ExportError."""
         await self.explained()  # locks, and finds out whether the snapshot fits
-        await read_rows(self.session, select_statement(preview_of(self.plan)), writer)
+        with _reading_the_relation():
+            await read_rows(self.session, select_statement(preview_of(self.plan)), writer)
+
+
+@contextlib.contextmanager
+def _reading_the_relation() -> Iterator[None]:
+    """Raise an error of PostgreSQL as a fault of the relation, if it is one."""
+    try:
+        yield
+    except QueryFailed as error:
+        raise relation_fault(error) from None
 
 
 @contextlib.asynccontextmanager
@@ -111,18 +136,19 @@ async def open_export(
     """Open a transaction for this request and resolve the names in it.
 
     control: take a control connection instead of an export slot, for short work. lock_timeout: in an export slot, wait
-    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. Raise ExportError. If an error about a
-    value or an operator leaves the block, the transaction is closed and the error is raised again with the name of the
-    column whose filter or sort key caused it.
+    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. Raise ExportError. If a fault of the relation
+    leaves the block, the transaction is closed, and if a part of the request is the cause, an error that names it is
+    raised instead.
     """
     database = engine.database
     plan = None
+    _name_in_the_log(request.relation)
     try:
         session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
         async with session_of as session:
             plan = make_plan(request, await session.relation(request.relation))
             yield OpenExport(engine, session, plan)
-    except (InvalidRequest, QueryFailed) as error:
+    except RelationFailed as error:
         if plan is None:
             raise
         raise await diagnose(database, plan, error) from None
@@ -133,6 +159,7 @@ async def describe(engine: Engine, name: RelationName) -> Relation:
 
     Raise RelationNotFound and the other ExportErrors of a control session.
     """
+    _name_in_the_log(name)
     async with engine.database.control_session() as session:
         return await session.relation(name)
 
@@ -149,3 +176,8 @@ async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
     Raise the errors of `describe` and of `make_plan`.
     """
     return make_plan(request, await describe(engine, request.relation))
+
+
+def _name_in_the_log(name: RelationName) -> None:
+    """Give the name of the relation to all later events of the task."""
+    add_context(relation=str(name)[:LONGEST_RELATION_NAME])

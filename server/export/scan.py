@@ -136,7 +136,7 @@ class _Scan:
                             await self.read(session, reader, stops=spare.step_back_if_needed)
                 await asyncio.sleep(PAUSE)
         except ExportError as error:
-            emit(ReaderFailed(reason=error.detail))
+            emit(ReaderFailed(sqlstate=error.sqlstate, reason=error.detail))
         except Exception as error:
             emit(ReaderFailed(reason=f"an unexpected {type(error).__name__}", error=error))
 

@@ -13,7 +13,7 @@ class ExportStreamed(Event):
     """A streamed download has ended or was refused.
 
     outcome: one of `transfer.Outcome`. scan: how the rows were read. ranges: the number of block ranges, None without
-    any. code, reason: of the error that ended it.
+    any. status, code, sqlstate, reason: of the error that ended it.
     """
 
     name = "export"
@@ -25,8 +25,17 @@ class ExportStreamed(Event):
     scan: str
     ranges: int | None = None
     seconds: float
+    status: int | None = None
     code: str | None = None
+    sqlstate: str | None = None
     reason: str | None = None
+
+    @property
+    def severity(self) -> int:
+        """A warning if the download failed for another reason than its request or its client."""
+        at_fault = self.status is not None and self.status < 500
+        failed = self.outcome == "failed" or (self.outcome == "rejected" and not at_fault)
+        return logging.WARNING if failed else logging.INFO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,23 @@ class DrainStarted(Event):
     name = "waiting for downloads"
     running: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed(Event):
+    """The server, the database or a relation is the cause that a request failed. The fields are those of its error.
+
+    Also of an error that a page shows in its place.
+    """
+
+    name = "request failed"
+    level = logging.WARNING
+    method: str
+    path: str
+    status: int
+    code: str
+    sqlstate: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,11 @@ from aiohttp.typedefs import Handler
 from server.errors import ExportError
 from server.events import emit, set_context
 from server.http.caching import NO_STORE
-from server.http.events import RequestCrashed
+from server.http.events import RequestCrashed, RequestFailed
 
 REQUEST_ID = web.RequestKey("request_id", str)
+# Whether an event has the outcome of the request, errors included.
+LOGGED = web.RequestKey("logged", bool)
 
 # What is copied from X-Request-Id into the response and the log.
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -73,6 +75,8 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
     try:
         return await handler(request)
     except ExportError as error:
+        if not request.get(LOGGED):
+            log_failure(request, error)
         problem = Problem(error.status, error.code, error.detail, error.hint, error.retry_after)
         return problem_response(request, problem)
     except web.HTTPException as error:
@@ -86,6 +90,21 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         emit(RequestCrashed(method=request.method, path=request.path, error=error))
         detail = "The server failed unexpectedly. Its log names the error under the id of this request."
         return problem_response(request, Problem(500, "internal", detail))
+
+
+def log_failure(request: web.BaseRequest, error: ExportError) -> None:
+    """Log an error unless the request is the cause."""
+    if error.status >= 500:
+        emit(
+            RequestFailed(
+                method=request.method,
+                path=request.path,
+                status=error.status,
+                code=error.code,
+                sqlstate=error.sqlstate,
+                reason=error.detail,
+            )
+        )
 
 
 async def add_common_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -20,6 +20,7 @@ from server.errors import ExportError, InvalidRequest
 from server.http.addresses import SAVED_PREFIX
 from server.http.caching import NO_STORE
 from server.http.negotiation import accepts_html
+from server.http.problems import log_failure
 from server.pages.formatting import FILTERS
 
 FOLDER = Path(__file__).parent / "templates"
@@ -50,6 +51,8 @@ def render_with_error(
 
     For a page that shows the error in its place. The template finds its text as `reason`, which is else None.
     """
+    if error is not None:
+        log_failure(request, error)
     reason = None if error is None else error.detail
     response = render(request, template, {**context, "reason": reason}, 200 if error is None else error.status)
     if error is not None and error.retry_after is not None:

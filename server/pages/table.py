@@ -20,6 +20,7 @@ from server.errors import (
     Forbidden,
     InvalidRequest,
     QueryTimeout,
+    RelationFailed,
     RelationLocked,
 )
 from server.export.pipeline import describe_with_timezone
@@ -27,6 +28,7 @@ from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
 from server.http.file_headers import file_name
 from server.http.keys import ENGINE, SETTINGS
+from server.http.problems import log_failure
 from server.http.responses import json_response
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import Fault, fault_of
@@ -119,6 +121,8 @@ async def _answer(request: web.Request, form: Form, timezone: str, *, partial: b
     except DatabaseUnavailable:
         raise
     except ExportError as error:
+        if not isinstance(error, QueryTimeout | RelationLocked):  # the page's script asks again
+            log_failure(request, error)
         fault = fault_of(error, form)
     context |= {
         "form": form,
@@ -131,7 +135,7 @@ async def _answer(request: web.Request, form: Form, timezone: str, *, partial: b
         "notes": notes_of(form, timezone),
         "default_timezone": timezone,
         # Other errors leave the link: the export itself may still succeed.
-        "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden),
+        "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden | RelationFailed),
         "slow": fault is not None and isinstance(fault.error, QueryTimeout | RelationLocked) and not partial,
         "comparisons": COMPARISONS_BY_KIND,
         "directions": DIRECTIONS,

@@ -10,11 +10,22 @@ from server.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseUnreachable(Event):
-    """No connection could be made. reason: the error of the last address that was tried."""
+    """No connection could be made. reason: what libpq says about one of the addresses. sqlstate: of its server."""
 
     name = "database unreachable"
     level = logging.WARNING
     reason: str
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerErrorReported(Event):
+    """PostgreSQL has sent an error. message: its primary message, which may hold a value of a row."""
+
+    name = "PostgreSQL reports an error"
+    level = logging.DEBUG
+    sqlstate: str | None
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

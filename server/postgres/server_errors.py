@@ -1,49 +1,66 @@
 """The errors of PostgreSQL as ExportErrors, whose text a user may see.
 
-A text made here holds the server's primary message only where the user can act on it, and never its detail, hint or
-statement: they may hold values of rows.
+A text made here never holds the server's messages or the statement: they may hold values of rows. `server_message`
+keeps the primary message, and the event `ServerErrorReported` shows it at DEBUG.
 """
 
 from __future__ import annotations
 
+import re
+
 from server import errors
+from server.events import emit
+from server.postgres.events import ServerErrorReported
 from server.postgres.messages import error_fields
 
 # Characters of a primary message that are kept. It may quote a value of any length.
 LONGEST_MESSAGE = 300
 # The detail of the errors that end sessions when the worker stops.
 SHUTTING_DOWN = "The server is shutting down."
+# The severities (field V) after which the server ends the session.
+_ENDS_SESSION = ("FATAL", "PANIC")
+# The SQLSTATE in an error of libpq whose verbosity is VERBOSE: `FATAL:  53300: sorry, too many clients already`.
+_STATE_IN_TEXT = re.compile(r":  ([0-9A-Z]{5}): ")
 
 
 def error_in(body: bytes) -> errors.ExportError:
     """Return the ExportError for an ErrorResponse. body: of the message, perhaps only its beginning."""
     fields = error_fields(body)
-    return error_for(fields.get("C"), fields.get("M", ""))
+    state, message = fields.get("C"), fields.get("M", "")[:LONGEST_MESSAGE]
+    emit(ServerErrorReported(sqlstate=state, message=message))
+    # Without the field V (before PostgreSQL 9.6, and in poolers) the severity in S may be a translated word.
+    severity = fields.get("V", fields.get("S"))
+    return error_for(
+        state,
+        message,
+        ends_session=severity is None or severity in _ENDS_SESSION,
+        # The context names the functions that were running. A message of the statement itself is short.
+        in_function="W" in fields or not body.endswith(b"\0\0"),
+    )
 
 
-def error_for(state: str | None, primary: str) -> errors.ExportError:
+def error_for(
+    state: str | None, message: str = "", *, ends_session: bool = True, in_function: bool = False
+) -> errors.ExportError:
     """Return the ExportError for a SQLSTATE (PostgreSQL manual, appendix "PostgreSQL Error Codes").
 
-    state: the five characters of the SQLSTATE; None if the server gave none. primary: the primary message.
+    state: the five characters of the SQLSTATE; None if the server gave none. message: the primary message.
+    ends_session: whether the server has ended the session. in_function: whether a function was running that the
+    statement calls.
     """
-    primary = primary[:LONGEST_MESSAGE]
-    # 26000: something in the session has dropped the statements that Sluice had prepared. 57P05: the session was idle
-    # for too long.
-    if state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05", "26000"):
+    error = _error_for(state, ends_session=ends_session, in_function=in_function)
+    error.sqlstate, error.server_message = state, message
+    return error
+
+
+def _error_for(state: str | None, *, ends_session: bool, in_function: bool) -> errors.ExportError:
+    if state is None or _is_of_connection(state, ends_session=ends_session, in_function=in_function):
         return connection_lost()
     if state == "57014":
         return query_cancelled()
-    if state.startswith("22"):
-        return errors.InvalidRequest(f"PostgreSQL rejected a value: {primary}.", code="invalid_value")
-    if state in ("42883", "42804", "42809", "42P22", "42725"):
-        return errors.InvalidRequest(
-            f"PostgreSQL cannot compare or sort these values: {primary}.", code="operator_not_supported"
-        )
-    if state.startswith("54"):
-        return errors.InvalidRequest(f"The query is too complex for PostgreSQL: {primary}.", code="too_complex")
-    if state == "42501":
+    if state == "42501" and not in_function:
         return errors.Forbidden("The database role lacks a privilege that reading this relation requires.")
-    if state in ("42P01", "42703"):
+    if state in ("42P01", "42703") and not in_function:
         return errors.RelationGone("The relation or one of its columns no longer exists.")
     if state in ("40001", "40P01"):
         return errors.SnapshotConflict("The database ended the query because of a conflict.")
@@ -53,7 +70,45 @@ def error_for(state: str | None, primary: str) -> errors.ExportError:
         )
     if state.startswith("53"):
         return errors.DatabaseUnavailable("The database lacks the resources for another query.")
+    if state in ("22021", "22P05"):  # also in a name, which makes a query of the catalogue fail
+        return errors.QueryFailed(f"A text in the database cannot be sent as UTF-8 (SQLSTATE {state}).")
     return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")
+
+
+def _is_of_connection(state: str, *, ends_session: bool, in_function: bool) -> bool:
+    """Return whether an error means that the connection of the session cannot be used any more."""
+    if state.startswith("57P"):  # the server or the database goes away, or the session was idle for too long
+        return ends_session
+    if state == "26000":  # something in the session has dropped the statements that Sluice had prepared
+        return not in_function
+    # A foreign data wrapper reports an error of its own connection, and the session goes on. 08P01, a violation of the
+    # protocol, is about the session in any case.
+    return state == "08P01" or (state.startswith("08") and ends_session)
+
+
+def connect_error(text: str) -> tuple[errors.DatabaseUnavailable, str]:
+    """Return the error for a connection that libpq could not open, and its reason for the log.
+
+    text: the message of libpq, with the verbosity of `libpq.report_sqlstates`.
+    """
+    states = _STATE_IN_TEXT.findall(text)  # several if libpq has tried with TLS and without
+    state = next((each for each in states if each in ("53300", "57P03")), states[0] if states else None)
+    error: errors.DatabaseUnavailable
+    if state == "53300":
+        error = errors.TooManyConnections(
+            "The database has no connection free: it has reached a limit, its own or that of the database role.",
+            hint=errors.TRY_AGAIN,
+        )
+    elif state == "57P03":
+        error = errors.DatabaseNotAccepting(
+            "The database accepts no connections at the moment: it is starting, recovering or shutting down.",
+            hint=errors.TRY_AGAIN,
+        )
+    else:
+        error = errors.DatabaseUnavailable("The database cannot be reached.")
+    error.sqlstate = state
+    # The place in PostgreSQL's source code, which this verbosity adds.
+    return error, re.sub(r"\nLOCATION: .*", "", text).strip()
 
 
 def query_cancelled() -> errors.QueryCancelled:

@@ -64,7 +64,7 @@ def log_event(event: events.Event) -> None:
     """Write the log line of an event: its name, its fields in camel case, and the traceback of its error."""
     log = structlog.stdlib.get_logger("sluice")
     error = {} if event.error is None else {"exc_info": event.error}
-    log.log(event.level, event.name, **event.fields(), **error)
+    log.log(event.severity, event.name, **event.fields(), **error)
 
 
 def _add_context(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -8,14 +8,14 @@ the protocol. PostgreSQL gives a parameter the type of the column that it is com
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from server.query.catalogue import Column
 from server.query.columns import is_json, type_of
 from server.query.comparisons import bind, comparison, regular_expression_check
 from server.query.fields import Field
-from server.query.filters import FULL_TEXT, REGULAR_EXPRESSIONS, Condition, Filter, conditions_of
+from server.query.filters import FULL_TEXT, PATTERNS, REGULAR_EXPRESSIONS, Condition, Filter, conditions_of
 from server.query.plan import ExportPlan
 
 
@@ -143,6 +143,30 @@ def probes(plan: ExportPlan) -> list[Probe]:
     return found
 
 
+def value_probes(plan: ExportPlan) -> list[Probe]:
+    """Return a probe for each condition that compares a value with itself: the condition's own, as one of the column.
+
+    PostgreSQL rejects some operators only when there is a value: equality in an array of JSON, a pattern under a
+    nondeterministic collation. The value may fit the operator and not the column, so other errors than that of the
+    export prove nothing.
+    """
+    found = []
+    by_name = _columns_by_name(plan)
+    for condition in conditions_of(plan.filters):
+        if condition.operator in ("is", *FULL_TEXT) or not condition.values:
+            continue
+        statement = Statement("")
+        operand = _null(condition.field, plan, by_name, statement.values)
+        if condition.operator in (*PATTERNS, *REGULAR_EXPRESSIONS):  # the empty text, with the collation of the column
+            operand = f"pg_catalog.concat({operand})"
+        else:
+            operand = f"coalesce({operand}, {bind(condition.values[0], statement.values)})"
+        type = _type(condition.field, by_name)
+        statement.text = f"SELECT {comparison(operand, type, condition, statement.values)}"
+        found.append(Probe("condition", condition.field, condition.operator_text, statement))
+    return found
+
+
 def _hint(condition: Condition, type: str) -> str | None:
     """Return how a value of this condition is written, or None if it has no form of its own.
 
@@ -162,6 +186,14 @@ def _hint(condition: Condition, type: str) -> str | None:
 
 def _null(field: Field, plan: ExportPlan, by_name: Mapping[str, Column], values: list[str]) -> str:
     return f"(SELECT {_operand(field, by_name, values)} FROM {_source(plan)} LIMIT 0)"
+
+
+def count_without_casts(plan: ExportPlan) -> Statement:
+    """Return a query that reads every row and computes every column of the plan but its casts, and gives no value."""
+    columns = tuple(replace(output, field=replace(output.field, cast=None)) for output in plan.columns)
+    statement = select_statement(replace(plan, columns=columns, format="csv"))
+    statement.text = f"SELECT pg_catalog.count(line.*) FROM ({statement.text}) AS line"
+    return statement
 
 
 def empty_statement(plan: ExportPlan) -> Statement:

@@ -20,13 +20,14 @@ class ExportSaved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportGivenUp(Event):
-    """A saved export has failed and is not tried again."""
+    """A saved export has failed and is not tried again. code, sqlstate, reason: of the error."""
 
     name = "export failed"
     level = logging.WARNING
     export_id: str | None = None
     attempts: int | None = None
     code: str
+    sqlstate: str | None = None
     reason: str | None = None
 
 
@@ -45,6 +46,7 @@ class ExportPostponed(Event):
     name = "export will be tried again"
     level = logging.WARNING
     code: str
+    sqlstate: str | None = None
     reason: str
     seconds: float
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from server.errors import (
     DatabaseUnavailable,
     ExportError,
+    ForeignServerAway,
     QueryCancelled,
     RelationLocked,
     SnapshotConflict,
@@ -45,7 +46,7 @@ def next_attempt(error: BaseException | None, claim: Claim) -> Retry | None:
     if isinstance(error, RelationLocked) and not claim.started:
         # Nothing has been done yet. It waits as long as the lock is held, as it waits for a database that is away.
         return Retry(LOCKED_SECONDS)
-    forgiven = isinstance(error, DatabaseUnavailable | SnapshotConflict | StorageUnavailable)
+    forgiven = isinstance(error, DatabaseUnavailable | ForeignServerAway | SnapshotConflict | StorageUnavailable)
     fails = isinstance(error, ExportError) and not (
         forgiven or error.transient or isinstance(error, QueryCancelled | RelationLocked)
     )

@@ -273,10 +273,10 @@ class Runner:
         retry = retries.next_attempt(error, claim)
         if retry is not None:
             await self._in_thread(functools.partial(claim.give_back, **asdict(retry)))
-            emit(ExportPostponed(code=reason.code, reason=reason.detail, seconds=retry.after))
+            emit(ExportPostponed(code=reason.code, sqlstate=reason.sqlstate, reason=reason.detail, seconds=retry.after))
         else:
             await self._in_thread(claim.fail, reason)
-            emit(ExportGivenUp(code=reason.code, reason=reason.detail))
+            emit(ExportGivenUp(code=reason.code, sqlstate=reason.sqlstate, reason=reason.detail))
 
     def _pause(self, seconds: float) -> None:
         """Claim no export for this time."""

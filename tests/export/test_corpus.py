@@ -78,7 +78,6 @@ async def test_every_relation_is_exported_as_postgresql_writes_it(
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="some of these errors are still taken for those of the request")
 @pytest.mark.parametrize("format", ["csv", "tsv", "ndjson", "ndjson.gz"])
 async def test_relations_that_cannot_be_read_are_their_own_fault(
     client: TestClient[Any, Any], relations: list[Listed], format: str

@@ -397,7 +397,7 @@ def test_a_stream_that_fails_midway_is_not_whole(
     options = "FORMAT text" if "json" in file else "FORMAT csv, HEADER"
     whole = copied(postgres, f"COPY ({lines} WHERE n < 60000) TO STDOUT ({options})")
     assert whole.startswith(text)
-    live.wait_for_log(r"outcome=failed.*code=invalid_value|code=invalid_value.*outcome=failed", after=said)
+    live.wait_for_log(r"outcome=failed.*code=relation_failed|code=relation_failed.*outcome=failed", after=said)
 
 
 def copied(postgres: Postgres, statement: str) -> bytes:

@@ -541,7 +541,7 @@ def test_an_error_in_a_late_range_cuts_the_stream_there(server: LiveServer, post
         answer = ask(server, path_of("failing"), headers={"X-Request-Id": "late"})
         assert (answer.status, answer.ending) == (200, "reset")
         assert postgres.copy("SELECT n, 1 / (n - 29000) AS x FROM failing WHERE n < 29000").startswith(answer.body)
-        assert server.export_line("late")["code"] == "invalid_value"
+        assert server.export_line("late")["code"] == "relation_failed"
     leave_nothing(postgres)
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from server.errors import ConnectionLost, ExportError, InvalidRequest, QueryFailed, RelationNotFound, ServerBusy
+from server.errors import (
+    ConnectionLost,
+    ExportError,
+    InvalidRequest,
+    QueryFailed,
+    RelationFailed,
+    RelationNotFound,
+    ServerBusy,
+)
 from server.export import pipeline
 from server.export.engine import Engine
 from server.export.pipeline import RETRY_DELAYS, describe, open_export, plan_headers, with_retries
@@ -246,6 +254,18 @@ async def test_an_error_names_what_caused_it(
     assert named in caught.value.detail
 
 
+async def test_a_time_zone_that_postgresql_does_not_know_is_the_fault_of_the_request(engine: Engine) -> None:
+    """Sluice has a list of its own, which may be newer than that of the database."""
+    wanted = replace(request("users.csv", "id=eq.1"), timezone="Mars/Moon")
+
+    async def attempt() -> None:
+        async with open_export(engine, wanted) as export:
+            await export.explained()
+
+    with pytest.raises(InvalidRequest, match='"Mars/Moon"'):
+        await attempt()
+
+
 async def test_the_cause_is_looked_for_after_the_transaction_is_closed(settings: Settings, postgres: Postgres) -> None:
     # All control connections but one are in use, so that the failed one has to be free by then.
     async with open_database(settings) as database, contextlib.AsyncExitStack() as others:
@@ -253,6 +273,17 @@ async def test_the_cause_is_looked_for_after_the_transaction_is_closed(settings:
             await others.enter_async_context(database.control_session())
         with pytest.raises(InvalidRequest, match='"id"'):
             await explain(make_engine(database), "users.csv", "id=eq.abc", control=True)
+
+
+async def test_nobody_is_blamed_while_the_cause_cannot_be_looked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.postgres.database.CONTROL_WAIT", 0.05)
+    async with open_database(settings) as database, contextlib.AsyncExitStack() as others:
+        for _ in range(CONTROL_CONNECTIONS):
+            await others.enter_async_context(database.control_session())
+        with pytest.raises(ServerBusy):
+            await explain(make_engine(database), "users.csv", "id=eq.abc", control=False)
 
 
 async def test_an_error_of_the_relation_itself_blames_no_filter(engine: Engine, postgres: Postgres) -> None:
@@ -265,7 +296,7 @@ async def test_an_error_of_the_relation_itself_blames_no_filter(engine: Engine, 
         ):
             await anext(chunks)
 
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(RelationFailed) as caught:
         await attempt()
     assert "filter" not in caught.value.detail
 

@@ -97,8 +97,8 @@ def stream_backends(postgres: Postgres, function: str) -> None:
 def test_an_error_among_the_first_rows_is_a_status(live: LiveServer, postgres: Postgres, http: str, row: int) -> None:
     divides_by_zero(postgres, row)
     answer = ask(live, "/export/failing.csv", http=http)
-    assert answer.status == 400
-    assert answer.problem()["code"] == "invalid_value"
+    assert answer.status == 500
+    assert answer.problem()["code"] == "relation_failed"
     assert "content-disposition" not in answer.headers
     assert_serves(live, postgres)
 
@@ -344,7 +344,8 @@ def test_the_log_line_of_a_cut_export(live: LiveServer, postgres: Postgres) -> N
     divides_by_zero(postgres, LATER)
     ask(live, "/export/failing.csv", headers={"X-Request-Id": "log-failed"})
     line = live.export_line("log-failed")
-    assert (line["relation"], line["outcome"], line["code"]) == ("failing", "failed", "invalid_value")
+    assert (line["relation"], line["outcome"], line["code"]) == ("failing", "failed", "relation_failed")
+    assert (line["level"], line["sqlstate"]) == ("warning", "22012")
     assert int(line["rows"]) in range(1, LATER)
     assert int(line["bytes"]) > 0
 

@@ -38,6 +38,16 @@ class ReadFailed(events.Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(events.Event):
+    name = "judged"
+    bad: bool
+
+    @property
+    def severity(self) -> int:
+        return logging.ERROR if self.bad else logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detail(events.Event):
     name = "detail"
     level = logging.DEBUG
@@ -158,6 +168,13 @@ def test_only_events_of_the_level_and_above_are_logged(
     for event in (Detail(), TableRead(relation="users", total_rows=1), ReadFailed()):
         events.emit(event)
     assert [line["event"] for line in lines()] == logged
+
+
+def test_an_event_may_decide_on_its_own_level(configure: Configure) -> None:
+    lines = configure("text", "INFO")
+    events.emit(Judged(bad=False))
+    events.emit(Judged(bad=True))
+    assert [(line["event"], line["level"]) for line in lines()] == [("judged", "error")]
 
 
 @pytest.mark.parametrize("log_format", FORMATS)

@@ -15,7 +15,7 @@ from server.query.filters import COMPARISONS, QUANTIFIED
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import ExportRequest, parse_export_request
 from server.query.selection import SelectedColumn
-from server.query.sql import Blocks, probes, quote_identifier, select_statement
+from server.query.sql import Blocks, probes, quote_identifier, select_statement, value_probes
 
 
 def described(schema: str, name: str, columns: dict[str, str]) -> Relation:
@@ -325,4 +325,13 @@ def test_every_condition_and_sort_key_is_tried_alone_in_its_order() -> None:
         ("data->a", "column", ("a",)),
         ("id::text", "column", ()),
         ("name::date", "column", ()),
+    ]
+
+
+def test_a_condition_is_also_tried_with_its_own_value_as_one_of_the_column() -> None:
+    """An operator may fail only on values. A text that is matched has the collation of the column."""
+    made = asked("id=in.(1,2)&or=(name.not.ilike.x*,data.is.null)&kind=in.()&order=id", relation=TYPED)
+    assert [(plain(probe.statement.text), probe.statement.values) for probe in value_probes(made)] == [
+        ('SELECT coalesce((SELECT "id" FROM "public"."typed" LIMIT 0), $1) IN ($2, $3)', ["1", "1", "2"]),
+        ('SELECT NOT (pg_catalog.concat((SELECT "name" FROM "public"."typed" LIMIT 0)) ILIKE $1)', ["x%"]),
     ]

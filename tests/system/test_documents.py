@@ -73,7 +73,7 @@ def test_the_log_line_in_the_readme_has_the_fields_of_the_event() -> None:
     line = re.search(r"^time=.* event=export .*\n.*", README, re.MULTILINE)
     assert line is not None
     shown = dict(field.split("=", 1) for field in shlex.split(line[0]))
-    of_a_failure = ("error", "context", "code", "reason")
+    of_a_failure = ("error", "context", "status", "code", "sqlstate", "reason")
     own = [each.name for each in fields(ExportStreamed) if each.name not in of_a_failure]
     assert list(shown) == ["time", "level", "event", *own, "requestId"]
     by_ranges = Strategy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import logging
 import pkgutil
@@ -13,6 +14,7 @@ import pytest
 import server
 from server import events
 from server.events import Event, emit, subscribe
+from server.http.events import ExportStreamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,50 @@ def test_fields_are_named_in_camel_case_and_absent_ones_left_out(event: Event, e
 
 def test_the_default_level_is_info() -> None:
     assert Measured.level == logging.INFO
+    assert Measured().severity == logging.INFO
+
+
+def test_added_context_keeps_what_there_was() -> None:
+    def task() -> None:
+        events.set_context(request_id="abc", relation="first")
+        events.add_context(relation="second", snapshot_at="now")
+        assert Measured().fields() == {
+            "rows": 0,
+            "empty": "",
+            "requestId": "abc",
+            "relation": "second",
+            "snapshotAt": "now",
+        }
+
+    contextvars.copy_context().run(task)
+    assert Measured().fields() == {"rows": 0, "empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "severity"),
+    [
+        ("complete", None, logging.INFO),
+        ("client_left", None, logging.INFO),
+        ("stalled", None, logging.INFO),
+        ("shutdown", None, logging.INFO),
+        ("rejected", 400, logging.INFO),
+        ("rejected", 404, logging.INFO),
+        ("rejected", 500, logging.WARNING),
+        ("rejected", 503, logging.WARNING),
+        ("rejected", 504, logging.WARNING),
+        ("rejected", None, logging.WARNING),  # an unexpected error
+        ("failed", None, logging.WARNING),
+        ("failed", 500, logging.WARNING),
+        ("failed", 403, logging.WARNING),  # a privilege that was lost on the way
+    ],
+)
+def test_a_download_that_fails_is_a_warning_unless_its_request_is_the_cause(
+    outcome: str, status: int | None, severity: int
+) -> None:
+    streamed = ExportStreamed(
+        relation="users", format="csv", outcome=outcome, rows=0, bytes=0, scan="", seconds=0.0, status=status
+    )
+    assert streamed.severity == severity
 
 
 def test_an_event_cannot_be_changed() -> None:

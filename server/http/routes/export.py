@@ -13,6 +13,7 @@ from server.http.events import ExportStreamed
 from server.http.file_headers import make_response
 from server.http.keys import DOWNLOADS, ENGINE, SETTINGS
 from server.http.negotiation import accepts_gzip
+from server.http.problems import LOGGED
 from server.http.transfer import Transfer
 from server.query.catalogue import LONGEST_RELATION_NAME
 from server.query.request import ExportRequest, parse_export_request
@@ -45,6 +46,7 @@ async def export(request: web.Request) -> web.StreamResponse:
                 await transfer.finish()
             return response
 
+    request[LOGGED] = True
     try:
         with request.app[DOWNLOADS].transfer(request, request.app[SETTINGS].stall_timeout) as transfer:
             return await with_retries(attempt)
@@ -73,7 +75,9 @@ def _ended(wanted: ExportRequest, transfer: Transfer) -> ExportStreamed:
         scan=transfer.scan,
         ranges=transfer.ranges,
         seconds=transfer.seconds,
+        status=None if transfer.error is None else transfer.error.status,
         code=None if transfer.error is None else transfer.error.code,
+        sqlstate=None if transfer.error is None else transfer.error.sqlstate,
         reason=None if transfer.error is None else transfer.error.detail,
     )
 

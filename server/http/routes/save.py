@@ -64,6 +64,7 @@ async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> tuple[
     """
     async with open_export(request.app[ENGINE], wanted, control=True) as export:
         try:
+            await export.check()
             return export.plan.relation, (await export.explained()).rows
         except RelationLocked:
             return export.plan.relation, None
