@@ -26,6 +26,7 @@ from server.pages import listing, saved, site, static_files, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
 from server.postgres.portal import PortalReader
+from server.postgres.sessions_of_workers import SessionsOfWorkers
 from server.postgres.tls import addresses
 from server.query.parameters import timezones
 from server.saved.queue import Queue
@@ -38,17 +39,19 @@ from server.threads import Threads
 MAX_REQUEST_LINE = 128 << 10
 
 
-def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Application:
+def create_app(
+    settings: Settings, shutdown: Shutdown | None = None, workers: SessionsOfWorkers | None = None
+) -> web.Application:
     """Return the application. It opens its connections when it starts, after the fork.
 
-    shutdown: tells, when the process stops, whether to stop at once.
+    shutdown: tells, when the process stops, whether to stop at once. workers: None if there is only this one.
     """
     timezones()  # reads them from the disk, before there are requests
     app = web.Application(middlewares=[problem_middleware, origin_middleware])
     app[SETTINGS] = settings
     threads = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
     app[ENGINE] = Engine(
-        Database(settings, threads),
+        Database(settings, threads, workers),
         choose_encoders(addresses(), PortalReader, pure_python=settings.pure_python),
         threads,
     )
@@ -71,10 +74,12 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> web.Appl
     return app
 
 
-def create_app_runner(settings: Settings, shutdown: Shutdown | None = None) -> web.AppRunner:
+def create_app_runner(
+    settings: Settings, shutdown: Shutdown | None = None, workers: SessionsOfWorkers | None = None
+) -> web.AppRunner:
     """Return a runner that cancels the handler of a client that disconnects. Gunicorn's worker needs one for that."""
     return ProblemRunner(
-        create_app(settings, shutdown),
+        create_app(settings, shutdown, workers),
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=75,

@@ -23,7 +23,8 @@ from server import errors
 from server.events import emit
 from server.postgres.connection import Connection
 from server.postgres.events import DatabaseUnreachable
-from server.postgres.server_errors import SHUTTING_DOWN
+from server.postgres.libpq import report_sqlstates
+from server.postgres.server_errors import SHUTTING_DOWN, connect_error
 from server.settings import SettingsError
 
 # Seconds until a connection must be open: long for a network, short for a person who waits.
@@ -95,11 +96,14 @@ class Connections:
             emit(DatabaseUnreachable(reason=f"no connection within {CONNECT_TIMEOUT:g} s"))
             raise errors.DatabaseUnavailable("The database cannot be reached.") from None
         except (psycopg2.Error, OSError, UnicodeError) as error:
-            emit(DatabaseUnreachable(reason=str(error).strip()))
-            raise errors.DatabaseUnavailable("The database cannot be reached.") from error
+            unavailable, reason = connect_error(str(error))
+            emit(DatabaseUnreachable(reason=reason, sqlstate=unavailable.sqlstate))
+            raise unavailable from error
 
     async def _connect(self) -> Connection:
-        """Return a connection to the first address that accepts one, or raise the error of the last address.
+        """Return a connection to the first address that accepts one.
+
+        Otherwise raise an error: that of the last address at which a server has answered, or else of the last address.
 
         Addresses are tried here, one by one: libpq would try them by itself, but each on a new socket, and aiopg
         watches only the first one. A host's name is looked up when its turn comes.
@@ -117,7 +121,8 @@ class Connections:
                         return await self._connect_to(address)
                 except psycopg2.Error as error:
                     failures.append(error)
-        raise failures[-1]
+        answered = (each for each in reversed(failures) if connect_error(str(each))[0].sqlstate is not None)
+        raise next(answered, failures[-1])
 
     async def _look_up(self, host: dict[str, str]) -> list[dict[str, str]]:
         """Return the parameters of each address of this host. Raise OSError or UnicodeError if it has none.
@@ -151,6 +156,7 @@ class Connections:
             enable_uuid=False,
             **options,
         )
+        report_sqlstates(connection.raw.pgconn_ptr)
         descriptor = connection.raw.fileno()
         try:
             await connection

@@ -20,6 +20,7 @@ from server.postgres import statements
 from server.postgres.connections import Connections
 from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
 from server.postgres.session import CONTROL_TIMEOUT, Session
+from server.postgres.sessions_of_workers import SessionsOfWorkers
 from server.postgres.spare_readers import SpareReader, SpareReaders
 from server.postgres.statements import Timeouts
 from server.query import catalogue
@@ -59,8 +60,9 @@ class Database:
     most_readers: how many connections one export may read with at once.
     """
 
-    def __init__(self, settings: Settings, threads: Threads) -> None:
-        """threads: `rows` must have a thread for each of the `reading_connections`."""
+    def __init__(self, settings: Settings, threads: Threads, workers: SessionsOfWorkers | None = None) -> None:
+        """threads: `rows` must have a thread for each of the `reading_connections`. workers: None if it is alone."""
+        self._workers = workers
         self._schemas = settings.export_schemas
         self._timeouts = Timeouts(
             statement=settings.statement_timeout,
@@ -183,15 +185,23 @@ class Database:
         return found
 
     async def ping(self) -> None:
-        """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors."""
-        async with self.control_session() as session:
-            await session.open()
+        """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors.
+
+        If the database has no connection free because sessions of this server hold them, exports do work.
+        """
+        try:
+            async with self.control_session() as session:
+                await session.open()
+        except errors.TooManyConnections:
+            if not self._sessions and not (self._workers and self._workers.others_have_some()):
+                raise
 
     @contextlib.asynccontextmanager
     async def _transaction(self, timeouts: Timeouts, snapshot: str | None = None) -> AsyncIterator[Session]:
         connection = await self._connections.acquire()
         session = Session(connection, timeouts, self._schemas, self._threads)
         self._sessions[session] = asyncio.get_running_loop().create_future()
+        self._mark()
         try:
             session.begin(snapshot)
             yield session
@@ -200,7 +210,12 @@ class Database:
             # connection, since it only has to ROLLBACK.
             finishing = self._in_background(self._finish(session))
             self._sessions.pop(session).set_result(None)
+            self._mark()
             await asyncio.shield(finishing)
+
+    def _mark(self) -> None:
+        if self._workers is not None:
+            self._workers.mark(bool(self._sessions))
 
     async def _finish(self, session: Session) -> None:
         self._connections.release(session.connection, reusable=await session.end())

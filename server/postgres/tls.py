@@ -10,14 +10,10 @@ import ctypes
 import functools
 from typing import Any
 
-import psycopg2
+from server.postgres.libpq import DRIVER
 
 # The functions that the native encoder calls too, by their addresses.
 FUNCTIONS = ("SSL_read", "SSL_write", "SSL_get_error", "ERR_clear_error")
-
-# Loaded through the driver's extension module, which also finds the libraries that psycopg2-binary bundles. Another
-# OpenSSL could not use the objects of this one.
-_DRIVER = ctypes.CDLL(psycopg2._psycopg.__file__)
 
 # Results of SSL_get_error (ssl.h): call again when the socket is readable, or writable; the session has ended.
 WANT_READ, WANT_WRITE, ZERO_RETURN = 2, 3, 6
@@ -26,14 +22,14 @@ WANT_READ, WANT_WRITE, ZERO_RETURN = 2, 3, 6
 def addresses() -> dict[str, int]:
     """Return the address of each of FUNCTIONS by its name; empty if the driver hides them or is without OpenSSL."""
     try:
-        return {name: ctypes.cast(_DRIVER[name], ctypes.c_void_p).value or 0 for name in FUNCTIONS}
+        return {name: ctypes.cast(DRIVER[name], ctypes.c_void_p).value or 0 for name in FUNCTIONS}
     except AttributeError:
         return {}
 
 
 def ssl_of(pgconn: int) -> int:
     """Return the address of the SSL object of the PGconn at this address; 0 if it does not use OpenSSL."""
-    function = _DRIVER.PQsslStruct
+    function = DRIVER.PQsslStruct
     function.restype = ctypes.c_void_p
     function.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
     return function(pgconn, b"OpenSSL") or 0
@@ -42,7 +38,7 @@ def ssl_of(pgconn: int) -> int:
 @functools.cache
 def _functions() -> tuple[Any, ...]:
     """Return SSL_read, SSL_write, SSL_get_error and ERR_clear_error."""
-    read, write, get_error, clear_error = (_DRIVER[name] for name in FUNCTIONS)
+    read, write, get_error, clear_error = (DRIVER[name] for name in FUNCTIONS)
     read.argtypes = write.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
     get_error.argtypes = (ctypes.c_void_p, ctypes.c_int)
     clear_error.argtypes, clear_error.restype = (), None

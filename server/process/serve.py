@@ -24,6 +24,7 @@ import gunicorn.app.base
 from aiohttp import web
 
 from server.postgres.connections import check_dsn
+from server.postgres.sessions_of_workers import SessionsOfWorkers
 from server.process.embedded import EmbeddedPostgres
 from server.process.logs import GunicornLogger, configure_logging
 from server.process.sample_data import seed
@@ -37,7 +38,7 @@ ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 M_ARENA_MAX = -8
 
 # Creates the application in each worker, after the fork.
-RunnerFactory = Callable[[Settings, Shutdown], web.AppRunner]
+RunnerFactory = Callable[[Settings, Shutdown, SessionsOfWorkers], web.AppRunner]
 
 
 class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
@@ -47,6 +48,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._make_runner = make_runner
         self._shutdown = Shutdown()
+        self._workers = SessionsOfWorkers()
         super().__init__()
 
     def load_config(self) -> None:
@@ -78,7 +80,7 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         """Return a coroutine function that creates the runner. Called by each worker after the fork."""
 
         async def runner() -> web.AppRunner:
-            return self._make_runner(self._settings, self._shutdown)
+            return self._make_runner(self._settings, self._shutdown, self._workers)
 
         return runner
 

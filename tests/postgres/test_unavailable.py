@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from tests.support.folders import made_folder
@@ -131,6 +135,22 @@ def test_a_database_that_stops_during_an_export_cuts_the_stream(
     assert (line["outcome"], line["code"]) == ("failed", "database_unavailable")
     own_postgres.start()
     assert_ready_soon(server)
+
+
+def test_a_database_that_shuts_down_says_so(start_live: Callable[..., LiveServer], own_postgres: OwnPostgres) -> None:
+    own_postgres.start()
+    # A session keeps the server from ending, which accepts no new ones.
+    with contextlib.closing(psycopg2.connect(own_postgres.url)):
+        os.kill(int((own_postgres.folder / "postmaster.pid").read_text().split()[0]), signal.SIGTERM)
+        server = start_live(DATABASE_URL=own_postgres.url)
+        server.wait_for_log('event="database unreachable" .*sqlstate=57P03')
+        for path in ("/health/ready", "/export/here.csv", "/relations"):
+            answer = ask(server, path)
+            assert (answer.status, answer.problem()["code"]) == (503, "database_not_accepting")
+            assert "shutting down" in answer.problem()["detail"]
+            assert int(answer.headers["retry-after"]) > 0
+        own_postgres.stop()
+    assert_away(ask(server, "/health/ready"))
 
 
 def test_a_wrong_password_is_logged_and_not_sent_to_clients(

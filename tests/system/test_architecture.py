@@ -81,7 +81,7 @@ PRIVATE = {
     "_loop": "http.aiohttp_internals",
     "_drain_helper": "http.aiohttp_internals",
     "_fileno": "postgres.connection",
-    "_psycopg": "postgres.tls",
+    "_psycopg": "postgres.libpq",
 }
 
 
