@@ -30,6 +30,10 @@ _COMPUTED = ("view", "foreign table")
 # Casts that an error names.
 MOST_CASTS = 5
 
+# Seconds to read a view without its casts: control connections are few.
+COUNT_SECONDS = 2
+
+_SET_TIMEOUT = "SELECT pg_catalog.set_config('statement_timeout', $1, true)"
 _SET_TIMEZONE = "SELECT pg_catalog.set_config('TimeZone', $1, true)"
 
 # Whether the materialized view $1, or one that the view $1 reads, has no data, and whether that is $1 itself.
@@ -108,14 +112,14 @@ async def _rejected_operator(database: Database, plan: ExportPlan, error: Relati
 async def _rejected_value(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
     """Return the error for a cast of the request that does not accept some value.
 
-    A view may convert values too. It is to blame unless it can be read without the casts in the time of a control
-    session.
+    A view may convert values too. It is to blame unless it can be read without the casts within COUNT_SECONDS.
     """
     casts = [output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar")]
     if not casts or error.sqlstate not in _NO_CAST:
         return None
     if plan.relation.kind in _COMPUTED:
         async with database.control_session() as session:
+            await session.query(_SET_TIMEOUT, (f"{COUNT_SECONDS}s",))
             if await _failure(session, count_without_casts(plan)):
                 return None
     named = " or ".join(f'"{shorten(str(field))}"' for field in casts[:MOST_CASTS])

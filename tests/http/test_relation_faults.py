@@ -43,6 +43,8 @@ CREATE VIEW planned AS SELECT i, 1 / 0 AS q FROM generate_series(1, 10) AS i;
 CREATE TABLE texts AS SELECT '{SECRET}' AS t;
 CREATE VIEW cast_of_text AS SELECT t::int AS q, 1 AS i FROM texts;
 CREATE VIEW of_text AS SELECT t, 1 AS i FROM texts;
+CREATE VIEW slow AS SELECT t, i, pg_sleep(CASE i WHEN 2 THEN 60 ELSE 0 END)::text AS q
+    FROM texts, generate_series(1, 2) AS i;
 CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
 CREATE VIEW constrained AS SELECT i::even AS q, i FROM generate_series(1, 3) AS i;
 CREATE VIEW several AS SELECT (SELECT n FROM generate_series(0, i) AS n) AS q, i FROM generate_series(1, 3) AS i;
@@ -276,6 +278,15 @@ async def test_a_cast_of_the_request_is_its_own_fault(client: Client, relation: 
 @pytest.mark.parametrize("relation", ["early", "cast_of_text", "planned", "on_a_missing_table", "raising"])
 async def test_a_cast_of_the_request_is_not_blamed_for_a_relation_that_fails(client: Client, relation: str) -> None:
     status, problem = await problem_of(client, f"/export/{relation}.csv?select=x:q::int2")
+    assert (status, problem["code"]) == (500, "relation_failed")
+
+
+async def test_a_view_that_is_slow_to_read_without_the_casts_is_not_cleared(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell in the time that a control connection may take."""
+    monkeypatch.setattr("server.export.diagnose.COUNT_SECONDS", 0.1)
+    status, problem = await problem_of(client, "/export/slow.csv?select=x:t::int,q")
     assert (status, problem["code"]) == (500, "relation_failed")
 
 
