@@ -46,6 +46,7 @@ SLOW_FILES = [
     "export/test_changes.py",
     "saved/test_hanging_disk.py",
     "postgres/test_unavailable.py",
+    "postgres/test_connection_limits.py",
     "postgres/test_pgbouncer.py",
     "system/test_embedded.py",
     "system/test_command_line.py",

@@ -269,6 +269,12 @@ async def test_an_operator_that_fails_only_on_values_is_named(
     assert subject in problem["detail"]
 
 
+async def test_a_value_that_only_the_probe_rejects_is_not_blamed(client: Client) -> None:
+    """The operator takes an array, which no value of the column is."""
+    status, problem = await problem_of(client, "/export/on_a_missing_function.csv?q=eq(any).{1,2}")
+    assert (status, problem["code"]) == (500, "relation_failed")
+
+
 @pytest.mark.parametrize("relation", ["texts", "of_text"])
 async def test_a_cast_of_the_request_is_its_own_fault(client: Client, relation: str) -> None:
     status, problem = await problem_of(client, f"/export/{relation}.csv?select=t,x:t::int")

@@ -35,6 +35,7 @@ PURE = [
     "postgres.queries",
     "postgres.reader",
     "postgres.statements",
+    "export.relation_faults",
     "export.strategy",
     "saved.manifest",
     "saved.status",
