@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from urllib.parse import quote
 
 from aiohttp import web
@@ -10,6 +9,7 @@ from aiohttp import web
 from server.http.addresses import relation_headers
 from server.http.caching import NO_STORE
 from server.query.dialect import Dialect
+from server.query.file_names import file_name
 from server.query.plan import ExportPlan
 from server.query.request import GZIP_SUFFIX
 
@@ -18,28 +18,8 @@ CONTENT_TYPES = {
     "tsv": "text/tab-separated-values; charset=utf-8",
     "ndjson": "application/x-ndjson; charset=utf-8",
 }
-# Bytes of a file name without its suffix. File systems take 255, and a browser may add a number to the name.
-_FILENAME_BYTES = 200
-
-# Characters that some file system or shell does not accept in a file name. Control characters are replaced too.
-_UNSAFE_IN_FILENAMES = set('<>:"/\\|?*')
 # RFC 8187, attr-char: the characters other than letters and digits that need no escape in an extended parameter value.
 _ATTR_CHARS = "!#$&+-.^_`|~"
-
-
-def safe_filename(name: str) -> str:
-    """Return a name that every common file system takes: no separators, controls or reserved characters, 200 bytes."""
-    kept = "".join(
-        "_" if character in _UNSAFE_IN_FILENAMES or unicodedata.category(character)[0] == "C" else character
-        for character in name
-    )
-    kept = kept.encode()[:_FILENAME_BYTES].decode(errors="ignore").strip(" .")
-    return kept or "export"
-
-
-def file_name(stem: str, full_format: str) -> str:
-    """Return the name under which the file is saved. stem: its safe name is used. full_format: csv, csv.gz, …"""
-    return f"{safe_filename(stem)}.{full_format}"
 
 
 def content_disposition(filename: str) -> str:

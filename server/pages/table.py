@@ -26,7 +26,6 @@ from server.errors import (
 from server.export.pipeline import describe_with_timezone
 from server.export.preview import Preview, first_rows
 from server.http.addresses import raw_target
-from server.http.file_headers import file_name
 from server.http.keys import ENGINE, SETTINGS
 from server.http.problems import log_failure
 from server.http.responses import json_response
@@ -38,6 +37,7 @@ from server.pages.notes import notes_of
 from server.pages.site import origin, render
 from server.pages.snippets import snippets
 from server.query.catalogue import Relation
+from server.query.file_names import file_name
 from server.query.parameters import timezones
 from server.query.plan import PREVIEW_ROWS, file_stem, make_plan
 from server.query.request import export_path, parse_relation_request, relation_path, schema_in_path

@@ -11,7 +11,10 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import quote
 
+from server.errors import InvalidRequest
+from server.query.file_names import file_name_of
 from server.saved.manifest import Manifest, write_time
 
 # The highest percentage of an unfinished export: an estimate may be too low.
@@ -116,7 +119,7 @@ def status_json(manifest: Manifest, progress: Progress, retention: float) -> dic
         "scan": manifest.scan,
         "ranges": manifest.ranges,
         "attempts": manifest.attempts,
-        "downloadUrl": f"/exports/{manifest.id}/download" if completed else None,
+        "downloadUrl": _download_url(manifest) if completed else None,
     }
 
 
@@ -152,6 +155,15 @@ def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
         "rate": _rate(progress.rows, progress.seconds) if running else None,
         "etaSeconds": eta_seconds(manifest, progress),
     }
+
+
+def _download_url(manifest: Manifest) -> str:
+    """Return the address of the file, which ends in the name of the file: `curl -O` saves it under that name."""
+    address = f"/exports/{manifest.id}/download"
+    try:
+        return f"{address}/{quote(file_name_of(manifest.target, manifest.query), safe='')}"
+    except InvalidRequest:  # another version wrote the manifest
+        return address
 
 
 def _rate(rows: int, seconds: float) -> int | None:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.http.file_headers import content_disposition, make_response, safe_filename
+from server.http.file_headers import content_disposition, make_response
 from server.query.catalogue import Relation, RelationName
 from server.query.dialect import Dialect
+from server.query.file_names import file_name, file_name_of, safe_filename
 from server.query.plan import ExportPlan, make_plan
 from server.query.request import FORMATS, ExportRequest
 
@@ -66,13 +67,28 @@ def decoded(header: str) -> tuple[str, str]:
         ("x" + "é" * 8192, "x" + "é" * 99),  # never a part of a character
         ("🦥" * 8192, "🦥" * 50),
         ("x" * 199 + ". and more", "x" * 199),
+        # Devices of Windows, in any case, with any suffix, before blanks.
+        *(
+            (name, f"_{name}")
+            for name in ("CON", "nul", "Prn", "aux", "COM1", "com9", "LPT1", "lpt²", "COM¹", "CONIN$")
+        ),
+        ("LPT1.a", "_LPT1.a"),
+        ("nul.tar.old", "_nul.tar.old"),
+        ("NUL .txt", "_NUL .txt"),
+        ("con. ", "_con"),
+        (" .CON", "_CON"),
+        ("con." + "x" * 300, "_con." + "x" * 195),
+        # Names that only look like them.
+        *((name, name) for name in ("console", "COM10", "LPT", "x.CON", "_CON", "CON-1", "auxiliary", "null", "NUL1")),
     ],
 )
 def test_a_name_becomes_a_safe_file_name(name: str, safe: str) -> None:
     assert safe_filename(name) == safe
 
 
-@given(ANY_NAME)
+@given(
+    ANY_NAME | st.sampled_from(["con", "NUL", "com¹"]).flatmap(lambda device: ANY_NAME.map(lambda rest: device + rest))
+)
 @example("." * 300)
 @example("x" * 198 + "é.")
 def test_every_file_name_is_safe(name: str) -> None:
@@ -81,6 +97,7 @@ def test_every_file_name_is_safe(name: str) -> None:
     assert not set(safe) & set('<>:"/\\|?*')
     assert all(unicodedata.category(character)[0] != "C" for character in safe)
     assert safe.strip(" .") == safe
+    assert not re.match(r"(?i)(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", safe)
     assert safe_filename(safe) == safe
 
 
@@ -193,7 +210,34 @@ def test_the_file_is_named_after_the_relation() -> None:
         ("x\r\nSet-Cookie: a=b", "x__Set-Cookie_ a=b.csv"),
         (" . ", "export.csv"),
         ("x" * 8192, "x" * 200 + ".csv"),
+        ("CON", "_CON.csv"),
+        ("LPT1.a", "_LPT1.a.csv"),
+        ("aux.csv", "_aux.csv"),
     ],
 )
 def test_the_file_is_named_as_the_request_says(filename: str, saved: str) -> None:
     assert decoded(headers(plan("users", filename=filename))["Content-Disposition"])[1] == saved
+
+
+@pytest.mark.parametrize("relation", ["aux", "NUL", "com1"])
+def test_a_relation_with_the_name_of_a_device_gets_another_file_name(relation: str) -> None:
+    assert decoded(headers(plan(relation))["Content-Disposition"])[1] == f"_{relation}.csv"
+    assert file_name(relation, "ndjson.gz") == f"_{relation}.ndjson.gz"
+
+
+@pytest.mark.parametrize(
+    ("target", "query", "name"),
+    [
+        ("users.csv", "", "users.csv"),
+        ("public.users.csv.gz", "limit=3", "users.csv.gz"),
+        ("users.csv", "id=in.(1,2)&filename=my%20report&order=id", "my report.csv"),
+        ("users.csv.gz", "filename=report.csv", "report.csv.gz"),
+        ("users.ndjson", "%66ilename=a+b", "a b.ndjson"),
+        ("%22my.table%22.tsv", "name=eq.filename=x&xfilename=eq.y", "my.table.tsv"),
+        ("aux.csv", "", "_aux.csv"),
+        # The rest of the query string is not read: it was valid when the export was saved.
+        ("users.csv", "no such parameter&filename=x", "x.csv"),
+    ],
+)
+def test_the_name_of_a_file_is_read_from_its_address(target: str, query: str, name: str) -> None:
+    assert file_name_of(target, query) == name

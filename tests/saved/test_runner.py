@@ -121,7 +121,7 @@ def test_the_status_has_the_documented_fields_from_the_start(server: LiveServer,
     assert done["progress"]["percentage"] == 100
     assert done["progress"]["processedRows"] == done["rows"] == 3000
     assert done["startedAt"] <= done["completedAt"] < done["expiresAt"]
-    assert done["downloadUrl"] == f"/exports/{done['exportId']}/download"
+    assert done["downloadUrl"] == f"/exports/{done['exportId']}/download/gated.csv"
     assert done["error"] is None
 
 

@@ -1,14 +1,18 @@
-"""`GET` and `HEAD /exports/{id}/download`: the file of a completed export, or a part of it."""
+"""`GET` and `HEAD /exports/{id}/download`: the file of a completed export, or a part of it.
+
+The address may end in the name of the file, `…/download/{name}`, for clients that name a file after its address.
+"""
 
 from __future__ import annotations
 
 import base64
 import email.utils
 import os
+from urllib.parse import quote
 
 from aiohttp import web
 
-from server.errors import ExportFailed, ExportNotFinished, ExportUnreadable, InvalidRequest
+from server.errors import ExportFailed, ExportNotFinished, ExportNotFound, ExportUnreadable, InvalidRequest
 from server.events import emit
 from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
 from server.http.byte_ranges import Selection, select
@@ -17,6 +21,7 @@ from server.http.file_headers import file_headers
 from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import Problem, problem_response
 from server.http.sendfile import FilePart, FileTooShort, send_file
+from server.query.file_names import file_name
 from server.query.plan import file_stem
 from server.query.request import ExportRequest, parse_export_request
 from server.saved.manifest import Manifest
@@ -52,6 +57,7 @@ async def _answer(request: web.Request, manifest: Manifest, file: int) -> web.St
     assert manifest.bytes is not None
     assert manifest.completed_at is not None
     wanted, etag = _request_of(manifest), f'"{manifest.sha256}"'
+    _check_name(request, manifest, wanted)
     selection = select(request.method, request.headers, size=manifest.bytes, etag=etag, modified=manifest.completed_at)
     headers = _validators(manifest, etag)
     if selection.status == 304:
@@ -96,6 +102,16 @@ def _request_of(manifest: Manifest) -> ExportRequest:
         ) from None
 
 
+def _check_name(request: web.Request, manifest: Manifest, wanted: ExportRequest) -> None:
+    name = file_name(file_stem(wanted), wanted.full_format)
+    if request.match_info.get("name", name) != name:
+        raise ExportNotFound(
+            "The file of this export has another name.",
+            hint=f"GET {SAVED_PREFIX}/{manifest.id}/download/{quote(name, safe='')}",
+            code="file_not_found",
+        )
+
+
 def _validators(manifest: Manifest, etag: str) -> dict[str, str]:
     assert manifest.sha256 is not None
     assert manifest.completed_at is not None
@@ -136,5 +152,6 @@ def _no_file(request: web.Request, entry: Entry) -> ExportNotFinished | ExportFa
 
 
 def setup(app: web.Application) -> None:
-    """Add this resource's routes."""
+    """Add this resource's routes. The name is matched whole: it may hold braces."""
     app.router.add_get(SAVED_PREFIX + "/{id}/download", download)
+    app.router.add_get(SAVED_PREFIX + "/{id}/download/{name:(?s:.*)}", download)
