@@ -96,11 +96,60 @@ cdef enum:
     PLAIN = 0   # copied: the text of this type never holds a byte that needs quotes
     SCAN = 1    # quoted if the value needs it
     ALWAYS = 2  # quoted unless NULL
-    GUARD = 4   # prefixed with an apostrophe if a spreadsheet would take it for a formula
+    GUARD = 4   # with an apostrophe before each beginning of a formula
     JSON = 8    # copied, with spaces in place of the line breaks between its tokens
+    PROTECT = 16  # written as a formula if a spreadsheet would change the text
+    LONG = 32     # written as a formula if it is a number with more digits than a spreadsheet keeps
+    FOR_SPREADSHEETS = 52  # GUARD, PROTECT, LONG
+
+# What a byte of text may be to a spreadsheet; bits of `meanings`. server/query/spreadsheets.py says why.
+cdef enum:
+    SIGN = 1       # begins a formula, if more bytes of a full-width sign follow in one case
+    SEPARATOR = 2  # a cell may begin after it
+    QUOTE = 4
+    DIGIT = 8
+    LETTER = 16
+    BETWEEN = 32   # stands between the digits of a number, a date or a time
+
+# The same numbers in server/query/spreadsheets.py.
+cdef enum:
+    LONGEST_PROTECTED = 255
+    LONG_DIGITS = 16
+
+# Bytes of a word, for searches that look at a word at a time.
+cdef enum:
+    WORD = 8
+    HALF_WORD = 4
+
+# What `added_bytes` returns for text that is written as a formula: the sign, and two quotes. No number of apostrophes.
+cdef enum:
+    AS_FORMULA = -3
+
+cdef const char *NAMES_IN_DATES = (
+    b"janfebmaraprmayjunjulaugsepoctnovdecmrzmaioktdezfevavrjuiaoueneabragodicgenmaggiulugsetottoutmrtmei"
+    b"montuewedthufrisatsun"
+)
+cdef uint8_t meanings[256]
 
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
+
+
+cdef void set_meanings() noexcept:
+    cdef int byte
+    for byte in range(256):
+        meanings[byte] = LETTER if byte >= 128 or 97 <= byte | 32 <= 122 else DIGIT if 48 <= byte <= 57 else 0
+    meanings[0xEF] |= SIGN
+    meanings[34] |= QUOTE
+    for byte in b"=+-@":
+        meanings[byte] |= SIGN
+    for byte in b",;|\t\r\n":
+        meanings[byte] |= SEPARATOR
+    for byte in b" .,:/+-()%'$":
+        meanings[byte] |= BETWEEN
+
+
+set_meanings()
 
 
 def bind(addresses):
@@ -141,6 +190,8 @@ cdef class Encoder:
     cdef uint8_t special[256]
     cdef uint64_t delimiters
     cdef uint64_t quotes
+    # Whether delimiter and quote are among the bytes that `may_be_split` looks for.
+    cdef bint usual
     cdef bytes null
     cdef const char *null_at
     cdef Py_ssize_t null_length
@@ -203,6 +254,7 @@ cdef class Encoder:
         self.quote = quote[0]
         self.delimiters = ONES * self.delimiter
         self.quotes = ONES * self.quote
+        self.usual = self.quote == 34 and self.delimiter in b",;|\t"
         self.null = null
         self.eol = eol
         self.kinds_of = kinds_of
@@ -583,26 +635,46 @@ cdef class Encoder:
 
     cdef inline char *put_value(self, char *out, const uint8_t *value, Py_ssize_t length, uint8_t kind) noexcept nogil:
         """Write a value that is not NULL. Return the end of what was written."""
-        cdef bint guarded = (kind & GUARD) and length and is_formula(value[0])
-        if self.is_quoted(value, length, kind, guarded):
-            return self.put_quoted(out, value, length, guarded)
+        cdef Py_ssize_t added
+        if kind & FOR_SPREADSHEETS:
+            if kind == SCAN | GUARD and self.is_harmless(value, length):
+                memcpy(out, value, length)
+                return out + length
+            added = added_bytes(value, length, kind)
+            if added:
+                return self.put_changed(out, value, length, kind, added)
+        if self.is_quoted(value, length, kind):
+            return self.put_quoted(out, value, length)
         if kind & JSON:
             return self.put_json(out, value, length)
-        if guarded:
-            out[0] = 39
-            out += 1
         memcpy(out, value, length)
         return out + length
 
-    cdef inline bint is_quoted(self, const uint8_t *value, Py_ssize_t length, uint8_t kind, bint guarded) noexcept nogil:
-        """Return whether the value is written in quotes. guarded: whether an apostrophe goes before it."""
+    cdef inline bint is_harmless(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
+        """Return whether one search shows that the text needs neither quotes nor an apostrophe, as most do not."""
+        return (
+            self.usual
+            and length > 0
+            and length != self.null_length
+            and value[0] != 92
+            and not meanings[value[0]] & SIGN
+            and not may_be_split(value, length)
+        )
+
+    cdef char *put_changed(
+        self, char *out, const uint8_t *value, Py_ssize_t length, uint8_t kind, Py_ssize_t added
+    ) noexcept nogil:
+        """Write a value that is changed for spreadsheets. added: as `added_bytes` returns it."""
+        length = put_text(<uint8_t *>out, value, length, added)
+        if self.is_quoted(<uint8_t *>out, length, kind):
+            length = self.quote_in_place(<uint8_t *>out, length, self.quotes_in(<uint8_t *>out, length))
+        return out + length
+
+    cdef inline bint is_quoted(self, const uint8_t *value, Py_ssize_t length, uint8_t kind) noexcept nogil:
+        """Return whether the value is written in quotes. value: as it stands in the file."""
         # A value that equals the bytes for NULL is quoted.
-        if length + guarded == self.null_length:
-            if not guarded:
-                if memcmp(value, self.null_at, length) == 0:
-                    return True
-            elif self.null_at[0] == 39 and memcmp(value, self.null_at + 1, length) == 0:
-                return True
+        if length == self.null_length and memcmp(value, self.null_at, length) == 0:
+            return True
         if kind & JSON or kind == PLAIN:
             return False
         return (
@@ -669,42 +741,52 @@ cdef class Encoder:
         cdef Py_ssize_t length = self.out - self.first - self.value_at
         cdef uint8_t kind = self.kinds_at[self.column]
         cdef uint8_t *value = <uint8_t *>self.first + self.value_at
-        cdef bint guarded = (kind & GUARD) and length and is_formula(value[0])
-        cdef bint quoted = self.is_quoted(value, length, kind, guarded)
-        cdef Py_ssize_t extra = guarded + 2 * quoted
-        cdef Py_ssize_t i
-        if kind & JSON and not quoted:
+        cdef Py_ssize_t added = 0
+        cdef Py_ssize_t extra
+        if kind & FOR_SPREADSHEETS:
+            added = added_bytes(value, length, kind)
+        if added:
+            extra = 3 if added == AS_FORMULA else added
+            value = self.room_after_value(extra)
+            memmove(value + extra, value, length)
+            length = put_text(value, value + extra, length, added)
+            self.out += extra
+        if self.is_quoted(value, length, kind):
+            extra = self.quotes_in(value, length)
+            value = self.room_after_value(2 + extra)
+            self.out = <char *>value + self.quote_in_place(value, length, extra)
+        elif kind & JSON:
             self.put_json(<char *>value, value, length)
-        if quoted:
-            for i in range(length):
-                extra += value[i] == self.quote
-        if extra == 0:
-            return 0
+        return 0
+
+    cdef uint8_t *room_after_value(self, Py_ssize_t extra) except NULL nogil:
+        """Make room for `extra` bytes after the value at the end of the output. Return where the value is then."""
         if self.end - self.out < extra:
             self.grow(extra)
-            value = <uint8_t *>self.first + self.value_at
-        self.out += extra
+        return <uint8_t *>self.first + self.value_at
+
+    cdef Py_ssize_t quotes_in(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
+        cdef Py_ssize_t count = 0
+        cdef Py_ssize_t i
+        for i in range(length):
+            count += value[i] == self.quote
+        return count
+
+    cdef Py_ssize_t quote_in_place(self, uint8_t *value, Py_ssize_t length, Py_ssize_t quotes) noexcept nogil:
+        """Put the value into quotes where it is, and return its length then. quotes: how many are in it."""
+        cdef Py_ssize_t quoted = length + 2 + quotes
         # From the end to the beginning, so that no byte is overwritten before it was moved.
-        cdef uint8_t *out = <uint8_t *>self.out
-        if quoted:
+        cdef uint8_t *out = value + quoted - 1
+        cdef Py_ssize_t i
+        out[0] = self.quote
+        for i in range(length - 1, -1, -1):
             out -= 1
-            out[0] = self.quote
-            for i in range(length - 1, -1, -1):
+            out[0] = value[i]
+            if out[0] == self.quote:
                 out -= 1
-                out[0] = value[i]
-                if out[0] == self.quote:
-                    out -= 1
-                    out[0] = self.quote
-        else:
-            out -= length
-            memmove(out, value, length)
-        if guarded:
-            out -= 1
-            out[0] = 39
-        if quoted:
-            out -= 1
-            out[0] = self.quote
-        return 0
+                out[0] = self.quote
+        value[0] = self.quote
+        return quoted
 
     cdef inline bint needs_quotes(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         """Return whether the value holds the delimiter, the quote, LF or CR. Look at eight bytes at a time."""
@@ -732,13 +814,10 @@ cdef class Encoder:
             if i > length - 8:
                 i = length - 8  # the last word overlaps the one before it
 
-    cdef inline char *put_quoted(self, char *out, const uint8_t *value, Py_ssize_t length, bint guarded) noexcept nogil:
+    cdef inline char *put_quoted(self, char *out, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         cdef Py_ssize_t i
         out[0] = <char>self.quote
         out += 1
-        if guarded:
-            out[0] = 39
-            out += 1
         for i in range(length):
             if value[i] == self.quote:
                 out[0] = <char>self.quote
@@ -813,9 +892,182 @@ cdef inline bint expected(uint8_t kind, Py_ssize_t length) noexcept nogil:
     )
 
 
-cdef inline bint is_formula(uint8_t first) noexcept nogil:
-    """Return whether a spreadsheet takes text with this first byte for a formula: = + - @ tab CR."""
-    return first == 61 or first == 43 or first == 45 or first == 64 or first == 9 or first == 13
+# --- Spreadsheets: the rules of server/query/spreadsheets.py. ---
+
+
+cdef inline Py_ssize_t added_bytes(const uint8_t *value, Py_ssize_t length, uint8_t kind) noexcept nogil:
+    """Return how many apostrophes go into the text, AS_FORMULA if it is written as one, or 0 if it stays as it is."""
+    cdef bint first = False
+    cdef Py_ssize_t within = 0
+    if kind & GUARD and length:
+        first = is_sign(value, length) or value[0] == 9 or value[0] == 10 or value[0] == 13
+        within = signs_within(value, length) if may_be_split(value, length) else 0
+    if kind & PROTECT and not within and is_changed(value, length):
+        return AS_FORMULA
+    if kind & LONG and is_long_number(value, length):
+        return AS_FORMULA
+    return first + within
+
+
+cdef Py_ssize_t put_text(uint8_t *out, const uint8_t *value, Py_ssize_t length, Py_ssize_t added) noexcept nogil:
+    """Write the text as a formula or with apostrophes. Return the length of what was written.
+
+    added: as `added_bytes` returns it. The text may stand just as many bytes after `out` as are added.
+    """
+    cdef uint8_t *begin = out
+    cdef uint8_t byte
+    cdef Py_ssize_t i
+    cdef Py_ssize_t left = added
+    cdef bint begins = False
+    if added == AS_FORMULA:
+        out[0] = 61
+        out[1] = 34
+        memmove(out + 2, value, length)
+        out[length + 2] = 34
+        return length + 3
+    if is_sign(value, length) or value[0] == 9 or value[0] == 10 or value[0] == 13:
+        out[0] = 39
+        out += 1
+        left -= 1
+    for i in range(length):
+        if left and begins and is_sign(value + i, length - i):
+            out[0] = 39
+            out += 1
+            left -= 1
+        byte = value[i]
+        begins = begins_cell(byte, begins)
+        out[0] = byte
+        out += 1
+    return out - begin
+
+
+cdef Py_ssize_t signs_within(const uint8_t *value, Py_ssize_t length) noexcept nogil:
+    """Return how many formulas begin after a separator."""
+    cdef Py_ssize_t count = 0
+    cdef Py_ssize_t i
+    cdef bint begins = False
+    for i in range(length):
+        if begins and is_sign(value + i, length - i):
+            count += 1
+        begins = begins_cell(value[i], begins)
+    return count
+
+
+cdef inline bint begins_cell(uint8_t byte, bint begins) noexcept nogil:
+    """Return whether a cell may begin after this byte. begins: whether one may begin before it."""
+    return meanings[byte] & SEPARATOR or (begins and meanings[byte] & QUOTE)
+
+
+cdef inline bint is_sign(const uint8_t *at, Py_ssize_t length) noexcept nogil:
+    """Return whether = + - @ stands here, or the full-width form of one. length: bytes of the text from here, not 0."""
+    if not meanings[at[0]] & SIGN:
+        return False
+    return at[0] != 0xEF or (
+        length > 2 and at[1] == 0xBC and (at[2] == 0x8B or at[2] == 0x8D or at[2] == 0x9D or at[2] == 0xA0)
+    )
+
+
+cdef inline bint splits_or_quotes(uint64_t word) noexcept nogil:
+    """Return whether one of these bytes is , ; | the quote or a control character, of which some are separators."""
+    return (
+        zero_bytes(word ^ (ONES * 34))
+        | zero_bytes(word ^ (ONES * 44))
+        | zero_bytes(word ^ (ONES * 59))
+        | zero_bytes(word ^ (ONES * 124))
+        | ((word - ONES * 14) & ~word & HIGHS)
+    ) != 0
+
+
+cdef inline bint may_be_split(const uint8_t *value, Py_ssize_t length) noexcept nogil:
+    """Return whether the text may hold a separator or a quote. Look at eight bytes at a time; the last may overlap."""
+    cdef uint64_t word
+    cdef uint32_t beginning, ending
+    cdef Py_ssize_t i = 0
+    if length < HALF_WORD:
+        while i < length:
+            if meanings[value[i]] & (SEPARATOR | QUOTE):
+                return True
+            i += 1
+        return False
+    if length < WORD:
+        memcpy(&beginning, value, HALF_WORD)
+        memcpy(&ending, value + length - HALF_WORD, HALF_WORD)
+        return splits_or_quotes(<uint64_t>ending << 32 | beginning)
+    while True:
+        memcpy(&word, value + i, WORD)
+        if splits_or_quotes(word):
+            return True
+        i += WORD
+        if i >= length:
+            return False
+        i = min(i, length - WORD)
+
+
+cdef bint is_changed(const uint8_t *value, Py_ssize_t length) noexcept nogil:
+    """Return whether a spreadsheet may take the text for a number, a date, a time or a truth value."""
+    cdef bint digits = False
+    cdef bint ascii
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t start
+    if length > LONGEST_PROTECTED:
+        return False
+    while i < length:
+        if meanings[value[i]] & LETTER:
+            start = i
+            ascii = True
+            while i < length and meanings[value[i]] & LETTER:
+                ascii = ascii and value[i] < 128
+                i += 1
+            if ascii and not may_be_in_a_date(value + start, i - start, digits):
+                # Without a digit only a truth value is changed, which is a single word.
+                return i == length and not start and is_truth_value(value, length)
+        elif meanings[value[i]] & (DIGIT | BETWEEN):
+            digits = digits or meanings[value[i]] & DIGIT
+            i += 1
+        else:
+            return False
+    return digits
+
+
+cdef bint may_be_in_a_date(const uint8_t *word, Py_ssize_t length, bint after_digits) noexcept nogil:
+    """Return whether the letters are such as stand in dates, times and numbers."""
+    cdef uint8_t first = word[0] | 32
+    cdef const char *name = NAMES_IN_DATES
+    if length >= 3:
+        while name[0]:
+            if name[0] == first and name[1] == word[1] | 32 and name[2] == word[2] | 32:
+                return True
+            name += 3
+        return False
+    if not after_digits:
+        return False
+    if length == 2:
+        return (first == 97 or first == 112) and word[1] | 32 == 109  # am, pm
+    return first == 97 or first == 112 or first == 101 or first == 116 or first == 122  # a p e t z
+
+
+cdef bint is_truth_value(const uint8_t *word, Py_ssize_t length) noexcept nogil:
+    """Return whether the letters are "true" or "false", in any case."""
+    cdef const char *name = b"true" if length == 4 else b"false"
+    cdef Py_ssize_t i
+    if length != 4 and length != 5:
+        return False
+    for i in range(length):
+        if word[i] | 32 != name[i]:
+            return False
+    return True
+
+
+cdef bint is_long_number(const uint8_t *value, Py_ssize_t length) noexcept nogil:
+    """Return whether this is a whole number with more digits than a spreadsheet keeps."""
+    cdef Py_ssize_t i = length > 0 and value[0] == 45
+    if length - i < LONG_DIGITS or length > LONGEST_PROTECTED:
+        return False
+    while i < length:
+        if not meanings[value[i]] & DIGIT:
+            return False
+        i += 1
+    return True
 
 
 cdef extern from *:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from server.postgres.messages import ProtocolError, columns
 from server.postgres.reader import RowReader
-from server.query.dialect import FORMULA_STARTS, Dialect
+from server.query.dialect import Dialect
+from server.query.spreadsheets import write_number, write_text
 
 _LENGTH = struct.Struct("!i").unpack_from
 
@@ -24,7 +25,7 @@ except ImportError:  # it was installed without a compiler; an event says that t
     _encode = None  # type: ignore[assignment]
 
 # How the values of a column are written. `_encode.pyx` has the same numbers and says what each means.
-PLAIN, SCAN, ALWAYS, GUARD, JSON = 0, 1, 2, 4, 8
+PLAIN, SCAN, ALWAYS, GUARD, JSON, PROTECT, LONG = 0, 1, 2, 4, 8, 16, 32
 
 # Types by OID (PostgreSQL's pg_type.dat). The output of the plain ones holds no delimiter, quote, CR or LF and is never
 # empty, given the session's fixed DateStyle, IntervalStyle and bytea_output.
@@ -32,8 +33,19 @@ PLAIN, SCAN, ALWAYS, GUARD, JSON = 0, 1, 2, 4, 8
 _PLAIN_VALUES = frozenset((16, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950))
 # bytea
 _PLAIN_TEXT = frozenset((17,))
+_TEXT = 25
 # money: a number whose output may hold commas
 _OTHER_VALUES = frozenset((790,))
+# Text that holds nothing but numbers and times, in which a minus sign begins no formula: points and other shapes;
+# arrays of the values above, such as {1,-2}; ranges and multiranges; int2vector, tid, oidvector.
+_SHAPES = frozenset((600, 601, 602, 603, 604, 628, 718, 1017, 1018, 1019, 1020, 1027, 629, 719))
+_ARRAYS_OF_VALUES = frozenset(
+    (1000, 1016, 1005, 1007, 1028, 1021, 1022, 1182, 1183, 1115, 1185, 1187, 1270, 1231, 2951, 791)
+)
+_RANGES = frozenset((3904, 3906, 3908, 3910, 3912, 3926, 4451, 4532, 4533, 4534, 4535, 4536))
+_ONLY_NUMBERS = _SHAPES | _ARRAYS_OF_VALUES | _RANGES | frozenset((22, 27, 30))
+# int8, numeric: may have more digits than a spreadsheet keeps.
+_LONG_NUMBERS = frozenset((20, 1700))
 
 
 def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
@@ -47,10 +59,20 @@ def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
             kind = ALWAYS
         else:
             kind = PLAIN if oid in _PLAIN_VALUES or oid in _PLAIN_TEXT else SCAN
-        # Only text can be a formula: a negative number stays as it is.
-        return kind | GUARD if dialect.guard and text and kind != PLAIN else kind
+        return kind | _for_spreadsheets(dialect, oid, text=text and kind != PLAIN)
 
     return kind_of
+
+
+def _for_spreadsheets(dialect: Dialect, oid: int, *, text: bool) -> int:
+    """Return what is added to the kind of a column. text: whether its values are text that may need quotes."""
+    if oid in _LONG_NUMBERS:
+        return LONG if dialect.protect else 0
+    if not text:
+        return 0
+    # Only text can be a formula: a negative number stays as it is.
+    guard = dialect.guard and oid not in _ONLY_NUMBERS
+    return (GUARD if guard else 0) | (PROTECT if dialect.protect else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +174,10 @@ class PureEncoder:
         if value is None:
             return self._dialect.null
         quote = self._dialect.quote
-        if kind & GUARD and value.startswith(FORMULA_STARTS):
-            value = b"'" + value
+        if kind & (GUARD | PROTECT):
+            value = write_text(value, guard=bool(kind & GUARD), protect=bool(kind & PROTECT))
+        elif kind & LONG:
+            value = write_number(value)
         if value == self._dialect.null:  # a value that equals the bytes for NULL is quoted
             return quote + value + quote
         if kind == PLAIN:
@@ -172,7 +196,7 @@ def file_start(names: Sequence[str], dialect: Dialect, format: str) -> bytes:
         return b""
     start = "\ufeff".encode() if dialect.bom else b""
     if dialect.header:
-        kind = SCAN | GUARD if dialect.guard else SCAN
+        kind = SCAN | _for_spreadsheets(dialect, _TEXT, text=True)
         encoder = PureEncoder(dialect, lambda oid: kind)
         start += encoder.lines([[name.encode() for name in names]], [kind] * len(names))
     return start

@@ -25,7 +25,7 @@ from server.pages.form import (
 from server.query.catalogue import Relation
 from server.query.filters import Condition, conditions_of
 from server.query.grammar import percent_decode
-from server.query.request import FORMATS, ExportRequest
+from server.query.request import FORMATS, ExportRequest, filters_column
 from server.query.selection import SelectedColumn, SortKey
 
 
@@ -84,7 +84,7 @@ class _QueryReader:
         name, value = _decoded(pair)
         if name == FORMAT_PARAMETER and value in SUFFIXES and self._suffix is None:
             self._suffix = value
-        elif name in OPTIONS and name not in self._options:
+        elif name in OPTIONS and name not in self._options and not filters_column(name, value):
             self._options[name] = value
         elif (name, value) == ("select", "") and name not in self._names:
             self._columns = ()  # no column is ticked

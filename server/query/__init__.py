@@ -6,7 +6,7 @@ export, and the SQL text of a plan with its bound values. Everything here is pur
 
 Start with `request.py`.
 
-Inside: catalogue, dialect, grammar, patterns → fields → filters, selection → columns, comparisons, filter_reader,
-parameters, plus_signs → request → plan, suggestions → sql.
+Inside: catalogue, dialect, grammar, patterns, spreadsheets → fields → filters, selection → columns, comparisons,
+filter_reader, parameters, plus_signs → request → plan, suggestions → file_names, sql.
 May import: nothing.
 """

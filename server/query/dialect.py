@@ -11,8 +11,6 @@ from server.errors import InvalidRequest
 
 DELIMITERS = {",": b",", ";": b";", "|": b"|", "tab": b"\t"}
 QUOTE_STYLES = ("minimal", "strings", "all")
-# First characters that make a spreadsheet evaluate a cell as a formula (OWASP, "CSV Injection").
-FORMULA_STARTS = (b"=", b"+", b"-", b"@", b"\t", b"\r")
 LINE_ENDS = {"lf": b"\n", "crlf": b"\r\n"}
 
 
@@ -22,8 +20,9 @@ class Dialect:
 
     delimiter, quote: one ASCII byte each. quote_style: which values are quoted: minimal (those that need it), strings
     (every non-NULL value of a text type) or all (every non-NULL value, as COPY's FORCE_QUOTE *). null: the text for
-    NULL, never quoted. eol: the line ending. bom: whether the file begins with a byte order mark. guard: whether text
-    that a spreadsheet would evaluate as a formula gets a leading apostrophe.
+    NULL, never quoted. eol: the line ending. bom: whether the file begins with a byte order mark. guard: whether an
+    apostrophe goes before text that a spreadsheet would evaluate as a formula. protect: whether text that a spreadsheet
+    would change, and numbers that it would round, are written as formulas (`spreadsheets.py`).
 
     Raise InvalidRequest if the text for NULL contains a delimiter, a quote or a line break.
     """
@@ -36,6 +35,7 @@ class Dialect:
     eol: bytes = b"\n"
     bom: bool = False
     guard: bool = False
+    protect: bool = False
 
     def __post_init__(self) -> None:
         for name, forbidden in (

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from server.errors import InvalidRequest
-from server.query.dialect import DELIMITERS, FORMULA_STARTS, LINE_ENDS, QUOTE_STYLES, Dialect
+from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from server.query.grammar import shorten
 from server.query.selection import parse_order, parse_select
+from server.query.spreadsheets import write_text
 
-DIALECT_PARAMETERS = ("delimiter", "quote", "header", "null", "eol", "bom", "guard", "excel")
+DIALECT_PARAMETERS = ("delimiter", "quote", "header", "null", "eol", "bom", "guard", "text", "excel")
 # Bytes of the text for NULL. It is written for every NULL, so a long one would multiply the size of a chunk.
 LONGEST_NULL = 100
 # Readers that a request can ask for; the server applies its own limit too.
@@ -89,9 +90,10 @@ def parse_dialect(options: dict[str, str], format: str) -> Dialect:
                 raise InvalidRequest(
                     f'"excel=true" and "{name}={options[name]}" contradict each other.', code="contradiction"
                 )
-    if values.get("guard") and values.get("null", b"").startswith(FORMULA_STARTS):
+    null = values.get("null", b"")
+    if values.get("guard") and write_text(null, guard=True, protect=False) != null:
         raise InvalidRequest(
-            '"null" must not begin like a formula while formulas are guarded.',
+            '"null" must not begin like a formula while formulas are guarded, nor hold one after a separator.',
             code="contradiction",
             hint="Remove guard=formulas or excel=true, or choose another text for NULL.",
         )
@@ -121,7 +123,7 @@ _BOOLEANS = {"true": True, "false": False}
 # The fields of the dialect that `excel=true` sets: Excel needs a byte order mark to read a file as UTF-8.
 _EXCEL = {"bom": True, "eol": b"\r\n", "guard": True}
 # Parameters that set a field of Dialect of another name.
-_DIALECT_FIELDS = {"quote": "quote_style"}
+_DIALECT_FIELDS = {"quote": "quote_style", "text": "protect"}
 _DIALECT_PARSERS: dict[str, Callable[[str, str], Any]] = {
     "delimiter": _one_of(DELIMITERS),
     "quote": _one_of({style: style for style in QUOTE_STYLES}),
@@ -130,6 +132,7 @@ _DIALECT_PARSERS: dict[str, Callable[[str, str], Any]] = {
     "eol": _one_of(LINE_ENDS),
     "bom": _one_of(_BOOLEANS),
     "guard": _one_of({"formulas": True}),
+    "text": _one_of({"protect": True}),
     "excel": _one_of(_BOOLEANS),
 }
 # The parsers of all other parameters, whose names are those of fields of ExportRequest.

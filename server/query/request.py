@@ -163,7 +163,7 @@ def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
         if name in GROUP_PARAMETERS:
             negated = name.startswith("not.")
             filters.append(parse_group(name.removeprefix("not."), value, negated=negated, signs=signs))
-        elif name in PARAMETERS:
+        elif name in PARAMETERS and not filters_column(name, value):
             if name in options:
                 raise InvalidRequest(f'The parameter "{name}" is given twice.', code="repeated_parameter")
             options[name] = value
@@ -172,6 +172,11 @@ def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
     if len(conditions_of(tuple(filters))) > MOST_CONDITIONS:
         raise InvalidRequest(f"There are more than {MOST_CONDITIONS} conditions.", code="too_many_conditions")
     return options, tuple(filters)
+
+
+def filters_column(name: str, value: str) -> bool:
+    """Return whether a filter on the column "text" is meant: many relations have one, and no value of `text` is one."""
+    return name == "text" and OPERATOR_PREFIX.match(value) is not None
 
 
 def _parse_filter(name: str, value: str | None, signs: Sequence[int]) -> Filter:

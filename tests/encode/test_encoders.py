@@ -6,12 +6,15 @@ in tests/export/test_differential.py and test_dialects.py; how its messages are 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,8 +41,8 @@ ROOT = Path(__file__).parents[2]
 # Bytes that need quotes, and bytes that differ from them in one bit, which a search by words might confuse.
 SPECIAL = b'",\r\n'
 NEARLY_SPECIAL = sorted({byte ^ 1 << bit for byte in SPECIAL for bit in range(8)} - {0} - set(SPECIAL))
-# OIDs of pg_type.dat: binary data, a number that may hold commas, a number of any length.
-BYTEA, MONEY, NUMERIC = 17, 790, 1700
+# OIDs of pg_type.dat: binary data, a number that may hold commas, numbers with more digits than a spreadsheet keeps.
+BYTEA, MONEY, INT8, NUMERIC = 17, 790, 20, 1700
 # Bytes of the native encoder's receive buffer: a larger row is encoded field by field as it arrives.
 BUFFER = 64 << 10
 
@@ -66,7 +69,7 @@ def numbers_in_the_native_encoder() -> dict[str, int]:
 def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType) -> None:
     native = numbers_in_the_native_encoder()
     shared = {name: number for name, number in vars(module).items() if name in native}
-    expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON"}
+    expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON", "PROTECT", "LONG"}
     if module is row_reader:
         expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN", "LINGER", "UNITS_AHEAD"}
     assert shared == {name: native[name] for name in expected}
@@ -101,6 +104,7 @@ SOME_TEXT = {
     "tid": 27,
     "xid": 28,
     "json": 114,
+    "point": 600,
     "xml": 142,
     "pg_lsn": 3220,
     "cidr": 650,
@@ -117,6 +121,73 @@ SOME_TEXT = {
 }
 
 
+# Text that holds only numbers, in which a minus sign begins no formula.
+ONLY_NUMBERS = {name: SOME_TEXT[name] for name in ("int2vector", "tid", "point", "integer[]", "int4range")}
+SIGNS = tuple(sign.encode() for sign in "=+-@＝＋－＠")
+LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") | frozenset(range(128, 256))
+DATE_NAMES = [
+    *["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "mrz", "mai", "okt", "dez"],
+    *["fev", "avr", "jui", "aou", "ene", "abr", "ago", "dic", "gen", "mag", "giu", "lug", "set", "ott", "out", "mrt"],
+    *["mei", "mon", "tue", "wed", "thu", "fri", "sat", "sun"],
+]
+
+
+@functools.lru_cache(1000)
+def guarded_by_the_rules(text: bytes) -> bytes:
+    """Put an apostrophe before text that begins like a formula, and before each formula after a separator in it."""
+    output = bytearray()
+    for place in range(len(text)):
+        begins_cell = place == 0
+        if place and text[place] in b"=+-@\xef":
+            before = place - 1
+            while before >= 0 and text[before] == ord('"'):
+                before -= 1
+            begins_cell = before >= 0 and text[before] in b",;|\t\r\n"
+        if begins_cell and (text.startswith(SIGNS, place) or (place == 0 and text[0] in b"\t\r\n")):
+            output += b"'"
+        output.append(text[place])
+    return bytes(output)
+
+
+@functools.lru_cache(1000)
+def changed_by_the_rules(text: bytes) -> bool:
+    """Return whether a spreadsheet may take the text for a number, a date, a time or a truth value."""
+    if text.lower() in (b"true", b"false"):
+        return True
+    if len(text) > 255 or not any(byte in b"0123456789" for byte in text):
+        return False
+    first_digit = min(text.find(digit) for digit in b"0123456789" if digit in text)
+    place = 0
+    while place < len(text):
+        end = place
+        while end < len(text) and text[end] in LETTERS:
+            end += 1
+        word = text[place:end].decode("latin-1").lower()
+        if not word:
+            if text[place] not in b"0123456789 .,:/+-()%'$":
+                return False
+            end += 1
+        elif place > first_digit and word in ("e", "a", "am", "p", "pm", "t", "z"):
+            pass
+        elif word.isascii() and word[:3] not in DATE_NAMES:
+            return False
+        place = end
+    return True
+
+
+def for_spreadsheets_by_the_rules(value: bytes, oid: int | None, dialect: Dialect) -> bytes:
+    """Apply guard and protection. oid: the type of the column; None for text."""
+    if oid in (INT8, NUMERIC):
+        is_long = re.fullmatch(rb"-?\d{16,}", value) and len(value) <= 255
+        return b'="%b"' % value if dialect.protect and is_long else value
+    if oid in NO_TEXT.values():
+        return value
+    guarded = guarded_by_the_rules(value) if dialect.guard and oid not in ONLY_NUMBERS.values() else value
+    if dialect.protect and changed_by_the_rules(value) and guarded.removeprefix(b"'") == value.removeprefix(b"'"):
+        return b'="%b"' % value
+    return guarded
+
+
 def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None, dialect: Dialect = DEFAULT) -> bytes:
     """Apply the rules of the PostgreSQL manual (COPY, "CSV Format") and of the docstring of Dialect, byte by byte."""
     (quote,) = dialect.quote
@@ -130,10 +201,7 @@ def written_by_the_rules(rows: Sequence[Row], types: Sequence[int] | None = None
             if value is None:
                 output += dialect.null
                 continue
-            # "text that a spreadsheet would take for a formula gets a leading apostrophe"; no number is touched.
-            written = value
-            if dialect.guard and is_text and value[:1] in (b"=", b"+", b"-", b"@", b"\t", b"\r"):
-                written = b"'" + value
+            written = for_spreadsheets_by_the_rules(value, None if types is None else types[position], dialect)
             # "FORCE_QUOTE: Forces quoting to be used for all non-NULL values"; strings does so for text alone.
             quoted = dialect.quote_style == "all" or (dialect.quote_style == "strings" and is_text)
             # "a data value that matches the NULL string is quoted", and with the empty string as NULL "an empty
@@ -330,7 +398,7 @@ def test_all_quotes_at_any_length(length: int) -> None:
     assert_all_agree([[b'"' * length]] * 3)
 
 
-@pytest.mark.parametrize("filler", [b"x", b'"', b"\r\n", b"=,"])
+@pytest.mark.parametrize("filler", [b"x", b'"', b"\r\n", b"=,", ';"＝'.encode()])
 @pytest.mark.parametrize("size", [*range(BUFFER - 20, BUFFER + 4), 3 * BUFFER])
 def test_a_row_as_large_as_the_receive_buffer(size: int, filler: bytes) -> None:
     assert_all_agree([[b"before", filler * (size // len(filler))], [None, b"after"]], dialect=Dialect(guard=True))
@@ -374,8 +442,36 @@ NULLS = [
     # Values that are guarded, and values that look guarded.
     *[b"=1+1", b"-", b"'-", b"'=1+1"],
 ]
-FORMULAS = [b"=1+1", b"+1", b"-1", b"@SUM(A1)", b"\tx", b"\rx", b"=", b"+", b"-", b"@", b"\t", b"\r"]
-NOT_QUITE_FORMULAS = [b"", b" =1", b"'=1", b"a=1", b"1-1", b'"=1', b"\n=1", b"<", b"?", b"\x08", "＝1".encode()]
+FORMULAS = [
+    *[b"=1+1", b"+1", b"-1", b"@SUM(A1)", b"\tx", b"\rx", b"\nx", b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n"],
+    *["＝1".encode(), "＋1".encode(), "－1".encode(), "＠SUM(A1)".encode(), "＝".encode()],
+]
+FORMULAS_WITHIN = [
+    *[b"x;=1+1", b"x\t=1+1", b"x,-1", b"x|@a", b"x\n+1", b"x\r\n-1", b'x;"=1', b'x;""=1', b";=", b"\t=1", b"=1;=1;=1"],
+    *["x;＝1".encode(), "12345678;＠".encode(), b"123456,=", b"1234567,=", b"12345678,=", b"123456789012345;-1"],
+]
+NOT_QUITE_FORMULAS = [
+    *[
+        b"",
+        b" =1",
+        b"'=1",
+        b"a=1",
+        b"1-1",
+        b'"=1',
+        b"<",
+        b"?",
+        b"\x08",
+        b"x;1",
+        b"x; =1",
+        b"x;'=1",
+        b'x"=1',
+        b"x;",
+        b";",
+    ],
+    *["！1".encode(), "x;！".encode(), b"\xef", b"\xef\xbc", b"x;\xef", b"x;\xef\xbc", b"\xef\xbd\x9d", b"x;\xefa\x9d"],
+]
+LIKE_NUMBERS = [b"007", b"1e5", b"12/1", b"TRUE", b"false", b"MARCH1", b"3 pm", b"1234567890123456"]
+NOT_LIKE_NUMBERS = [b"0x7", b"a1", b"1b", b"Room 5", b"true 1", b"truer", b"may", b"1;2", b"1\n2", b"e5"]
 TEXTS = [
     b"a",
     b"a,b",
@@ -389,34 +485,34 @@ TEXTS = [
     b"12345678" * 3 + b";",
 ]
 NUMBERS = [b"0", b"1", b"-1", b"-2147483648", b"t", b"-1.5e-07", b"NaN", b"-Infinity", b"2024-02-29", b"n" * 300]
+LONG = [b"9" * 15, b"9" * 16, b"-" + b"9" * 15, b"-" + b"9" * 16, b"9" * 16 + b".5", b"NaN", b"-1"]
 MONIES = [b"$0.00", b"-$1,234.56", b"$1.000,50", b"-1"]
 
 
 def awkward_rows(null: bytes) -> tuple[list[Row], list[int]]:
     """Rows with a column of each kind of type, with each value, NULL, and values that look like NULL."""
     like_null = [null, null + null or b"x", null[:-1] + b"x", b"x" + null[1:]]
-    text = [None, *like_null, *FORMULAS, *NOT_QUITE_FORMULAS, *TEXTS]
+    text = [None, *like_null, *FORMULAS, *FORMULAS_WITHIN[:3], *NOT_QUITE_FORMULAS[:9], *LIKE_NUMBERS[:3], *TEXTS]
     # Only values that these types may have: no delimiter, quote or line break.
     numbers = [None, null, *NUMBERS]
     money = [None, null, *MONIES]
-    # Never guarded: such a value always begins with a backslash.
-    binary = [None, *([] if null.startswith(tuple(FORMULAS)) else [null]), b"\\x", b"\\x00ff2c220d0a"]
+    # Neither guarded nor protected: such a value always begins with a backslash.
+    binary = [None, *([null] if null.startswith(b"\\") else []), b"\\x", b"\\x00ff2c220d0a"]
     rows: list[Row] = [
-        [values[number % len(values)] for values in (numbers, text, money, binary, text[::-1], numbers)]
+        [values[number % len(values)] for values in (numbers, text, money, binary, text[::-1], numbers, [null, *LONG])]
         for number in range(len(text))
     ]
-    return rows, [INT4, TEXT, MONEY, BYTEA, JSON, BOOL]
+    return rows, [INT4, TEXT, MONEY, BYTEA, JSON, BOOL, NUMERIC]
 
 
-@pytest.mark.parametrize("guard", [False, True], ids=["no guard", "guard"])
+@pytest.mark.parametrize(("guard", "protect"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("eol", LINE_ENDS)
 @pytest.mark.parametrize("quote_style", QUOTE_STYLES)
 @pytest.mark.parametrize("delimiter", DELIMITERS)
-def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: str, guard: bool) -> None:
+def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: str, guard: bool, protect: bool) -> None:
+    base = Dialect(DELIMITERS[delimiter], quote_style=quote_style, eol=LINE_ENDS[eol], guard=guard, protect=protect)
     for null in NULLS:
-        dialect = Dialect(
-            delimiter=DELIMITERS[delimiter], quote_style=quote_style, null=null, eol=LINE_ENDS[eol], guard=guard
-        )
+        dialect = replace(base, null=null)
         rows, types = awkward_rows(null)
         assert_all_agree(rows, types, dialect)
         for column, oid in enumerate(types):  # and each alone on its line
@@ -424,6 +520,16 @@ def test_every_combination_of_a_dialect(delimiter: str, quote_style: str, eol: s
         # And all in one row that is larger than the receive buffer, after a number without end.
         values = [(value, oid) for row in rows for value, oid in zip(row, types, strict=True)]
         assert_large_row_agrees([value for value, _ in values], [oid for _, oid in values], dialect)
+
+
+@pytest.mark.parametrize("quote_style", QUOTE_STYLES)
+@pytest.mark.parametrize("delimiter", DELIMITERS)
+def test_text_is_written_for_spreadsheets_in_every_dialect(delimiter: str, quote_style: str) -> None:
+    texts = [*FORMULAS, *FORMULAS_WITHIN, *NOT_QUITE_FORMULAS, *LIKE_NUMBERS, *NOT_LIKE_NUMBERS]
+    for guard, protect in itertools.product([False, True], repeat=2):
+        dialect = Dialect(DELIMITERS[delimiter], quote_style=quote_style, guard=guard, protect=protect)
+        assert_all_agree([[text, text[::-1]] for text in texts], dialect=dialect)
+        assert_large_row_agrees(texts, [TEXT] * len(texts), dialect)
 
 
 def assert_large_row_agrees(values: Row, types: Sequence[int], dialect: Dialect) -> None:
@@ -469,7 +575,37 @@ def assert_large_row_agrees(values: Row, types: Sequence[int], dialect: Dialect)
         ({"guard": True, "delimiter": b"\t"}, [TEXT], [[b"\tx"]], b'"\'\tx"\n'),
         ({"guard": True}, [790, 701, 1186], [[b"-$1.00", b"-Infinity", b"-1 days"]], b"-$1.00,-Infinity,-1 days\n"),
         ({"guard": True}, [114, 1009, 16385], [[b"-1", b"{=1}", b"=1"]], b"'-1,{=1},'=1\n"),
-        ({"guard": True}, [TEXT, TEXT], [["＝1".encode(), b"'=1"]], "＝1,'=1\n".encode()),
+        ({"guard": True}, [TEXT, TEXT], [["＝1".encode(), b"'=1"]], "'＝1,'=1\n".encode()),
+        ({"guard": True}, [TEXT] * 3, [["＋1".encode(), "－1".encode(), "＠a".encode()]], "'＋1,'－1,'＠a\n".encode()),
+        ({"guard": True}, [TEXT], [[b"\n=1+1"], [b"\nx"]], b'"\'\n\'=1+1"\n"\'\nx"\n'),
+        # Nor may a formula begin after a separator in it, where a spreadsheet may split, whether quoted or not.
+        ({"guard": True}, [TEXT, TEXT], [[b"x;=1+1", b"x\t=1+1"]], b"x;'=1+1,x\t'=1+1\n"),
+        ({"guard": True}, [TEXT], [[b"a,-b"], [b"a|+b"], [b"a\n@b"]], b'"a,\'-b"\na|\'+b\n"a\n\'@b"\n'),
+        ({"guard": True, "delimiter": b";"}, [TEXT], [[b"x;=1+1"], [b"x,=1"]], b"\"x;'=1+1\"\nx,'=1\n"),
+        ({"guard": True}, [TEXT], [[b'x;"=1'], [b'x;""=1;']], b'"x;""\'=1"\n"x;""""\'=1;"\n'),
+        ({"guard": True}, [TEXT, TEXT], [[b"a;b=c", b"a; -b"], [b"a - b", b"=a;=b"]], b"a;b=c,a; -b\na - b,'=a;'=b\n"),
+        ({"guard": True}, [1007, 600, 3904], [[b"{1,-2}", b"(1,-2)", b"[1,-2)"]], b'"{1,-2}","(1,-2)","[1,-2)"\n'),
+        # Text that a spreadsheet would change is a formula whose value is the text.
+        ({"protect": True}, [TEXT, TEXT], [[b"007", b"Ada"]], b'"=""007""",Ada\n'),
+        ({"protect": True}, [TEXT, INT4], [[b"1e5", b"007"]], b'"=""1e5""",007\n'),
+        ({"protect": True, "delimiter": b"\t"}, [TEXT, TEXT], [[b"12/1", b""]], b'"=""12/1"""\t""\n'),
+        (
+            {"protect": True},
+            [INT8, INT8],
+            [[b"1234567890123456", b"123456789012345"]],
+            b'"=""1234567890123456""",123456789012345\n',
+        ),
+        (
+            {"protect": True},
+            [NUMERIC] * 2,
+            [[b"-1234567890123456", b"0.1234567890123456"]],
+            b'"=""-1234567890123456""",0.1234567890123456\n',
+        ),
+        ({"protect": True}, [1560, 16385], [[b"0101", b"True"]], b'"=""0101""","=""True"""\n'),
+        # What is guarded within is no number; what only begins like a formula may be one.
+        ({"protect": True, "guard": True}, [TEXT, TEXT], [[b"-1", b"1,-2"]], b'"=""-1""","1,\'-2"\n'),
+        ({"protect": True, "guard": True}, [TEXT, TEXT], [[b"-x", b"x;=1"]], b"'-x,x;'=1\n"),
+        ({"protect": True, "null": b"0"}, [TEXT, TEXT], [[b"0", None]], b'"=""0""",0\n'),
     ],
 )
 def test_a_dialect_is_written_like_this(
@@ -507,9 +643,24 @@ def test_text_is_quoted(type: str, oid: int) -> None:
     assert assert_all_agree([[b"1", None]], [oid, oid], Dialect(quote_style="strings")) == b'"1",\n', type
 
 
-@pytest.mark.parametrize(("type", "oid"), [item for item in SOME_TEXT.items() if item[0] != "bytea"])
+@pytest.mark.parametrize("oid", [TEXT, NUMERIC])
+def test_a_number_of_any_length_that_a_formula_can_hold_is_protected(oid: int) -> None:
+    rows: list[Row] = [[b"9" * 255], [b"9" * 256], [b"-" + b"9" * 254]]
+    lines = assert_all_agree(rows, [oid], Dialect(protect=True)).splitlines()
+    assert [line.startswith(b'"=""') for line in lines] == [True, False, True]
+
+
+GUARDED = {name: oid for name, oid in SOME_TEXT.items() if name != "bytea" and name not in ONLY_NUMBERS}
+
+
+@pytest.mark.parametrize(("type", "oid"), GUARDED.items())
 def test_text_is_guarded(type: str, oid: int) -> None:
     assert assert_all_agree([[b"=1", None]], [oid, oid], Dialect(guard=True)) == b"'=1,\n", type
+
+
+@pytest.mark.parametrize(("type", "oid"), ONLY_NUMBERS.items())
+def test_text_that_holds_only_numbers_is_not_guarded(type: str, oid: int) -> None:
+    assert assert_all_agree([[b"1;-2", None]], [oid, oid], Dialect(guard=True)) == b"1;-2,\n", type
 
 
 @pytest.mark.parametrize("place", range(26))
@@ -526,7 +677,7 @@ def test_a_delimiter_is_found_at_every_place(delimiter: bytes, place: int) -> No
 @st.composite
 def dialects(draw: st.DrawFn) -> Dialect:
     """Any dialect. With the guard, which is an apostrophe, the quote is another character."""
-    guard = draw(st.booleans())
+    guard, protect = draw(st.booleans()), draw(st.booleans())
     quote = b'"' if guard else draw(st.sampled_from([b'"', b"'"]))
     delimiter = draw(st.sampled_from(sorted(DELIMITERS.values())))
     null = draw(st.sampled_from([*NULLS, *FORMULAS]) | st.binary(max_size=4))
@@ -538,18 +689,22 @@ def dialects(draw: st.DrawFn) -> Dialect:
         null=null.translate(None, delete=forbidden),
         eol=draw(st.sampled_from(sorted(LINE_ENDS.values()))),
         guard=guard,
+        protect=protect,
     )
 
 
 def tables_for(dialect: Dialect) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
     """(types, statements) of one to four columns. Numbers are as PostgreSQL writes them."""
     numbers = st.none() | st.integers().map(lambda number: b"%d" % number) | st.just(dialect.null)
+    pieces = st.sampled_from([*b"=+-@;|,\t\n\"'1a "]).map(lambda byte: bytes([byte])) | st.sampled_from(FORMULAS)
     texts = (
         VALUES
+        | st.lists(pieces, max_size=12).map(b"".join)
+        | st.sampled_from([*LIKE_NUMBERS, *NOT_LIKE_NUMBERS])
         | st.sampled_from([dialect.null, dialect.null[1:], b"'" + dialect.null])
         | st.tuples(st.sampled_from(FORMULAS), VALUES).map(lambda parts: parts[0] + (parts[1] or b""))
     )
-    values = {INT4: numbers, TEXT: texts, MONEY: numbers, JSON: texts}
+    values = {INT4: numbers, TEXT: texts, MONEY: numbers, JSON: texts, INT8: numbers | st.sampled_from(LONG)}
 
     def rows_of(types: list[int]) -> st.SearchStrategy[tuple[list[int], list[list[Row]]]]:
         row = st.tuples(*(values[oid] for oid in types))
@@ -679,6 +834,7 @@ def test_the_header_follows_the_rules_for_values(names: list[str], line: bytes) 
         ({"quote_style": "strings"}, b"id,=a,-1\n"),
         ({"null": b"id"}, b'"id",=a,-1\n'),
         ({"guard": True}, b"id,'=a,'-1\n"),
+        ({"protect": True}, b'id,=a,"=""-1"""\n'),
         ({"bom": True}, b"\xef\xbb\xbfid,=a,-1\n"),
         ({"header": False}, b""),
         ({"header": False, "bom": True}, b"\xef\xbb\xbf"),

@@ -71,8 +71,12 @@ MISTAKES = {
     "a byte too few for a part of a value": ("self.end - self.out < length", "self.end - self.out < length - HERE"),
     "a byte too few for quotes": ("self.end - self.out < extra", "self.end - self.out < extra - HERE"),
     "a value used where it was before the buffer grew": (
-        "self.grow(extra)\n            value = ",
-        "self.grow(extra)\n            if not HERE: value = ",
+        "value = self.room_after_value(2 + extra)\n",
+        "grown = self.room_after_value(2 + extra)\n            if not HERE: value = grown\n",
+    ),
+    "a byte too few for what is added for spreadsheets": (
+        "self.room_after_value(extra)",
+        "self.room_after_value(extra - HERE)",
     ),
     # The receive buffer.
     "a receive of a byte too many": (
@@ -103,14 +107,22 @@ MISTAKES = {
         "memcmp(value, self.null_at, length) == 0:",
         "(memcmp(value, self.null_at, length + 2 * HERE) == 0 or memcmp(value, self.null_at, length) == 0):",
     ),
-    "guarded text compared with NULL's text beyond its end": (
-        "memcmp(value, self.null_at + 1, length) == 0:",
-        "(memcmp(value, self.null_at + 1, length + 2 * HERE) == 0 or memcmp(value, self.null_at + 1, length) == 0):",
+    "an empty value searched for a formula's sign": ("kind & GUARD and length:", "kind & GUARD and (HERE or length):"),
+    "a full-width sign that lacks a byte": ("length > 2 and at[1]", "length > 2 - HERE and at[1]"),
+    "a word of a date that goes on beyond its value": (
+        "while i < length and meanings[value[i]] & LETTER:",
+        "while i < length + HERE and meanings[value[i]] & LETTER:",
     ),
-    "an empty value searched for a formula's sign": (
-        "and length and is_formula(value[0])\n        if ",
-        "and (HERE or length) and is_formula(value[0])\n        if ",
+    "the last word searched for separators read a byte too far": (
+        "i = min(i, length - WORD)",
+        "i = min(i, length - WORD + HERE)",
     ),
+    "a short value searched for separators as a word": ("if length < WORD:", "if length < WORD - HERE:"),
+    "a half of a short value read a byte too far": (
+        "value + length - HALF_WORD,",
+        "value + length - HALF_WORD + HERE,",
+    ),
+    "a very short value read as half a word": ("if length < HALF_WORD:", "if length < HALF_WORD - HERE:"),
 }
 NO_MISTAKE = "the copy without a mistake"
 NUMBERS = {name: str(number) for number, name in enumerate([NO_MISTAKE, *MISTAKES])}

@@ -10,7 +10,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -20,7 +20,9 @@ from aiohttp.test_utils import TestClient
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from tests.support.live_server import LiveServer
 from tests.support.postgres import Postgres
+from tests.support.raw_http import ask
 
 BOM = b"\xef\xbb\xbf"
 Values = list[list[str | None]]
@@ -427,6 +429,7 @@ async def test_text_is_guarded_and_no_number_is(client: TestClient[Any, Any], qu
         ("guard=formulas&header=false", "'=1,-1,'+1,'@1,'\tx,\n"),
         ("guard=formulas&delimiter=tab", "'=a\t'-b\t'+c\t'@d\t\"'\te\n\"\tok\n'=1\t-1\t'+1\t'@1\t\"'\tx\"\t\n"),
         ("select=-id:-b,=id:-b&guard=formulas", "'-id,'=id\n-1,-1\n"),
+        ("select=x;=1:-b,＝1:-b,\na:-b&guard=formulas", "x;'=1,'＝1,\"'\na\"\n-1,-1,-1\n"),
         ("", '=a,-b,+c,@d,"\te\n",ok\n=1,-1,+1,@1,\tx,\n'),
     ],
 )
@@ -436,6 +439,41 @@ async def test_header_and_cells_are_guarded(
     postgres.run('CREATE TABLE formulas ("=a" text, "-b" int, "+c" char(2), "@d" varchar, "\te\n" text, ok text)')
     postgres.run("INSERT INTO formulas VALUES ('=1', -1, '+1', '@1', '\tx', NULL)")
     assert (await file_of(client, "formulas.csv", query)).decode() == file
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_formulas_are_guarded_wherever_a_spreadsheet_may_split(
+    start_live: Callable[..., LiveServer], postgres: Postgres, native: bool
+) -> None:
+    """Also in values larger than the receive buffer, which arrive in pieces."""
+    postgres.run("CREATE TABLE split (id int, note text, numbers int[])")
+    for number, text in enumerate(["x;=1+1", "x\t=1+1", "\n=1", "＝1", "－1", "a,-b", "a; -b", ";" * 100_000 + "=1"]):
+        postgres.run("INSERT INTO split VALUES (%s, %s, '{1,-2}')", (-number, text))
+    server = start_live(SLUICE_PURE_PYTHON=str(int(not native)))
+    body = ask(server, "/export/split.csv?guard=formulas&order=id.desc&header=false").body.decode()
+    read = list(csv.reader(io.StringIO(body, newline="")))
+    notes = ["x;'=1+1", "x\t'=1+1", "'\n'=1", "'＝1", "'－1", "a,'-b", "a; -b", ";" * 100_000 + "'=1"]
+    assert read == [[str(-number), note, "{1,-2}"] for number, note in enumerate(notes)]
+
+
+async def test_text_that_a_spreadsheet_would_change_is_protected(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    postgres.run(
+        'CREATE TABLE codes (id bigint, code text, fixed char(5), exact numeric, day date, word text, "12/1" int)'
+    )
+    postgres.run("INSERT INTO codes VALUES (1234567890123456789, '007', '1e5', 1.5, '2024-02-29', 'Ada', 7)")
+    postgres.run("INSERT INTO codes VALUES (7, '=1+1', NULL, 12345678901234567890, NULL, 'true', -1)")
+    body = await file_of(client, "codes.csv", "text=protect&order=id")
+    assert list(csv.reader(io.StringIO(body.decode()))) == [
+        ["id", "code", "fixed", "exact", "day", "word", '="12/1"'],
+        ["7", "=1+1", "", '="12345678901234567890"', "", '="true"', "-1"],
+        ['="1234567890123456789"', '="007"', '="1e5  "', "1.5", "2024-02-29", "Ada", "7"],
+    ]
+    both = await file_of(client, "codes.csv", "text=protect&excel=true&order=id")
+    assert both == BOM + body.replace(b"=1+1", b"'=1+1").replace(b"\n", b"\r\n")
+    plain = await file_of(client, "codes.csv", "order=id")
+    assert plain == postgres.copy("SELECT * FROM codes ORDER BY id", "HEADER")
 
 
 # --- excel, bom, eol. ---
@@ -452,7 +490,7 @@ async def test_excel_is_a_mark_line_ends_and_guarded_text(client: TestClient[Any
 
     def guarded(name: str, value: str | None) -> str:
         """The other columns hold numbers and money, or text with another first character."""
-        formula = name in ("note", "a;b,c|d", "t") and (value or "").startswith(("=", "+", "-", "@", "\t", "\r"))
+        formula = name in ("note", "a;b,c|d", "t") and (value or "").startswith(tuple("=+-@\t\r\n"))
         return ("'" if formula else "") + (value or "")
 
     assert read[1:] == [[guarded(name, value) for name, value in zip(names, row, strict=True)] for row in values]
@@ -651,6 +689,9 @@ async def test_the_file_has_a_safe_name_with_one_suffix(
         ("users.tsv", "delimiter=tab", "contradiction", "The delimiter of tsv is the tab."),
         ("users.ndjson", "header=false", "contradiction", '"header"'),
         ("users.ndjson.gz", "excel=true", "contradiction", '"excel"'),
+        ("users.ndjson", "text=protect", "contradiction", '"text"'),
+        ("users.csv", "guard=formulas&null=%EF%BC%9D", "contradiction", '"null"'),
+        ("users.csv", "excel=true&null=a;-b", "contradiction", '"null"'),
         ("users.csv", "delimiter=,,", "invalid_option", '"delimiter"'),
         ("users.csv", "quote=none", "invalid_option", '"quote"'),
         ("users.csv", "guard=true", "invalid_option", '"guard"'),

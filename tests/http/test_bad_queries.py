@@ -190,6 +190,7 @@ async def refused(
         ("/export/judged.csv", "bom=yes", "invalid_option", "yes", ["true", "false"]),
         ("/export/judged.csv", "excel=on", "invalid_option", "on", ["true", "false"]),
         ("/export/judged.csv", "guard=true", "invalid_option", "guard", ["formulas"]),
+        ("/export/judged.csv", "text=plain", "invalid_option", "text", ["protect"]),
         ("/export/judged.csv", "timezone=Mars/Olympus", "unknown_timezone", "Mars/Olympus", ["Europe/Berlin"]),
         (
             "/export/judged.csv",
@@ -241,6 +242,7 @@ async def test_an_unknown_name_is_named_with_a_list_of_the_known_ones(
                 "eol=crlf",
                 "bom=true",
                 "guard=formulas",
+                "text=protect",
                 "excel=false",
             )
         ),

@@ -6,6 +6,7 @@ No catalogue, no database.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -435,6 +436,8 @@ def test_without_names_all_columns_are_selected(query: str) -> None:
         ("eol=cr", "invalid_option", '"eol" must be "lf" or "crlf", not "cr".'),
         ("bom=1", "invalid_option", '"bom" must be "true" or "false", not "1".'),
         ("guard=true", "invalid_option", '"guard" must be "formulas", not "true".'),
+        ("text=true", "invalid_option", '"text" must be "protect", not "true".'),
+        ("text", "invalid_option", '"text" must be "protect", not "".'),
         ("excel=2019", "invalid_option", '"excel" must be "true" or "false", not "2019".'),
         ("eol=" + "x" * 8192, "invalid_option", f'"eol" must be "lf" or "crlf", not "{"x" * 100}…".'),
         ("null=a,b", "contradiction", '"null" holds the delimiter'),
@@ -443,6 +446,11 @@ def test_without_names_all_columns_are_selected(query: str) -> None:
         ('null=""', "contradiction", '"null" holds a quote'),
         ("null=%0A", "contradiction", '"null" holds a line break'),
         ("null=a%0D", "contradiction", '"null" holds a line break'),
+        *(
+            (f"{guard}&null={null}", "contradiction", '"null" must not begin like a formula while formulas are guarded')
+            for guard in ("guard=formulas", "excel=true")
+            for null in ("=", "-", "@x", "%09", "＝1", "n;=1", "a|-b", "a;\uff0d")
+        ),
         ("excel=true&bom=false", "contradiction", '"excel=true" and "bom=false" contradict each other.'),
         ("eol=lf&excel=true", "contradiction", '"excel=true" and "eol=lf" contradict each other.'),
         # The rest.
@@ -528,6 +536,10 @@ def test_null_of_tsv_holds_no_tab() -> None:
         ("bom=true", Dialect(bom=True)),
         ("bom=false", Dialect()),
         ("guard=formulas", Dialect(guard=True)),
+        ("text=protect", Dialect(protect=True)),
+        ("text=protect&excel=true", Dialect(bom=True, eol=b"\r\n", guard=True, protect=True)),
+        ("guard=formulas&null=n;a", Dialect(guard=True, null=b"n;a")),
+        ("text=protect&null=0", Dialect(protect=True, null=b"0")),
         ("excel=true", Dialect(bom=True, eol=b"\r\n", guard=True)),
         ("excel=false", Dialect()),
         ("excel=false&bom=true", Dialect(bom=True)),
@@ -537,6 +549,14 @@ def test_null_of_tsv_holds_no_tab() -> None:
 )
 def test_options_set_the_dialect(query: str, dialect: Dialect) -> None:
     assert parsed("users.csv", query) == ExportRequest(RelationName("users"), dialect=dialect)
+
+
+@pytest.mark.parametrize("name", ["text", '"text"', "te%78t"])
+@pytest.mark.parametrize("value", ["eq.protect", "not.is.null", "in.(a,b)"])
+def test_a_column_named_text_is_filtered_as_any_other(name: str, value: str) -> None:
+    wanted = parsed("users.csv", f"{name}={value}&text=protect")
+    assert [condition.field for condition in conditions_of(wanted.filters)] == [Field("text")]
+    assert replace(wanted, filters=()) == ExportRequest(RelationName("users"), dialect=Dialect(protect=True))
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from tests.support.fake_backend import (
 )
 from tests.support.scripted_openssl import Pause, Step
 
-# OIDs of pg_type.dat: binary data, a number that may hold commas.
-BYTEA, MONEY = 17, 790
+# OIDs of pg_type.dat: binary data, a number that may hold commas, one with more digits than a spreadsheet keeps.
+BYTEA, MONEY, INT8 = 17, 790, 20
 # Bytes of the native encoder's receive buffer: a larger row is encoded field by field.
 BUFFER = 64 << 10
 # Units that a reader has sent and that are not answered, once a portal was suspended.
@@ -53,7 +53,7 @@ class Writing:
     format: str
 
 
-FORMULAS = (b"=", b"+", b"-", b"@", b"\t", b"\r")
+FORMULAS = (b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", "＝".encode(), b"\xef\xbc", b";=", b";\xef\xbc")
 # Texts for NULL: empty, equal to other values, with multibyte characters, larger than the first buffer of the encoder.
 NULLS = [
     *[b"", b"\\N", b"0", b"t", b"\\.", b"\\x", b"NULL", "∅".encode(), b"-"],
@@ -61,6 +61,8 @@ NULLS = [
 ]
 # Those that a guarded value might look like.
 GUARDED_NULLS = [b"'=", b"'-1", b"'@", b"'+n"]
+# Text that ends where a search must end: no text, the beginning of a full-width sign, a byte less than a word, or than half a word.
+SHORT = [b"", b"\xef\xbc", b";\xef\xbc", b"1234567", b"abcdefg", b"abc"]
 ALPHABETS = [
     b'",\r\n\\.',
     b'"',
@@ -68,6 +70,8 @@ ALPHABETS = [
     b"abcdefgh ",
     b"abcdefgh " * 5 + b'"',
     b"=+-@\t\r'\"a",
+    b'=+-@\t\n;,|"a\xef\xbc\x9d',
+    b"0123456789/-. e",
     bytes(range(1, 256)),
     # Special bytes with the high bit set: a search by words must not find them, nor miss a special byte next to them.
     bytes(byte ^ 0x80 for byte in b'",\r\n;|\t') + b'"',
@@ -98,6 +102,7 @@ def some_writing(rng: random.Random) -> Writing:
         null=null,
         eol=rng.choice(list(LINE_ENDS.values())),
         guard=guard,
+        protect=rng.random() < 0.4,
     )
     return Writing(dialect, "csv")
 
@@ -130,12 +135,13 @@ def some_value(rng: random.Random, oid: int, null: bytes) -> bytes | None:
         return None
     if oid == BYTEA:
         return b"\\x" + some_bytes(rng, rng.randrange(20)).hex().encode()
-    number = rng.choice([0, 1, rng.randint(-(2**31), 2**31)])
+    most = 2**63 if oid == INT8 else 2**31
+    number = rng.choice([0, 1, rng.randint(-most, most)])
     return f"${number:,}.00".encode() if oid == MONEY else str(number).encode()
 
 
 def small_table(rng: random.Random, dialect: Dialect) -> Table:
-    types = rng.choices([TEXT, INT4, BYTEA, MONEY], [5, 2, 1, 1], k=rng.randint(1, 6))
+    types = rng.choices([TEXT, INT4, INT8, BYTEA, MONEY], [5, 1, 1, 1, 1], k=rng.randint(1, 6))
     return [[some_value(rng, oid, dialect.null) for oid in types] for _ in range(rng.randrange(12))], types
 
 
@@ -173,12 +179,14 @@ def one_value(rng: random.Random, dialect: Dialect) -> Table:
 
 
 def large_rows(rng: random.Random, dialect: Dialect) -> Table:
-    types = rng.choices([TEXT, INT4, BYTEA], [4, 1, 1], k=rng.randint(1, 5))
+    types = rng.choices([TEXT, INT8, BYTEA], [4, 1, 1], k=rng.randint(1, 5))
     rows: list[Row] = []
     for _ in range(rng.randint(1, 3)):
         values = [some_value(rng, oid, dialect.null) for oid in types]
         for at in range(len(types)):
-            if types[at] == TEXT and rng.random() < 0.6:
+            if types[at] == TEXT and rng.random() < 0.2:
+                values[at] = rng.choice(SHORT)
+            elif types[at] == TEXT and rng.random() < 0.6:
                 value = rng.choice([b"", some_bytes(rng, rng.randrange(1, 9)), dialect.quote, *FORMULAS[:3]])
                 filler = rng.choice([dialect.quote, b"x", b"x", b"\n", some_bytes(rng, 5000)])
                 values[at] = value + filler * (rng.randint(30_000, 100_000) // len(filler))
