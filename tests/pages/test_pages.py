@@ -324,6 +324,26 @@ async def test_the_form_shows_the_query_of_its_address(client: TestClient[Any, A
     assert urlsplit(str(download["href"])).path == "/export/users.tsv.gz"
 
 
+async def test_the_page_offers_to_keep_text_and_says_what_a_spreadsheet_does_otherwise(
+    client: TestClient[Any, Any], postgres: Postgres
+) -> None:
+    postgres.run("CREATE TABLE notes (id int, text text); INSERT INTO notes VALUES (1, '007'), (2, 'Ada')")
+    found = await page(client, "/table/notes")
+    (box,) = found.all("input", name="text")
+    assert (box["type"], "checked" in box) == ("checkbox", False)
+    assert "a spreadsheet shows the text 007 as 7, 1e5 as 100000 and 12/1 as a date" in found.text
+    assert box["aria-describedby"] in [note.get("id") for note in found.all("p")]
+    # The parameter has the name of a column, which is filtered all the same.
+    found = await page(client, "/table/notes?text=eq.Ada&text=protect")
+    assert "checked" in found.all("input", name="text")[0]
+    assert [field["value"] for field in found.all("input", name="f0.value")] == ["Ada"]
+    shape = {"format": "csv", "f0.column": "text", "f0.op": "is", "f0.value": "007", "text": "protect"}
+    async with client.get("/shape/notes", params=shape, allow_redirects=False) as response:
+        query = urlsplit(response.headers["Location"]).query
+    async with client.get(URL(f"/export/notes.csv?{query}", encoded=True)) as response:
+        assert await response.text() == 'id,text\n1,"=""007"""\n', query
+
+
 async def test_a_submitted_form_redirects_to_the_equivalent_address(client: TestClient[Any, Any]) -> None:
     fields = "c=id&a=&t=0&c=name&a=full+name&t=1&c=email&a=&f0.column=id&f0.op=lte&f0.value=2&format=csv&limit=&more="
     async with client.get(f"/shape/users?{fields}", headers=BROWSER, allow_redirects=False) as response:

@@ -61,7 +61,7 @@ NULLS = [
 ]
 # Those that a guarded value might look like.
 GUARDED_NULLS = [b"'=", b"'-1", b"'@", b"'+n"]
-# Text that ends where a search must end: no text, the beginning of a full-width sign, a byte less than a word, or than half a word.
+# Text that ends where a search must end: none, the beginning of a full-width sign, a byte less than a word or half of it.
 SHORT = [b"", b"\xef\xbc", b";\xef\xbc", b"1234567", b"abcdefg", b"abc"]
 ALPHABETS = [
     b'",\r\n\\.',
