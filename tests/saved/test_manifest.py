@@ -232,3 +232,24 @@ def test_the_time_of_expiry(retention: float, expires: str | None) -> None:
 )
 def test_invalid_progress_counts_as_none(text: bytes) -> None:
     assert read_progress(text) == Progress()
+
+
+@pytest.mark.parametrize(
+    ("target", "query", "end"),
+    [
+        ("users.csv", "id=gt.7", "/users.csv"),
+        ("users.csv", "filename=gr%C3%B6%C3%9Fe%20%231&id=gt.7", "/gr%C3%B6%C3%9Fe%20%231.csv"),
+        ("aux.csv.gz", "", "/_aux.csv.gz"),
+        # Written by another version: the address without the name is still there.
+        ("users", "", ""),
+        ("users.csv", "filename=a&filename=b", ""),
+        ("users.csv", "filename=", ""),
+    ],
+)
+def test_the_address_of_the_file_ends_in_its_name(target: str, query: str, end: str) -> None:
+    document = status_json(replace(COMPLETED, target=target, query=query), Progress(), 3600)
+    assert document["downloadUrl"] == f"/exports/{ID}/download{end}"
+
+
+def test_only_a_completed_export_has_the_address_of_a_file() -> None:
+    assert status_json(PENDING, Progress(), 3600)["downloadUrl"] is None

@@ -61,7 +61,7 @@ NULLS = [
 ]
 # Those that a guarded value might look like.
 GUARDED_NULLS = [b"'=", b"'-1", b"'@", b"'+n"]
-# Text that ends where a search must end: none, the beginning of a full-width sign, a byte less than a word or half of it.
+# Text that ends where a search must end: none, the beginning of a full-width sign, a byte less than a word or its half.
 SHORT = [b"", b"\xef\xbc", b";\xef\xbc", b"1234567", b"abcdefg", b"abc"]
 ALPHABETS = [
     b'",\r\n\\.',
