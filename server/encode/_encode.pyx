@@ -125,6 +125,7 @@ cdef enum:
 cdef enum:
     AS_FORMULA = -3
 
+# How names in dates begin, three letters each. The same names in server/query/spreadsheets.py.
 cdef const char *NAMES_IN_DATES = (
     b"janfebmaraprmayjunjulaugsepoctnovdecmrzmaioktdezfevavrjuiaoueneabragodicgenmaggiulugsetottoutmrtmei"
     b"montuewedthufrisatsun"

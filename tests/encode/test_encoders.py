@@ -75,6 +75,13 @@ def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType)
     assert shared == {name: native[name] for name in expected}
 
 
+def test_both_encoders_know_the_same_names_in_dates() -> None:
+    for name in (name.encode() for name in DATE_NAMES):
+        assert assert_all_agree([[name + b" 5"]], dialect=Dialect(protect=True)) == b'"=""%b 5"""\n' % name
+        other = name[:2] + b"q 5"
+        assert assert_all_agree([[other]], dialect=Dialect(protect=True)) == other + b"\n"
+
+
 # Types whose values are not text: numbers, dates and times, booleans, UUIDs (the rule for quote=strings).
 NO_TEXT = {
     "boolean": 16,
