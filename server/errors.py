@@ -6,6 +6,8 @@ must not hold SQL text, a path of the server, a host or a password.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # The hint of an error that passes by itself.
 TRY_AGAIN = "Try again in a few seconds."
 
@@ -28,6 +30,8 @@ class ExportError(Exception):
     retry_after: int | None = None
     sqlstate: str | None = None
     server_message = ""
+    # Relations that the user may have meant, as they are written in an address.
+    similar: tuple[str, ...] = ()
 
     def __init__(self, detail: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(detail)
@@ -59,6 +63,12 @@ class RelationNotFound(ExportError):
     status = 404
     code = "relation_not_found"
     of_query = True
+
+    def __init__(
+        self, detail: str, *, hint: str | None = None, code: str | None = None, similar: Sequence[str] = ()
+    ) -> None:
+        super().__init__(detail, hint=hint, code=code)
+        self.similar = tuple(similar)
 
 
 class RelationGone(RelationNotFound):

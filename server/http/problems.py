@@ -30,13 +30,17 @@ _METHOD_CHARACTERS = 20
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a problem document says. code: for programs, stable. detail, hint: for people. retry_after: in seconds."""
+    """What a problem document says. code: for programs, stable. detail, hint: for people. retry_after: in seconds.
+
+    similar: relations that may have been meant, as they are written in an address.
+    """
 
     status: int
     code: str
     detail: str
     hint: str | None = None
     retry_after: int | None = None
+    similar: tuple[str, ...] = ()
 
 
 def request_id(request: web.BaseRequest) -> str:
@@ -61,6 +65,8 @@ def problem_response(request: web.BaseRequest, problem: Problem) -> web.Response
     }
     if problem.hint is not None:
         body["hint"] = problem.hint
+    if problem.similar:
+        body["similar"] = problem.similar
     response = web.json_response(body, status=problem.status, content_type="application/problem+json")
     response.headers.update(NO_STORE)
     if problem.retry_after is not None:
@@ -77,7 +83,7 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
     except ExportError as error:
         if not request.get(LOGGED):
             log_failure(request, error)
-        problem = Problem(error.status, error.code, error.detail, error.hint, error.retry_after)
+        problem = Problem(error.status, error.code, error.detail, error.hint, error.retry_after, error.similar)
         return problem_response(request, problem)
     except web.HTTPException as error:
         if error.status < 400:

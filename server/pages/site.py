@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp_jinja2
 import jinja2
@@ -108,7 +109,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS
+    environment.filters |= {**FILTERS, "unquote": unquote}
     for path in FOLDER.glob("*.html"):
         environment.get_template(path.name)
     return environment

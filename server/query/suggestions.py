@@ -51,7 +51,7 @@ def relation_not_found(
     if any("." in one.name for one in found):
         hint += " In an address, a name that contains a dot is in double quotes, written %22."
     name = str(wanted)[:LONGEST_RELATION_NAME]
-    return RelationNotFound(f'The relation "{name}" does not exist or cannot be exported.', hint=hint)
+    return RelationNotFound(f'The relation "{name}" does not exist or cannot be exported.', hint=hint, similar=paths)
 
 
 def _similar(wanted: RelationName, known: Sequence[RelationName]) -> list[RelationName]:
