@@ -73,7 +73,10 @@ async def _preview(request: web.Request, target: str, query: str) -> web.Respons
     wanted = parse_relation_request(target, query)
     preview = await first_rows(request.app[ENGINE], wanted)
     document = {
-        "columns": [{"name": output.name, "type": output.column.type} for output in preview.columns],
+        "columns": [
+            {"name": name, "type": output.column.type}
+            for name, output in zip(preview.names, preview.columns, strict=True)
+        ],
         "rows": preview.rows,
     }
     return json_response(document)
