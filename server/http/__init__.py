@@ -7,6 +7,6 @@ opens no file except through `saved`.
 Values and headers come first, then the transfer of a file, then the routes.
 
 Inside: addresses, byte_ranges, caching, csrf, events, negotiation, stall → file_headers, problems, transfer →
-aiohttp_internals, keys → responses, sendfile → routes.
+aiohttp_internals, keys → responses, saving, sendfile → routes.
 May import: query, export, saved.
 """

@@ -6,15 +6,12 @@ import re
 
 from aiohttp import web
 
-from server.errors import InvalidRequest, RelationLocked
-from server.export.pipeline import open_export, with_retries
-from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target, relation_headers
+from server.errors import InvalidRequest
+from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target
 from server.http.keys import ENGINE, RUNNER
 from server.http.responses import status_response
-from server.query.catalogue import Relation, RelationName
-from server.query.request import ExportRequest, parse_export_request
-from server.saved.manifest import NewExport
-from server.saved.store import Entry
+from server.http.saving import accept
+from server.query.request import parse_export_request
 from server.threads import in_thread
 
 # The draft "The Idempotency-Key HTTP Header Field" allows any text. Sluice takes up to 255 printable characters.
@@ -36,38 +33,11 @@ async def save(request: web.Request) -> web.Response:
     headers: dict[str, str] = {}
     entry = None if key is None else await in_thread(files, queue.find, key, target, query)
     if entry is None:
-        entry, headers = await _accepted(request, wanted, target, query, key)
+        entry, headers = await accept(request, wanted, target, query, key)
     response = status_response(request, entry, status=200 if entry.manifest.finished else 202)
     response.headers.update(headers)
     response.headers["Location"] = f"{SAVED_PREFIX}/{entry.manifest.id}"
     return response
-
-
-async def _accepted(
-    request: web.Request, wanted: ExportRequest, target: str, query: str, key: str | None
-) -> tuple[Entry, dict[str, str]]:
-    """Return the new export, and the headers that say which relation was found."""
-    relation, total_rows = await with_retries(lambda: _estimated_rows(request, wanted))
-    name = RelationName(relation.name, relation.schema) if relation.also_in else wanted.relation
-    runner = request.app[RUNNER]
-    new = NewExport(target=target, query=query, relation=str(name), format=wanted.full_format, total_rows=total_rows)
-    entry = await in_thread(request.app[ENGINE].threads.files, runner.queue.create, new, key)
-    runner.wake()
-    return entry, relation_headers(relation)
-
-
-async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> tuple[Relation, int | None]:
-    """Return the relation, and PostgreSQL's estimate of the rows.
-
-    Raise what the export itself would raise, before it is accepted. There is no estimate while the relation is locked:
-    the export then waits in the queue until it is not.
-    """
-    async with open_export(request.app[ENGINE], wanted, control=True) as export:
-        try:
-            await export.check()
-            return export.plan.relation, (await export.explained()).rows
-        except RelationLocked:
-            return export.plan.relation, None
 
 
 def _key(request: web.Request) -> str | None:
