@@ -6,6 +6,6 @@ JavaScript, and shows or does nothing that the API does not offer too.
 The form as a value comes first, then its reading, then the pages.
 
 Inside: controls, expected, formatting, relation_list, snippets, static_files → days → form, site → faults, form_reader,
-listing, notes → table → saved.
+listing, notes, result → table → saved.
 May import: query, export, saved, http.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,7 +15,8 @@ from typing import Any
 import psycopg2.extensions
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.support.browser import PATIENCE, keep_picture, launch, open_page
 from tests.support.live_server import LiveServer, wait_until
@@ -366,6 +368,12 @@ def test_columns_move_by_keyboard_and_keep_the_focus(page: Page) -> None:
     expect(page).to_have_url(re.compile(r"\?select=email,id,name,"))
 
 
+def test_the_preview_has_the_whole_width(page: Page) -> None:
+    go_to_table(page, "users", "limit=1")
+    widths = "(part) => part.getBoundingClientRect().width"
+    assert page.locator("#preview").evaluate(widths) == page.locator(".workbench").evaluate(widths)
+
+
 def test_conditions_without_inputs_stay_as_text(page: Page) -> None:
     go_to_table(page, "users", "or=(id.eq.3,id.eq.5)&limit=9")
     expect(page.get_by_label("More conditions")).to_have_value("or=(id.eq.3,id.eq.5)")
@@ -381,17 +389,21 @@ def test_an_error_appears_at_its_field_and_disappears(page: Page) -> None:
     row.get_by_label("Value").fill("abc")
     expect(row.locator(".fault")).to_have_text("id takes whole numbers.")
     expect(row.get_by_label("Value")).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#download")).to_have_count(0)
+    expect(page.locator("#download")).to_be_disabled()
+    expect(page.locator("#lines")).to_be_empty()
+    page.locator("#obstacle").get_by_role("link", name="the filter on id").click()
+    expect(row.get_by_label("Value")).to_be_focused()
     row.get_by_label("Value").fill("3")
     expect(row.locator(".fault")).to_be_hidden()
     expect(page.locator(".preview tbody tr")).to_have_count(1)
-    expect(page.locator("#download")).to_be_visible()
+    expect(page.locator("#download")).to_be_enabled()
     page.get_by_label("Maximum rows").fill("many")
     expect(page.locator("#fault-limit")).to_contain_text("a whole number")
+    expect(page.locator("#obstacle")).to_have_text("To download, correct Maximum rows.")
     # The page as the server sends it marks the same field.
     go_to_table(page, "users", "id=eq.abc")
     expect(row.get_by_label("Value")).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#preview")).to_contain_text("Correct the marked field")
+    expect(page.locator("#preview")).to_contain_text("Correct the filter on id")
 
 
 def test_a_superseded_preview_is_cancelled(page: Page, postgres: Postgres) -> None:
@@ -421,10 +433,18 @@ def test_a_superseded_preview_is_cancelled(page: Page, postgres: Postgres) -> No
 def test_copy_buttons(visit: OpenPage) -> None:
     with visit(permissions=["clipboard-read", "clipboard-write"]) as page:
         go_to_table(page, "users", "id=eq.1")
-        for name in ("url", "curl", "python", "r"):
-            page.locator(f"[data-copy={name}]").click()
-            expect(page.locator(f"[data-copy={name}]")).to_have_text("Copied")
-            assert page.evaluate("navigator.clipboard.readText()") == page.locator(f"#{name}").inner_text()
+        tabs = page.locator("#lines > label")
+        for tab in tabs.all():
+            tab.click()
+            shown = page.locator("#lines .pane:visible")
+            shown.get_by_role("button").click()
+            expect(shown.get_by_role("button")).to_have_text("Copied")
+            assert page.evaluate("navigator.clipboard.readText()") == shown.locator("code").inner_text()
+        # It wraps, and the chosen tab stays open.
+        page.get_by_role("group", name="Filter on id").get_by_label("Value").fill("12, 34, 56, 78")
+        expect(shown).to_contain_text("id=eq.12,%2034,%2056,%2078")
+        assert page.evaluate("(code) => code.scrollWidth <= code.clientWidth", shown.locator("code").element_handle())
+        expect(tabs.last).to_have_css("font-weight", "600")
 
 
 def test_names_with_markup_are_shown_as_text(page: Page, postgres: Postgres) -> None:
@@ -439,6 +459,137 @@ def test_names_with_markup_are_shown_as_text(page: Page, postgres: Postgres) -> 
         page.locator("[aria-label='Value']").first.fill("<img src=x onerror=alert(2)>")
         expect(page.get_by_text("No rows match")).to_be_visible()
         assert page.locator("img").count() == 0
+
+
+# --- What is downloaded is what the form shows ---
+
+# Adds a filter and presses a button before any request can be answered.
+CHANGE_AND_PRESS = """([value, button]) => {
+    const input = document.querySelector("[name='f0.value']");
+    input.value = value;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+    document.getElementById(button).click();
+}"""
+
+
+class Held:
+    """The requests of the page's script of one kind, held until `release` is called."""
+
+    def __init__(self, page: Page, kind: str) -> None:
+        self._kind = kind
+        self._routes: list[Route] = []
+        self._released = False
+        page.route("**/shape/**", self._decide)
+
+    def release(self) -> None:
+        self._released = True
+        for route in self._routes:
+            with contextlib.suppress(PlaywrightError):  # the script has given it up
+                route.continue_()
+
+    def _decide(self, route: Route) -> None:
+        if route.request.headers.get("x-sluice-live") == self._kind and not self._released:
+            self._routes.append(route)
+        else:
+            route.continue_()
+
+
+def asks_for(kind: str) -> Callable[[Request], bool]:
+    """Return whether a request is one of the page's script of this kind."""
+    return lambda request: request.headers.get("x-sluice-live") == kind
+
+
+def test_a_click_right_after_a_change_downloads_the_changed_form(page: Page, postgres: Postgres) -> None:
+    go_to_table(page, "users", "id=eq.1")
+    with page.expect_download() as started:
+        page.evaluate(CHANGE_AND_PRESS, ["7", "download"])
+    assert Path(started.value.path()).read_bytes() == postgres.copy("SELECT * FROM users WHERE id = 7")
+    page.evaluate(CHANGE_AND_PRESS, ["8", "save"])
+    expect(page).to_have_url(re.compile("/saved$"))
+    expect(page.get_by_role("article")).to_contain_text("id=eq.8")
+
+
+def test_the_links_do_not_wait_for_the_preview(page: Page, postgres: Postgres) -> None:
+    go_to_table(page, "users", "id=eq.1")
+    Held(page, "1")
+    with page.expect_request(asks_for("1")):
+        page.get_by_role("group", name="Filter on id").get_by_label("Value").fill("7")
+    expect(page.locator("#url")).to_have_text(re.compile(r"id=eq\.7$"))
+    expect(page.locator("#lines")).not_to_have_attribute("inert", "")
+    expect(page).to_have_url(re.compile(r"id=eq\.7$"))
+    expect(page.locator("#preview")).to_have_attribute("aria-busy", "true")
+    assert download(page) == postgres.copy("SELECT * FROM users WHERE id = 7")
+
+
+def test_old_lines_cannot_be_copied_and_a_click_waits_for_the_links(page: Page, postgres: Postgres) -> None:
+    go_to_table(page, "users", "id=eq.1")
+    held = Held(page, "links")
+    lines = page.locator("#lines")
+    expect(lines).not_to_have_attribute("inert", "")
+    with page.expect_request(asks_for("links")):
+        page.get_by_role("group", name="Filter on id").get_by_label("Value").fill("7")
+    expect(lines).to_have_attribute("inert", "")
+    with page.expect_request(asks_for("links")):
+        page.locator("#download").click()
+    with page.expect_download() as started:
+        held.release()
+    assert Path(started.value.path()).read_bytes() == postgres.copy("SELECT * FROM users WHERE id = 7")
+    expect(lines).not_to_have_attribute("inert", "")
+
+
+def test_a_server_that_is_gone_is_reported_until_it_is_back(page: Page, postgres: Postgres) -> None:
+    go_to_table(page, "users", "id=eq.1")
+    obstacle, button, save = page.locator("#obstacle"), page.locator("#download"), page.locator("#save")
+    page.route("**/*", lambda route: route.abort())
+    page.evaluate(CHANGE_AND_PRESS, ["7", "download"])
+    expect(obstacle).to_have_text("The server cannot be reached. Trying again…")
+    expect(button).to_be_disabled()
+    expect(save).to_be_disabled()
+    expect(page.locator("#lines")).to_have_attribute("inert", "")
+    page.unroute("**/*")
+    expect(button).to_be_enabled()  # by itself
+    expect(obstacle).to_be_empty()
+    expect(page.locator(".preview tbody tr td:first-child")).to_have_text(["7"])
+    assert download(page) == postgres.copy("SELECT * FROM users WHERE id = 7")
+    # The browser itself is offline: said without a change of the form.
+    page.context.set_offline(True)
+    expect(obstacle).to_contain_text("cannot be reached")
+    expect(button).to_be_disabled()
+    page.context.set_offline(False)
+    expect(button).to_be_enabled()
+
+
+def test_a_change_before_the_script_runs_counts(page: Page, postgres: Postgres) -> None:
+    held: list[Route] = []
+    page.route("**/static/table.js", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks the function
+    value = page.get_by_role("group", name="Filter on id").get_by_label("Value")
+    page.goto("/table/users?id=eq.1", wait_until="commit")
+    value.fill("7")
+    new = page.get_by_role("group", name="New filter")
+    new.get_by_label("Column").select_option("email")
+    new.get_by_label("Value").fill("user7")
+    held.pop().continue_()
+    expect(page.locator("#url")).to_have_text(re.compile(r"id=eq\.7&email=ilike\.\*user7\*$"))
+    page.goto("/table/users?id=eq.1", wait_until="commit")
+    value.fill("8")
+    assert download(page) == postgres.copy("SELECT * FROM users WHERE id = 8")
+
+
+def test_options_follow_for_excel(page: Page) -> None:
+    go_to_table(page, "users", "delimiter=;&id=eq.1")
+    end, excel = page.get_by_label("Line endings"), page.get_by_role("checkbox", name="For Excel")
+    chosen = "(select) => select.selectedOptions[0].textContent"
+    assert end.evaluate(chosen) == "LF (Unix)"
+    excel.check()
+    assert end.evaluate(chosen) == "CRLF (Excel)"
+    page.get_by_text("Text of the file").click()
+    expect(page.locator("#preview")).to_contain_text("UTF-8 with a byte order mark. Lines end in CRLF.")
+    expect(page.locator(".text li").first).to_be_visible()  # the tab stays open
+    excel.uncheck()
+    assert end.evaluate(chosen) == "LF (Unix)"
+    expect(page.locator("#preview")).to_contain_text("UTF-8. Lines end in LF.")
+    page.get_by_label("Format").select_option("ndjson")
+    expect(page.locator(".text li")).to_have_text([re.compile(r'^\{"id":1,')])
 
 
 # --- A failing download ---
@@ -579,6 +730,9 @@ def test_everything_works_without_javascript(visit: OpenPage, postgres: Postgres
         new.get_by_label("Column").select_option("id")
         new.get_by_label("Comparison").select_option("lte")
         new.get_by_label("Value").fill("30")
+        # What is sent is the form as it is, also before "Apply".
+        columns = "id, name, signup_date, country_code, subscription_tier, lifetime_value"
+        assert download(page) == postgres.copy(f"SELECT {columns} FROM users WHERE id <= 30")
         page.get_by_role("button", name="Apply").last.click()
         expect(page).to_have_url(re.compile(r"/table/users\?select=.*&id=lte\.30$"))
         page.get_by_role("button", name="Move name up").click()
@@ -645,4 +799,8 @@ def test_pages_fit_a_phone(visit: OpenPage, scheme: str) -> None:
             expect(page.get_by_role("main")).to_be_visible()
             widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
             assert widths[0] <= widths[1] == PHONE["width"], name
+            if address.startswith("/table/users"):
+                for top in (0, 10_000):
+                    page.evaluate("(top) => scrollTo(0, top)", top)
+                    expect(page.locator("#download")).to_be_in_viewport(ratio=1)
             keep_picture(page, f"{name}-phone-{scheme}")

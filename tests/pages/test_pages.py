@@ -23,6 +23,7 @@ from yarl import URL
 from server.app import create_app
 from server.errors import ServerBusy
 from server.pages import listing, static_files, table
+from server.query.parameters import parse_dialect
 from server.saved.runner import Runner
 from server.settings import Settings
 from tests.support.live_server import eventually
@@ -35,6 +36,10 @@ IMAGE = '"><img src=x onerror=alert(1)>'
 MOST_WEIGHT = 100_000
 
 
+# Elements without an end tag (HTML, "Void elements").
+VOID = {"br", "input", "link", "meta"}
+
+
 class Page(HTMLParser):
     """A parsed page: its elements as (tag, attributes) in order, and its text."""
 
@@ -42,13 +47,34 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        # The text inside each element, and the numbers of those that are open.
+        self._texts: list[str] = []
+        self._open: list[int] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._texts.append("")
+        if tag not in VOID:
+            self._open.append(len(self.tags) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self.tags[self._open.pop()][0] != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        for number in self._open:
+            self._texts[number] += data
+
+    def each(self, tag: str) -> list[str]:
+        """Return the text inside each element of this tag."""
+        return [text for (name, _), text in zip(self.tags, self._texts, strict=True) if name == tag]
+
+    def words(self, id: str) -> str:
+        """Return the text inside the element of this id, with single spaces."""
+        found = (text for (_, each), text in zip(self.tags, self._texts, strict=True) if each.get("id") == id)
+        return " ".join(next(found).split())
 
     def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
         return [
@@ -59,6 +85,14 @@ class Page(HTMLParser):
 
     def links(self) -> list[str]:
         return [str(attributes["href"]) for attributes in self.all("a")]
+
+    def export(self) -> str:
+        """Return the address of the export that the page offers, without its origin."""
+        return "/export/" + self.words("url").split("/export/", 1)[1]
+
+    def can_download(self) -> bool:
+        (button,) = self.all("button", id="download")
+        return "disabled" not in button
 
 
 @pytest.fixture
@@ -138,8 +172,7 @@ async def test_odd_names_are_shown_as_text(client: TestClient[Any, Any], postgre
     assert not found.all("img")
     assert name in found.text
     assert {field["value"] for field in found.all("input", name="c")} == {"id", name}
-    (download,) = found.all("a", id="download")
-    async with client.get(str(download["href"])) as response:
+    async with client.get(URL(found.export(), encoded=True)) as response:
         assert await response.read() == postgres.copy(f"SELECT * FROM {quoted}")
 
 
@@ -320,8 +353,7 @@ async def test_the_form_shows_the_query_of_its_address(client: TestClient[Any, A
     assert found.all("input", name="f1.value")[0]["value"] == "1, 2"
     assert found.all("input", name="limit")[0]["value"] == "3"
     assert "or=(id.eq.1,id.eq.2)" in found.text
-    (download,) = found.all("a", id="download")
-    assert urlsplit(str(download["href"])).path == "/export/users.tsv.gz"
+    assert urlsplit(found.export()).path == "/export/users.tsv.gz"
 
 
 async def test_the_page_offers_to_keep_text_and_says_what_a_spreadsheet_does_otherwise(
@@ -353,6 +385,79 @@ async def test_a_submitted_form_redirects_to_the_equivalent_address(client: Test
     assert "full name" in found.text
 
 
+FIELDS = "c=id&a=&t=0&c=name&a=&f0.column=id&f0.op=lte&f0.value={value}&format=tsv&gzip=gz&limit={limit}"
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "location"),
+    [
+        ("2", "", "/export/users.tsv.gz?select=id&id=lte.2"),
+        # What cannot be exported is shown on the page.
+        ("2", "many", "/table/users?format=tsv.gz&select=id&id=lte.2&limit=many"),
+    ],
+)
+async def test_the_download_button_sends_the_form(
+    client: TestClient[Any, Any], value: str, limit: str, location: str
+) -> None:
+    fields = FIELDS.format(value=value, limit=limit)
+    (button,) = (await page(client, "/table/users")).all("button", id="download")
+    async with client.get(
+        f"/shape/users?{fields}&{button['name']}={button['value']}", headers=BROWSER, allow_redirects=False
+    ) as response:
+        assert (response.status, response.headers["Location"]) == (303, location)
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "location", "saved"),
+    [
+        ("2", "", "/saved", ["select=id&id=lte.2"]),
+        ("2", "many", "/table/users?format=tsv.gz&select=id&id=lte.2&limit=many", []),
+        ("abc", "", "/table/users?format=tsv.gz&select=id&id=lte.abc", []),  # PostgreSQL refuses it
+    ],
+)
+async def test_the_save_button_sends_the_form(
+    client: TestClient[Any, Any], value: str, limit: str, location: str, saved: list[str]
+) -> None:
+    (button,) = (await page(client, "/table/users")).all("button", id="save")
+    assert button["formmethod"] == "post"
+    headers = {"Content-Type": "application/x-www-form-urlencoded", **BROWSER}
+    async with client.post(
+        "/shape/users", data=FIELDS.format(value=value, limit=limit), headers=headers, allow_redirects=False
+    ) as response:
+        assert (response.status, response.headers["Location"]) == (303, location)
+    async with client.get("/exports") as response:
+        found = [(each["relation"], each["query"]) for each in (await response.json())["exports"]]
+    assert found == [("users", query) for query in saved]
+
+
+async def test_only_the_fields_of_a_form_are_saved(client: TestClient[Any, Any]) -> None:
+    async with client.post("/shape/users", json={"limit": 1}) as response:
+        assert (response.status, (await response.json())["code"]) == (400, "invalid_form")
+    async with client.post("/shape/users", data=b"limit=\xff", headers={"Content-Type": table.FORM_TYPE}) as response:
+        assert response.status == 200  # the page, which shows the fault
+    async with client.get("/exports") as response:
+        assert not (await response.json())["exports"]
+
+
+async def test_the_links_depend_on_no_row(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    """Another session holds the lock, so a preview would wait for it."""
+    postgres.run("CREATE TABLE held (a int)")
+    holder = postgres.connect()
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute("BEGIN; LOCK TABLE held IN ACCESS EXCLUSIVE MODE")
+            fields = "c=a&a=&t=0&f0.column=a&f0.op=gt&f0.value=7&format=csv"
+            async with client.get(f"/shape/held?{fields}", headers={"X-Sluice-Live": "links", **BROWSER}) as response:
+                found = Page(await response.text())
+    finally:
+        holder.close()
+    assert found.export() == "/export/held.csv?a=gt.7"
+    (changes,) = found.all("output", id="changes")
+    assert changes["data-page"] == "/table/held?a=gt.7"
+    assert "data-usable" in changes
+    assert not found.all("div", id="preview")
+
+
 async def test_the_preview_shows_rows_of_the_export(client: TestClient[Any, Any], postgres: Postgres) -> None:
     found = await page(client, "/table/users?select=id,email&id=lte.3&order=id.desc")
     for number, email in postgres.run("SELECT id, email FROM users WHERE id <= 3 ORDER BY id DESC"):
@@ -375,9 +480,58 @@ async def test_a_preview_without_rows_tells_what_the_file_will_contain(
 ) -> None:
     found = await page(client, f"/table/users?id=lt.0&{query}")
     assert f"The file will {content}." in found.text
-    (download,) = found.all("a", id="download")
-    async with client.get(str(download["href"])) as response:
+    async with client.get(URL(found.export(), encoded=True)) as response:
         assert bool(await response.read()) == ("header" in content)
+
+
+async def test_the_page_never_contradicts_the_rows_in_sight(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("""
+        CREATE TABLE six (a int) WITH (autovacuum_enabled = false);
+        INSERT INTO six SELECT generate_series(1, 6);
+        CREATE TABLE more (a int) WITH (autovacuum_enabled = false);
+        INSERT INTO more SELECT generate_series(1, 25);
+        CREATE TABLE filled (a int) WITH (autovacuum_enabled = false);
+        ANALYZE filled; INSERT INTO filled SELECT generate_series(1, 6)""")
+    for path, about, size in [
+        ("six", "table 6 rows 1 column", "6 rows about 12 B"),
+        ("six?a=gt.4", "table 1 column", "2 rows about 4 B"),
+        ("six?limit=0", "table 1 column", "0 rows"),
+        ("more", "table at least 20 rows 1 column", "at least 20 rows"),
+        ("more?limit=20", "table 1 column", "20 rows about 51 B"),
+        ("filled", "table 6 rows 1 column", "6 rows about 12 B"),
+    ]:
+        found = await page(client, f"/table/{path}")
+        assert (found.words("about"), found.words("size")) == (about, size), path
+    async with client.get("/relations/six") as response:
+        document = await response.json()
+    assert (document["estimatedRows"], document["bytes"]) == (None, None)
+
+
+async def test_the_preview_shows_what_the_file_holds(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("""CREATE TABLE formulas ("=head" text, n int); INSERT INTO formulas VALUES ('=1+1', -2), (NULL, 3)""")
+    for query, lines in [
+        ("", ["=head,n", "=1+1,-2", ",3"]),
+        ("excel=true&null=N", ["'=head,n", "'=1+1,-2", "N,3"]),
+        ("header=false&quote=all", ['"=1+1","-2"', ',"3"']),
+        ("format=tsv", ["=head\tn", "=1+1\t-2", "\t3"]),
+        ("format=ndjson", ['{"=head":"=1+1","n":-2}', '{"=head":null,"n":3}']),
+    ]:
+        found = await page(client, f"/table/formulas?{query}")
+        assert found.each("li")[-len(lines) :] == lines
+        async with client.get(URL(found.export(), encoded=True)) as response:
+            assert (await response.read()).decode("utf-8-sig").splitlines() == lines
+        if "ndjson" in query:
+            assert not found.all("table")
+        else:
+            guard = "'" if "excel" in query else ""
+            assert found.each("th") == [f"{guard}=headtext", "ninteger"]
+            assert found.each("td") == [f"{guard}=1+1", "-2", "NULL", "3"]
+    assert "UTF-8 with a byte order mark. Lines end in CRLF." in (await page(client, "/table/formulas?excel=true")).text
+    assert "UTF-8. Lines end in LF." in (await page(client, "/table/formulas")).text
+    async with client.get("/relations/formulas/preview?guard=formulas") as response:
+        document = await response.json()
+    assert document["columns"][0]["name"] == "'=head"
+    assert document["rows"] == [["'=1+1", "-2"], [None, "3"]]
 
 
 async def test_null_and_the_empty_string_look_different(client: TestClient[Any, Any], postgres: Postgres) -> None:
@@ -408,7 +562,40 @@ async def test_an_error_is_shown_at_its_field(client: TestClient[Any, Any], quer
     shown = [field for field in found.all("p") if (field.get("class") == "fault") and "hidden" not in field]
     assert [field["id"] for field in shown] == [slot]
     assert found.text.count(says) == 1
-    assert not found.all("a", id="download")
+    assert not found.can_download()
+    assert f"#{slot}" in found.links()
+
+
+@pytest.mark.parametrize(
+    ("query", "implied"),
+    [
+        ("", {"delimiter": "comma", "eol": "LF (Unix)", "bom": "no", "guard": "unchanged"}),
+        ("format=tsv", {"delimiter": "tab (TSV)", "eol": "LF (Unix)"}),
+        ("excel=true", {"eol": "CRLF (Excel)", "bom": "yes (Excel)", "guard": "guarded (Excel)"}),
+        ("excel=true&delimiter=;", {"delimiter": "semicolon", "bom": "yes (Excel)"}),
+        ("excel=true&eol=lf", {"eol": "lf", "bom": "yes (Excel)"}),  # an error, shown as it is
+        ("excel=false&eol=crlf", {"eol": "CRLF (Windows)", "bom": "no"}),
+    ],
+)
+async def test_options_that_others_set_are_shown_as_set(
+    client: TestClient[Any, Any], query: str, implied: dict[str, str]
+) -> None:
+    found = await page(client, f"/table/users?{query}")
+    shown: dict[str, str] = {}
+    texts = iter(found.each("option"))
+    for tag, attributes in found.tags:
+        if tag == "select":
+            name = str(attributes["name"])
+        elif tag == "option":
+            text = next(texts)
+            if name not in shown or "selected" in attributes:
+                shown[name] = text
+    assert {name: shown[name] for name in implied} == implied
+
+
+def test_the_page_knows_all_that_excel_sets() -> None:
+    dialect = parse_dialect({"excel": "true"}, "csv")
+    assert dialect == parse_dialect({"eol": "crlf", "bom": "true", "guard": "formulas"}, "csv")
 
 
 async def test_a_form_without_a_ticked_column_says_so_once(client: TestClient[Any, Any]) -> None:
@@ -544,7 +731,7 @@ async def test_a_slow_preview_does_not_delay_the_page(
     postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n")
     found = await page(client, "/table/slow")
     assert any("data-retry" in field for field in found.all("div"))
-    assert found.all("a", id="download")  # the export itself may take longer
+    assert found.can_download()  # the export itself may take longer
 
 
 WAITING = "SELECT 1 FROM pg_locks WHERE relation = 'rewritten'::regclass AND NOT granted"
@@ -601,8 +788,7 @@ async def test_unreadable_columns_are_left_out(settings: Settings, postgres: Pos
         async with TestClient(TestServer(create_app(replace(settings, database_url=dsn)))) as client:
             found = await page(client, "/table/people")
             assert [field["value"] for field in found.all("input", name="c")] == ["id"]
-            (download,) = found.all("a", id="download")
-            assert str(download["href"]) == "/export/people.csv?select=id"
+            assert found.export() == "/export/people.csv?select=id"
     finally:
         postgres.run("DROP TABLE people; DROP ROLE page_reader")
 
@@ -622,6 +808,14 @@ async def test_a_relation_without_columns(client: TestClient[Any, Any], postgres
     assert "no columns" in (await page(client, "/table/none_at_all")).text
 
 
+async def test_the_page_of_a_relation_is_small(client: TestClient[Any, Any]) -> None:
+    weight = 0
+    for path in ["/table/users", *(f"/static/{name}" for name in STATIC)]:  # and the files of the other pages
+        async with client.get(path, headers=BROWSER) as response:
+            weight += len(await response.read())
+    assert weight <= MOST_WEIGHT
+
+
 # --- Pages for browsers, JSON for other clients ---
 
 
@@ -629,7 +823,7 @@ async def test_a_relation_without_columns(client: TestClient[Any, Any], postgres
     ("path", "status", "says"),
     [
         ("/nowhere", 404, "nothing at this address"),
-        ("/table/userz", 404, "Did you mean users"),
+        ("/table/userz", 404, "Did you mean users?"),
         ("/table/a.b.c", 400, "more than a schema"),
         ("/export/users.csv?limit=x", 400, "whole number"),
         ("/export/users.xls", 400, "not known"),
@@ -644,6 +838,19 @@ async def test_a_browser_gets_errors_as_pages(client: TestClient[Any, Any], path
         async with client.get(path, headers={"Accept": accept}) as response:
             assert (response.status, response.content_type) == (status, "application/problem+json")
             assert response.headers["Vary"] == "Accept"
+
+
+async def test_similar_names_are_links(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run('CREATE TABLE "users & <b>.x" (a int)')
+    for path in ("/table/users%20%26%20%3Cb%3E", "/export/users%20%26%20%3Cb.csv", "/export/userz.csv"):
+        found = await page(client, path, 404)
+        links = [link for link in found.links() if link.startswith("/table/")]
+        assert links
+        for link in links:
+            await page(client, link)
+    async with client.get("/export/userz.csv") as response:
+        assert (await response.json())["similar"] == ["users"]
+    assert "Did you mean" not in (await page(client, "/table/quite_another_name", 404)).text
 
 
 async def test_saving_from_the_page_redirects_to_the_saved_exports(client: TestClient[Any, Any]) -> None:
@@ -774,7 +981,7 @@ async def test_a_page_begins_with_a_link_to_its_content(client: TestClient[Any, 
 
 
 async def test_requests_from_other_sites_are_refused(client: TestClient[Any, Any]) -> None:
-    for path in ("/export/users.csv", "/saved/delete", "/saved/AAAAAAAAAAAAAAAAAAAAAA/cancel"):
+    for path in ("/export/users.csv", "/shape/users", "/saved/delete", "/saved/AAAAAAAAAAAAAAAAAAAAAA/cancel"):
         async with client.post(path, headers={**BROWSER, "Sec-Fetch-Site": "cross-site"}) as response:
             assert response.status == 403
     assert not (await page(client, "/saved")).all("article")
