@@ -551,6 +551,12 @@ def test_a_server_that_is_gone_is_reported_until_it_is_back(page: Page, postgres
     expect(obstacle).to_be_empty()
     expect(page.locator(".preview tbody tr td:first-child")).to_have_text(["7"])
     assert download(page) == postgres.copy("SELECT * FROM users WHERE id = 7")
+    # Nothing has changed: a click says it too, and leaves the page as it is.
+    page.route("**/*", lambda route: route.abort())
+    button.click()
+    expect(obstacle).to_have_text("The server cannot be reached. Trying again…")
+    page.unroute("**/*")
+    expect(button).to_be_enabled()
     # The browser itself is offline: said without a change of the form.
     page.context.set_offline(True)
     expect(obstacle).to_contain_text("cannot be reached")

@@ -1,7 +1,8 @@
 // The download box and the preview, kept as the form is.
 //
-// "Download" and "Save in background" send the form itself. After a change they wait until the server says that it can
-// be exported; the lines to copy cannot be used until they are those of the form. Neither waits for the preview.
+// "Download" and "Save in background" send the form itself, once the server has said that it can be exported: a server
+// that is away is said on this page. The lines to copy cannot be used until they are those of the form. Neither waits
+// for the preview.
 
 import { fadeFaults, showFault } from "./faults.js";
 import { debounce, refresh } from "./live.js";
@@ -22,11 +23,13 @@ const obstacle = document.getElementById("obstacle");
 const size = document.getElementById("size");
 const preview = document.getElementById("preview");
 
-// Counts the changes of the form. The links are those of the form as it was after so many.
+// Counts the changes of the form. The links and the preview are those of the form as it was after so many.
 let changes = 0;
 let current = 0;
-// The button that was pressed before the links were current.
+let previewed = document.querySelector("[data-retry]") ? -1 : 0;
+// The button that was pressed, and the one for which the server has then been asked.
 let pressed = null;
+let allowed = null;
 let retryDelay = FIRST_RETRY;
 let retry;
 // The ids of the tabs that the user chose, by the name of their group.
@@ -48,9 +51,11 @@ export function formChanged() {
   updateSoon();
 }
 
-// Call this when the form is submitted. Returns whether the browser may send it.
+// Call this when the form is submitted. Returns whether the browser may send it; otherwise it is submitted again.
 export function maySubmit(button) {
-  if (current === changes) return true;
+  const may = button === allowed && current === changes;
+  allowed = null;
+  if (may) return true;
   pressed = button;
   update();
   return false;
@@ -65,15 +70,17 @@ export function networkBack() {
 
 export async function update() {
   clearTimeout(retry);
-  setBusy(true);
+  setBusy(previewed !== changes);
   try {
     const links = await ask(["lines", "obstacle", "filename"], "links");
     if (!links) return;
     showLinks(links);
+    if (previewed === changes) return;
     await new Promise((done) => setTimeout(done, PREVIEW_PAUSE));
     if (current !== changes) return;
     const whole = await ask(["obstacle", "about", "size", "preview"], "1");
     if (!whole) return;
+    previewed = changes;
     showTabs();
     if (isUsable(whole)) showFault(whole);
     else refuse(whole);
@@ -117,8 +124,10 @@ function showLinks(answer) {
   for (const each of buttons) each.disabled = false;
   lines.inert = false;
   showTabs();
-  fadeFaults();
-  if (button) form.requestSubmit(button);
+  if (previewed !== changes) fadeFaults();
+  if (!button) return;
+  allowed = button;
+  form.requestSubmit(button);
 }
 
 function refuse(answer) {
