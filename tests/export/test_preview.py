@@ -39,6 +39,7 @@ ROWS: list[tuple[bytes | None, ...]] = [
     (None, b"", None),
     (b"3", b"@x,y", "ü😀".encode()),
     (b"4", b"'quoted'", b"\\N"),
+    (b"12345678901234567890", b"007", b"x;=1+1"),
 ]
 NAMES = {"id": INT, "=name": TEXT, 'a"b': TEXT}
 
@@ -48,6 +49,8 @@ NAMES = {"id": INT, "=name": TEXT, 'a"b': TEXT}
     [
         ("t.csv", ",", ""),
         ("t.csv?excel=true", ",", ""),
+        ("t.csv?text=protect", ",", ""),
+        ("t.csv?excel=true&text=protect&quote=all", ",", ""),
         ("t.csv?guard=formulas&delimiter=;", ";", ""),
         ("t.tsv?guard=formulas&null=\\N", "\t", "\\N"),
         ("t.csv?quote=all&header=false&guard=formulas", ",", ""),
