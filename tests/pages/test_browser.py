@@ -621,6 +621,7 @@ def test_save_in_the_background_and_download_in_two_parts(
     card = page.get_by_role("article", name=re.compile("gated"))
     expect(card.get_by_role("progressbar")).to_be_visible()
     expect(card.locator("[data-show=rows]")).not_to_have_text("0")
+    expect(card.locator("[data-show=estimate]")).to_have_text(" of about 5,000")
     keep_picture(page, "saving")
     gate.close()
     expect(card.locator(".badge")).to_have_text("ready")

@@ -35,6 +35,8 @@ function showProgress(card, { progress }) {
   const texts = {
     percentage: `${Math.floor(progress.percentage)}%`,
     rows: progress.processedRows.toLocaleString("en"),
+    // An estimate that was too low says nothing any more.
+    estimate: progress.processedRows <= progress.totalRows ? ` of about ${rounded(progress.totalRows)}` : "",
     bytes: size(progress.bytes),
     rate: progress.rate ? `${rounded(progress.rate)} rows/s` : "",
     eta: progress.etaSeconds === null ? "" : `${duration(progress.etaSeconds)} left`,
