@@ -230,7 +230,7 @@ def write_condition(condition: Condition) -> str:
     else:
         value = condition.values[0]
         if condition.operator in PATTERNS:
-            value = patterns.from_sql(value)
+            value = patterns.from_sql(value, array=condition.modifier is not None)
     return f"{'not.' if condition.negated else ''}{condition.operator_text}.{value}"
 
 

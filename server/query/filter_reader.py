@@ -241,9 +241,10 @@ class _Reader:
 
     def _checked_pattern(self, condition: Condition) -> Condition:
         """Return the condition with its pattern, or the patterns of its array, as in SQL."""
-        pattern = patterns.to_sql(condition.values[0])
+        array = condition.modifier is not None
+        pattern = patterns.to_sql(condition.values[0], array=array)
         # PostgreSQL would report it only at the first row that the rest of the pattern matches.
-        tried = [pattern] if condition.modifier is None else patterns.elements(pattern)
+        tried = patterns.elements(pattern) if array else [pattern]
         if any(patterns.ends_inside_escape(each) for each in tried):
             raise InvalidRequest(
                 f'The pattern for "{shorten(str(condition.field))}" ends with an unpaired backslash.',

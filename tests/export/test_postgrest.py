@@ -139,6 +139,7 @@ CONDITIONS: dict[str, list[tuple[str, str, str]]] = {
         ("name", '{"a,*",%(x)%}', "name LIKE 'a,%' OR name LIKE '%(x)%'"),
         ("name", "{a\\*b,50*}", "name = 'a*b' OR name LIKE '50%'"),
         ("name", "{50\\\\%,x}", "name = '50%'"),
+        ("name", '{a\\\\*b,"50\\\\*"}', "name = 'a*b'"),
     ],
     "like(all)": [("name", "{n*,*1}", "name LIKE 'n%' AND name LIKE '%1'")],
     "ilike": [

@@ -19,6 +19,7 @@ from tests.support.random_filters import conditions
 @example(Condition(Field("a"), "in", (" a ", "", '"', "b,c", "{", "d\\")))
 @example(Condition(Field("a"), "like", (r"50\%%a*_\\%",)))
 @example(Condition(Field("a"), "ilike", (r"{%,*,\\\\}",), negated=True, modifier="all"))
+@example(Condition(Field("a"), "like", (r"{50\\%,a*}",), modifier="any"))
 @example(Condition(Field("a"), "fts", ("x+1",), modifier="english"))
 def test_a_written_condition_is_read_back(condition: Condition) -> None:
     text = write_condition(condition)

@@ -31,16 +31,35 @@ def test_a_pattern_has_two_forms(written: str, sql: str) -> None:
     assert from_sql(sql) == written
 
 
+@pytest.mark.parametrize(
+    ("written", "sql"),
+    [
+        ("{*a,b*}", "{%a,b%}"),
+        (r"{a\\*b}", "{a*b}"),
+        (r"{a\*b}", "{a*b}"),
+        (r"{a\\\*b}", "{a*b}"),
+        (r"{a\\\\*}", r"{a\\\\%}"),
+        (r'{"a\\*,*"}', '{"a*,%"}'),
+        (r"{50\\%,\\_\,*}", r"{50\\%,\\_\,%}"),
+        (r'{"a\\",*}', r'{"a\\",%}'),
+    ],
+)
+def test_the_patterns_of_an_array_have_two_forms(written: str, sql: str) -> None:
+    assert to_sql(written, array=True) == sql
+    assert to_sql(from_sql(sql, array=True), array=True) == sql
+
+
 def test_a_percent_sign_is_a_wildcard_too() -> None:
     assert to_sql(r"50%*\%") == r"50%%\%"
     assert from_sql(to_sql("%")) == "*"
 
 
-@given(st.text(r"\*%_ab", max_size=10))
-def test_a_pattern_of_sql_survives_the_way_to_a_query_string_and_back(pattern: str) -> None:
-    written = from_sql(pattern)
+@pytest.mark.parametrize("array", [False, True])
+@given(pattern=st.text(r"\*%_ab", max_size=10))
+def test_a_pattern_of_sql_survives_the_way_to_a_query_string_and_back(array: bool, pattern: str) -> None:
+    written = from_sql(pattern, array=array)
     # In SQL an escaped star is a star too.
-    assert to_sql(written) == to_sql(from_sql(to_sql(written)))
+    assert to_sql(written, array=array) == to_sql(from_sql(to_sql(written, array=array), array=array), array=array)
     assert "%" not in written.replace(r"\%", "")
 
 
