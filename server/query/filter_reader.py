@@ -19,6 +19,7 @@ from server.query.fields import BLANKS, Field, read_field
 from server.query.filters import (
     FULL_TEXT,
     IS_VALUES,
+    MOST_CONDITIONS,
     MOST_NESTING,
     OPERATORS,
     PATTERNS,
@@ -38,6 +39,8 @@ _MODIFIERS = (
     f"The operators {', '.join(QUANTIFIED)} take (any) or (all). The operators {', '.join(FULL_TEXT)} take the name of "
     "a text search configuration, for example fts(english)."
 )
+# A list whose items have no quotes and braces.
+_PLAIN_LIST = re.compile(r"[ \t]*\(([^\"{)]*)\)")
 # What ends a value without quotes and braces.
 _STOP = re.compile(r"[,)]")
 
@@ -61,12 +64,17 @@ def parse_group(joined_by: str, text: str, *, negated: bool = False, signs: Sequ
     """Parse `(a.eq.1,or(b.lt.2,c.not.is.null))`, the decoded value of a parameter `and`, `or`, `not.and` or `not.or`.
 
     joined_by: `and` or `or`. signs: see `grammar.form_decode`. Raise InvalidRequest with the position of what does not
-    fit, or if groups nest deeper than MOST_NESTING.
+    fit, or if there are more than MOST_CONDITIONS conditions, or if groups nest deeper than MOST_NESTING.
     """
     reader = _Reader(text, f'"{joined_by}"', signs)
     members = reader.members(1)
     reader.expect_end()
     return Group(joined_by, members, negated)
+
+
+def too_many_conditions() -> InvalidRequest:
+    """Return the error for more than MOST_CONDITIONS conditions."""
+    return InvalidRequest(f"There are more than {MOST_CONDITIONS} conditions.", code="too_many_conditions")
 
 
 class _Reader:
@@ -77,6 +85,7 @@ class _Reader:
         self._where = where
         self._signs = signs
         self._position = 0
+        self._conditions = 0
 
     def members(self, depth: int) -> tuple[Filter, ...]:
         """Read the filters in brackets. depth: levels of nesting, from 1."""
@@ -90,6 +99,9 @@ class _Reader:
 
     def condition(self, field: Field, read_value: Callable[[], str]) -> Condition:
         """Read an operator and what follows it. read_value: how to read the value of an operator other than `in`."""
+        self._conditions += 1
+        if self._conditions > MOST_CONDITIONS:
+            raise too_many_conditions()
         negated, operator, modifier = self._operator()
         start = self._position
         values = self._list() if operator == "in" else (read_value(),)
@@ -148,6 +160,11 @@ class _Reader:
 
     def _list(self) -> tuple[str, ...]:
         """Read `(a,"b,c")`, the list of `in`."""
+        plain = _PLAIN_LIST.match(self._text, self._position)
+        items = tuple(item.strip(BLANKS) for item in plain[1].split(",")) if plain else ()
+        if plain and all(items):  # a list may have tens of thousands of items
+            self._position = self._after_blanks(plain.end())
+            return items
         self._skip_blanks()
         if self._next() != "(":
             hint = 'Write in.(1,2,3). Put an item that contains a comma in double quotes: in.("a,b",c)'

@@ -8,6 +8,7 @@ a relation nor SQL, except for the names of PostgreSQL's operators and functions
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.query.fields import Field
@@ -95,7 +96,7 @@ class Group:
 Filter = Condition | Group
 
 
-def conditions_of(filters: tuple[Filter, ...]) -> list[Condition]:
+def conditions_of(filters: Sequence[Filter]) -> list[Condition]:
     """Return every condition of these filters, also those in groups, in the order in which they are written."""
     found: list[Condition] = []
     pending = list(reversed(filters))

@@ -18,6 +18,8 @@ SELECT_STOPS = ",:"
 ORDER_STOPS = ".,"
 # Columns of a file: PostgreSQL's limit for the results of a query (manual, "PostgreSQL Limits").
 MOST_COLUMNS = 1664
+# Sort keys: in PostgreSQL each is a result column, if only of the sort.
+MOST_SORT_KEYS = MOST_COLUMNS
 # Bytes of an identifier (PostgreSQL manual, "Lexical Structure": NAMEDATALEN - 1). ndjson uses an alias as one.
 LONGEST_NAME = 63
 
@@ -102,6 +104,8 @@ def parse_order(text: str, name: str) -> tuple[SortKey, ...]:
     keys: list[SortKey] = []
     position = -1
     while position < len(text):
+        if len(keys) == MOST_SORT_KEYS:
+            raise InvalidRequest(f'"{name}" names more than {MOST_SORT_KEYS:,} sort keys.', code="too_complex")
         key, position = _read_key(text, position + 1, f'"{name}"')
         keys.append(key)
     return tuple(keys)

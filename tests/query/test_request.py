@@ -27,7 +27,7 @@ from server.query.request import (
     parse_export_request,
     parse_relation_request,
 )
-from server.query.selection import SelectedColumn, SortKey
+from server.query.selection import MOST_SORT_KEYS, SelectedColumn, SortKey
 
 # Names that PostgreSQL allows: not empty, without NUL, and without surrogates, which UTF-8 does not have.
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -691,12 +691,23 @@ def test_all_parameters_go_together() -> None:
     )
 
 
+def test_the_number_of_sort_keys_is_limited() -> None:
+    """PostgreSQL looks at each for seconds, and then refuses more than this number of different ones."""
+    most = ",".join(["a->b.desc"] * MOST_SORT_KEYS)
+    assert len(parsed("users.csv", f"order={most}").order) == MOST_SORT_KEYS
+    error = rejected("users.csv", f"order={most},a,(")
+    assert (error.status, error.code) == (400, "too_complex")
+    assert error.detail == '"order" names more than 1,664 sort keys.'
+
+
 def test_the_number_of_conditions_is_limited() -> None:
     """They are counted over the whole query string, in groups or not."""
     half = ",".join(["a.eq.1"] * (MOST_CONDITIONS // 2))
     assert len(conditions_of(parsed("users.csv", f"or=({half})&and=({half})").filters)) == MOST_CONDITIONS
     assert len(parsed("users.csv", "&".join(["a=eq.1"] * MOST_CONDITIONS)).filters) == MOST_CONDITIONS
-    for query in (f"or=({half})&and=({half})&a=eq.1", "&".join(["a=eq.1"] * (MOST_CONDITIONS + 1))):
+    one_too_many = "&".join(["a=eq.1"] * (MOST_CONDITIONS + 1))
+    # The last of these has no operator, but is not read.
+    for query in (f"or=({half})&and=({half})&a=eq.1", one_too_many, f"{one_too_many}&a=1"):
         error = rejected("users.csv", query)
         assert (error.status, error.code) == (400, "too_many_conditions")
         assert error.detail == f"There are more than {MOST_CONDITIONS} conditions."
