@@ -147,7 +147,7 @@ def write_field(field: Field, stops: str) -> str:
 
 def write_field_name(name: str, stops: str) -> str:
     """Return the name as `read_field_name` reads it with these stops, in double quotes if it needs them."""
-    ends_early = "->" in name or any(stop in name for stop in stops)
+    ends_early = "->" in name or "::" in name or any(stop in name for stop in stops)
     # PostgREST takes brackets for those of an embedded table.
     quoted = ends_early or name in ("", "*") or name != name.strip(BLANKS) or name[0] in '">' or set("()") & set(name)
     return write_quoted(name) if quoted else name
@@ -166,6 +166,14 @@ def _read_key(text: str, start: int, stops: str, where: str) -> tuple[str | int,
             f"A key is missing in {where} at position {start + 1}.",
             code="invalid_json_path",
             hint="Write a key or an index after each arrow, for example data->items->0->>name",
+        )
+    if not quoted and set("()") & set(key):  # an aggregate function: data->price.sum()
+        raise embedding_error(where)
+    if not quoted and "::" in key:
+        raise InvalidRequest(
+            f"A cast in {where} at position {start + 1}: a value can be cast only in select.",
+            code="invalid_json_path",
+            hint="Put a key that contains two colons in double quotes.",
         )
     if quoted or not _INDEX.fullmatch(key):
         return key, position

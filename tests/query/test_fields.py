@@ -98,6 +98,7 @@ def test_a_field_is_a_column_and_a_path(text: str, read: Field) -> None:
         ("a" + "->b" * (MOST_STEPS + 1), "too_deep", "A path in x has more than 50 steps."),
         ("a(b", "embedding_not_supported", "Brackets in x: embedding of other tables"),
         ("a->b(c", "embedding_not_supported", "Brackets in x: embedding of other tables"),
+        ("a->b.sum()", "embedding_not_supported", "Brackets in x: embedding of other tables"),
     ],
 )
 def test_an_invalid_field_is_refused(text: str, code: str, detail: str) -> None:
@@ -105,6 +106,14 @@ def test_an_invalid_field_is_refused(text: str, code: str, detail: str) -> None:
         read_field(text, 0, SELECT_STOPS, "x")
     assert caught.value.code == code
     assert caught.value.detail.startswith(detail)
+
+
+@pytest.mark.parametrize("stops", [ORDER_STOPS, ".,()", ""])
+def test_a_cast_after_a_path_is_not_a_key_where_nothing_can_be_cast(stops: str) -> None:
+    for text in ("a->b::int", "a->>b::int"):
+        with pytest.raises(InvalidRequest, match="can be cast only in select"):
+            read_field(text, 0, stops, "x")
+    assert read_field('a->"b::int"', 0, stops, "x") == (made("a", "b::int"), 11)
 
 
 @pytest.mark.parametrize(
