@@ -25,7 +25,8 @@ _TIMES = ("date", "time", "timestamp", "timestamptz")
 # Types of which to_jsonb() makes a value without parts, as format_type() writes them.
 _WITHOUT_PARTS = re.compile(
     r"(smallint|integer|bigint|numeric|real|double precision|money|boolean|text|character|name|citext|bytea|xml|uuid"
-    r"|date|time|timestamp|interval|inet|cidr|macaddr|macaddr8|bit|oid|\w+range)\b[^\[]*"
+    r"|date|time|timestamp|interval|inet|cidr|macaddr|macaddr8|bit|oid|\w+range|tsvector|tsquery"
+    r"|point|line|lseg|box|path|polygon|circle)\b[^\[]*"
 )
 
 
@@ -90,7 +91,12 @@ def type_of(field: Field, column: Column) -> str:
         return column.type
     if field.path[-1].as_text:
         return "text"
-    return column.type if is_json(column) else "jsonb"
+    return base_type(column) if is_json(column) else "jsonb"
+
+
+def base_type(column: Column) -> str:
+    """Return the type of a column, for a domain the type under it."""
+    return column.type if column.base is None else column.base
 
 
 def casts_to_time(field: Field, relation: Relation) -> bool:
@@ -102,12 +108,12 @@ def casts_to_time(field: Field, relation: Relation) -> bool:
         return False
     source = replace(field, cast=None)
     (column,) = find_columns([source], relation)
-    return not re.match("date|time", type_of(source, column))
+    return not re.match("date|time", type_of(source, column) if field.path else base_type(column))
 
 
 def is_json(column: Column) -> bool:
     """Return whether PostgreSQL's arrows take the column as it is. Others become jsonb first."""
-    return column.type in _JSON_TYPES
+    return base_type(column) in _JSON_TYPES
 
 
 def check_readable(used: Iterable[Column], relation: Relation) -> None:
@@ -147,7 +153,7 @@ def _typed(field: Field, column: Column) -> Column:
 
 
 def _has_parts(column: Column) -> bool:
-    return column.values is None and not _WITHOUT_PARTS.fullmatch(column.type)
+    return column.values is None and not _WITHOUT_PARTS.fullmatch(base_type(column))
 
 
 def _readable(relation: Relation) -> list[str]:

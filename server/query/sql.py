@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from server.query.catalogue import Column
-from server.query.columns import is_json, type_of
+from server.query.columns import base_type, is_json, type_of
 from server.query.comparisons import bind, comparison, regular_expression_check
 from server.query.fields import Field
 from server.query.filters import FULL_TEXT, PATTERNS, REGULAR_EXPRESSIONS, Condition, Filter, conditions_of
@@ -223,7 +223,7 @@ def _columns_by_name(plan: ExportPlan) -> dict[str, Column]:
 def _type(field: Field, by_name: Mapping[str, Column]) -> str:
     """Return the type of the values of a field, for a domain the type under it."""
     column = by_name[field.column]
-    return column.base if field.plain and column.base is not None else type_of(field, column)
+    return base_type(column) if field.plain else type_of(field, column)
 
 
 def _operand(field: Field, by_name: Mapping[str, Column], values: list[str]) -> str:

@@ -22,8 +22,9 @@ from tests.support.postgres import Postgres
 TABLE = """
 CREATE TYPE spot AS (lat numeric, lng numeric);
 CREATE DOMAIN document AS jsonb;
+CREATE DOMAIN as_written AS json;
 CREATE TABLE docs (
-    id integer PRIMARY KEY, data jsonb, raw json, dom document, tags text[], at spot, price numeric(10, 2),
+    id integer PRIMARY KEY, data jsonb, raw json, dom document, rawdom as_written, tags text[], at spot, price numeric(10, 2),
     made timestamptz, name text, flag boolean, "a->b" jsonb
 );
 INSERT INTO docs
@@ -35,7 +36,7 @@ SELECT
         'when', '2024-02-' || 1 + n % 28
     ),
     json_build_object('n', n, 'list', json_build_array('x', n), 'spaces', '[1,   2]'::json),
-    jsonb_build_object('n', n), ARRAY['t' || n % 5, 'q"q', NULL], ROW(n / 4.0, -n)::spot, n * 1.25,
+    jsonb_build_object('n', n), '{"a":  1, "a": {"b":   2}}', ARRAY['t' || n % 5, 'q"q', NULL], ROW(n / 4.0, -n)::spot, n * 1.25,
     timestamptz '2024-01-01 12:00:00+00' + n * interval '1 hour', n::text, n % 3 = 0,
     jsonb_build_object('x', n)
 FROM generate_series(1, 60) AS n;
@@ -60,6 +61,7 @@ SELECTED: list[tuple[str, str]] = [
     ("x:data->>n,y:raw->n", "data->>'n' AS x, raw->'n' AS y"),
     ("raw->list->1,raw->spaces", "raw->'list'->1 AS list, raw->'spaces' AS spaces"),
     ("dom->n", "dom->'n' AS n"),
+    ("rawdom->a,rawdom->a->>b", "rawdom->'a' AS a, rawdom->'a'->>'b' AS b"),
     (
         "tags->0,tags->>1,tags->2,tags->>9",
         "to_jsonb(tags)->0 AS tags, tags[2] AS tags, to_jsonb(tags)->2 AS tags, NULL AS tags",
@@ -118,7 +120,7 @@ def docs(database_url: str) -> Iterator[Postgres]:
     postgres = Postgres(database_url)
     postgres.run(TABLE)
     yield postgres
-    postgres.run("DROP TABLE docs; DROP TYPE spot; DROP DOMAIN document")
+    postgres.run("DROP TABLE docs; DROP TYPE spot; DROP DOMAIN document, as_written")
     postgres.connection.close()
 
 

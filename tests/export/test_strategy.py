@@ -40,6 +40,7 @@ USERS = Relation(
         Column("name", "text", nullable=True, readable=True, indexed=False),
         Column("at", "timestamp without time zone", nullable=True, readable=True, indexed=False),
         Column("data", "jsonb", nullable=True, readable=True, indexed=False),
+        Column("said", "date_as_text", nullable=True, readable=True, indexed=False, base="text"),
     ),
     1000,
     8192,
@@ -105,7 +106,9 @@ def test_parts_of_json_and_casts_are_read_by_ranges(select: str) -> None:
     assert candidate_tables(made, Explained(seq_scan(), FEWEST_BLOCKS)).tables == (("public", "users"),)
 
 
-@pytest.mark.parametrize("select", ["name::date", "id,x:name::timestamptz", "data->>a::timestamp", "name::time"])
+@pytest.mark.parametrize(
+    "select", ["name::date", "id,x:name::timestamptz", "data->>a::timestamp", "name::time", "said::date"]
+)
 def test_text_that_is_cast_to_a_time_is_read_by_one_reader(select: str) -> None:
     """It may be `now` or `today`, which depend on when the transaction of the reader began."""
     found = candidate_tables(plan(f"select={select}"), Explained(seq_scan(), FEWEST_BLOCKS))

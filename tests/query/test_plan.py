@@ -105,7 +105,7 @@ def test_every_cast_has_the_type_that_it_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "type", ["text", "character varying(3)", "numeric(10,2)", "timestamp(3) with time zone", "int4range"]
+    "type", ["text", "character varying(3)", "numeric(10,2)", "timestamp(3) with time zone", "int4range", "point"]
 )
 @pytest.mark.parametrize("query", ["select=v->a", "v->>a=eq.1", "or=(id.eq.1,v->0.is.null)", "order=v->>a"])
 def test_a_column_without_parts_is_named(type: str, query: str) -> None:
@@ -114,6 +114,14 @@ def test_a_column_without_parts_is_named(type: str, query: str) -> None:
         asked(query, relation(column("id"), column("v", type)))
     assert caught.value.code == "not_json"
     assert f'The column "v" ({type}) holds no JSON' in caught.value.detail
+
+
+def test_a_domain_has_the_parts_of_the_type_under_it() -> None:
+    lines = dataclasses.replace(column("v", "lines"), base="text")
+    with pytest.raises(InvalidRequest, match=r'"v" \(lines\) holds no JSON'):
+        asked("select=v->a", relation(lines))
+    (output,) = asked("select=v->a", relation(dataclasses.replace(column("v", "document"), base="json"))).columns
+    assert output.column.type == "json"
 
 
 def test_an_enum_has_no_parts() -> None:
