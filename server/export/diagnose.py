@@ -27,7 +27,7 @@ _NO_OPERATOR = ("0A000", "42725", "42804", "42809", "42883", "42P22")
 _NO_CAST = ("22003", "22007", "22008", "22018", "22023", "22P02")
 # The kinds of relations that compute their values when they are read.
 _COMPUTED = ("view", "foreign table")
-# Casts that an error names.
+# Casts that an error names. Which of them failed is not known.
 MOST_CASTS = 5
 
 # Seconds to read a view without its casts: control connections are few.
@@ -122,7 +122,10 @@ async def _rejected_value(database: Database, plan: ExportPlan, error: RelationF
             await session.query(_SET_TIMEOUT, (f"{COUNT_SECONDS}s",))
             if await _failure(session, count_without_casts(plan)):
                 return None
-    named = " or ".join(f'"{shorten(str(field))}"' for field in casts[:MOST_CASTS])
+    names = [f'"{shorten(str(field))}"' for field in dict.fromkeys(casts)]
+    if len(names) > MOST_CASTS:
+        names[MOST_CASTS:] = ["another"]
+    named = " or ".join(names)
     return InvalidRequest(
         f"A row has a value that cannot be cast: {named}.",
         code="invalid_value",

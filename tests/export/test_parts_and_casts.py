@@ -208,6 +208,11 @@ async def test_a_value_that_does_not_fit_a_cast_is_not_shown(client: TestClient[
         ("data->>text::date,name,id::text", '"data->>text::date"'),
         ("x:price::int2,name::uuid", '"price::int2" or "name::uuid"'),
         ("data->n::bool", '"data->n::bool"'),
+        ("x:data->n::bool,y:data->n::bool", '"data->n::bool"'),
+        (
+            ",".join(f"id::{cast}" for cast in ("int4", "int8", "numeric", "float4", "float8")) + ",name::uuid",
+            '"id::int4" or "id::int8" or "id::numeric" or "id::float4" or "id::float8" or another',
+        ),
     ):
         problem = json.loads(await fetch(client, f"select={select}", status=400))
         assert problem["code"] == "invalid_value"
