@@ -207,19 +207,21 @@ def read_list(text: str) -> tuple[str, ...]:
     Raise InvalidRequest if a double quote is not closed, or text follows a closing one.
     """
     items: list[str] = []
+    text = text.strip()
     position = 0
-    while text[position:].strip():
-        position += len(text[position:]) - len(text[position:].lstrip())
-        if text[position] == '"':
+    while position < len(text):
+        while text[position].isspace():
+            position += 1
+        quoted = text[position] == '"'
+        if quoted:
             item, position = read_quoted(text, position, "the list")
-            rest, comma, _ = text[position:].partition(",")
-            if rest.strip():
-                raise InvalidRequest("Unexpected text after a closing quote in the list.", code="invalid_quotes")
-        else:
-            rest, comma, _ = text[position:].partition(",")
-            item = rest.rstrip()
-        items.append(item)
-        position += len(rest) + len(comma)
+        comma = text.find(",", position)
+        end = len(text) if comma < 0 else comma
+        rest = text[position:end].rstrip()
+        if quoted and rest.strip():
+            raise InvalidRequest("Unexpected text after a closing quote in the list.", code="invalid_quotes")
+        items.append(item if quoted else rest)
+        position = end + 1
     return tuple(items)
 
 

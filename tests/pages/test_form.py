@@ -28,6 +28,7 @@ from server.query.fields import Field
 from server.query.filters import IS_VALUES, OPERATORS, Condition, Filter, Group, conditions_of
 from server.query.plan import make_plan
 from server.query.request import ExportRequest, parse_export_request
+from tests.support.cpu import cpu_limit
 
 
 def column(name: str, type: str, values: tuple[str, ...] | None = None, *, readable: bool = True) -> Column:
@@ -451,6 +452,11 @@ def test_a_written_list_is_read_back(values: list[str]) -> None:
 )
 def test_a_list_as_a_user_writes_it(text: str, values: tuple[str, ...]) -> None:
     assert read_list(text) == values
+
+
+def test_a_list_as_long_as_a_request_line_is_read_quickly() -> None:
+    with cpu_limit(0.3):
+        assert read_list("1, " * 40_000) == ("1",) * 40_000
 
 
 @given(st.sampled_from(sorted(COMPARISONS_BY_KIND)), st.sampled_from(OPERATORS), st.booleans(), awkward)
