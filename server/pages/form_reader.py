@@ -1,6 +1,6 @@
 """What a browser sends → the form: the query string of the page, or the fields of the form.
 
-Pure, and raises no error: what is invalid or has no input is kept as it is, so that the page can show it.
+Pure. What is invalid or has no input is kept as it is, so that the page can show it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from server.pages.form import (
     readable_pair,
 )
 from server.query.catalogue import Relation
-from server.query.filters import Condition, conditions_of
+from server.query.filters import MOST_CONDITIONS, Condition, conditions_of
 from server.query.grammar import percent_decode
 from server.query.request import FORMATS, ExportRequest, filters_column
 from server.query.selection import SelectedColumn, SortKey
+
+# Filters, and sort keys, that get inputs. The list of the columns is in each row, so thousands would be a page of 80 MB.
+MOST_ROWS = 100
 
 
 def form_of_query(relation: Relation, query: str) -> Form:
@@ -45,9 +48,16 @@ def readable_query(query: str) -> str:
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
     """Return the form with these fields, after what the pressed button asks for: `move` a column, `remove` a row.
 
-    fields: (name, value) as a browser sends them, decoded.
+    fields: (name, value) as a browser sends them, decoded. Raise InvalidRequest if there are too many rows.
     """
     sent = _Fields(relation, fields)
+    for rows, letter in (("filters", "f"), ("sort keys", "s")):
+        if len(sent.numbered(letter)) > 2 * MOST_ROWS:  # those of the page, and some that its reader has added
+            raise InvalidRequest(
+                f"The form has more than {2 * MOST_ROWS} {rows}.",
+                code="too_complex",
+                hint="Write further conditions under More conditions.",
+            )
     format, removed = sent.text(FORMAT_PARAMETER), sent.text("remove")
     return Form(
         relation,
@@ -81,6 +91,9 @@ class _QueryReader:
 
     def read(self, pair: str) -> None:
         """Add a pair, still percent-encoded."""
+        if len(self._more) > MOST_CONDITIONS:  # the request is refused: to read it further would only take time
+            self._more.append(pair)
+            return
         name, value = _decoded(pair)
         if name == FORMAT_PARAMETER and value in SUFFIXES and self._suffix is None:
             self._suffix = value
@@ -113,7 +126,8 @@ class _QueryReader:
 
     def _read_request(self, name: str, request: ExportRequest) -> bool:
         """Show what a pair of this name asks for. Return False if no input can, or has been given another pair."""
-        row = _filter_row(self._relation, request, len(self._filters))
+        has_room = len(self._filters) < MOST_ROWS
+        row = _filter_row(self._relation, request, len(self._filters)) if has_room else None
         if row is not None:
             self._filters.append(row)
             return True
@@ -126,7 +140,7 @@ class _QueryReader:
             fields = [(item.field, item.alias or "") for item in selected if item.field is not None]
             self._columns = tuple(ColumnRow(field.column, alias) for field, alias in fields) or None
             return True
-        if name == "order" and all(key.field.plain for key in request.order):
+        if name == "order" and len(request.order) <= MOST_ROWS and all(key.field.plain for key in request.order):
             keys = enumerate(request.order)
             self._sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in keys)
             return True

@@ -22,7 +22,7 @@ from server.pages.controls import (
 )
 from server.pages.faults import fault_of
 from server.pages.form import Form, encode_pair, parse_form, readable_pair
-from server.pages.form_reader import form_of_fields, form_of_query
+from server.pages.form_reader import MOST_ROWS, form_of_fields, form_of_query
 from server.query.catalogue import Column, Relation
 from server.query.fields import Field
 from server.query.filters import IS_VALUES, OPERATORS, Condition, Filter, Group, conditions_of
@@ -452,6 +452,34 @@ def test_a_written_list_is_read_back(values: list[str]) -> None:
 )
 def test_a_list_as_a_user_writes_it(text: str, values: tuple[str, ...]) -> None:
     assert read_list(text) == values
+
+
+def test_a_form_has_rows_for_the_first_filters_and_sort_keys_only() -> None:
+    query = "&".join(f"id=gt.{number}" for number in range(MOST_ROWS + 2))
+    form = form_of_query(USERS, query)
+    assert (len(form.filters), form.more) == (MOST_ROWS, (f"id=gt.{MOST_ROWS}", f"id=gt.{MOST_ROWS + 1}"))
+    assert meaning(form.query) == meaning(query)
+    keys = "order=" + ",".join(["id"] * (MOST_ROWS + 1))
+    form = form_of_query(USERS, keys)
+    assert (form.sorts, form.more, meaning(form.query)) == ((), (keys,), meaning(keys))
+
+
+def test_a_query_of_too_many_conditions_is_kept_as_it_is() -> None:
+    query = "&".join(["id=gt.1"] * 15_000 + ["seen=gt.2024-01-01T12:00+02"])
+    with cpu_limit(1):
+        form = form_of_query(USERS, query)
+        assert len(form.filters) == MOST_ROWS
+        assert form.query.endswith("&seen=gt.2024-01-01T12:00+02")
+        with pytest.raises(InvalidRequest, match="more than 1000 conditions"):
+            parse_form(form)
+
+
+@pytest.mark.parametrize("letter", ["f", "s"])
+def test_a_form_of_too_many_rows_is_refused(letter: str) -> None:
+    fields = [(f"{letter}{number}.column", "id") for number in range(2 * MOST_ROWS + 1)]
+    form_of_fields(USERS, fields[:-1])
+    with pytest.raises(InvalidRequest, match="more than 200"):
+        form_of_fields(USERS, fields)
 
 
 def test_a_list_as_long_as_a_request_line_is_read_quickly() -> None:
