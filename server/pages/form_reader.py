@@ -28,7 +28,7 @@ from server.query.grammar import percent_decode
 from server.query.request import FORMATS, ExportRequest, filters_column
 from server.query.selection import SelectedColumn, SortKey
 
-# Filters, and sort keys, that get inputs. The list of the columns is in each row, so thousands would be a page of 80 MB.
+# Filters, and sort keys, that get inputs. Each row has a list of the columns: thousands would be a page of 80 MB.
 MOST_ROWS = 100
 
 

@@ -24,8 +24,8 @@ CREATE TYPE spot AS (lat numeric, lng numeric);
 CREATE DOMAIN document AS jsonb;
 CREATE DOMAIN as_written AS json;
 CREATE TABLE docs (
-    id integer PRIMARY KEY, data jsonb, raw json, dom document, rawdom as_written, tags text[], at spot, price numeric(10, 2),
-    made timestamptz, name text, flag boolean, "a->b" jsonb
+    id integer PRIMARY KEY, data jsonb, raw json, dom document, rawdom as_written, tags text[], at spot,
+    price numeric(10, 2), made timestamptz, name text, flag boolean, "a->b" jsonb
 );
 INSERT INTO docs
 SELECT
@@ -36,7 +36,8 @@ SELECT
         'when', '2024-02-' || 1 + n % 28
     ),
     json_build_object('n', n, 'list', json_build_array('x', n), 'spaces', '[1,   2]'::json),
-    jsonb_build_object('n', n), '{"a":  1, "a": {"b":   2}}', ARRAY['t' || n % 5, 'q"q', NULL], ROW(n / 4.0, -n)::spot, n * 1.25,
+    jsonb_build_object('n', n), '{"a":  1, "a": {"b":   2}}',
+    ARRAY['t' || n % 5, 'q"q', NULL], ROW(n / 4.0, -n)::spot, n * 1.25,
     timestamptz '2024-01-01 12:00:00+00' + n * interval '1 hour', n::text, n % 3 = 0,
     jsonb_build_object('x', n)
 FROM generate_series(1, 60) AS n;
