@@ -16,8 +16,8 @@ MOST_SUGGESTIONS = 3
 # Bytes of a relation's name in PostgreSQL, as characters; comparing more of a long name only takes time.
 _COMPARED = 64
 
-# Relations to suggest, first those whose name is the wanted one or begins with it and a dot. The limit bounds the time
-# that comparing the names keeps the event loop busy. Parameters: $1, the schemas; $2, the name; $3, the name with its
+# Relations to suggest, first those whose name is the wanted one, in any case, or begins with it and a dot. The limit
+# bounds the time that comparing the names keeps the event loop busy. Parameters: $1, the schemas; $2, the name; $3, the name with its
 # schema as the path has them.
 LIST_NAMES = """
 SELECT n.nspname::text AS schema, c.relname::text AS name
@@ -27,7 +27,7 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND has_schema_privilege(n.oid, 'USAGE')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 ORDER BY
-    c.relname::text IN ($2::text, $3::text) OR starts_with(c.relname::text, $3::text || '.') DESC,
+    lower(c.relname::text) IN (lower($2::text), lower($3::text)) OR starts_with(c.relname::text, $3::text || '.') DESC,
     array_position($1::text[], n.nspname::text)
 LIMIT 300
 """
@@ -61,8 +61,8 @@ def _similar(wanted: RelationName, known: Sequence[RelationName]) -> list[Relati
     first = [one for one in known if one.name in (whole, wanted.name) or one.name.startswith(f"{whole}.")]
     by_name: dict[str, list[RelationName]] = {}
     for one in known:
-        by_name.setdefault(one.name, []).append(one)
-    for text in dict.fromkeys((wanted.name[:_COMPARED], whole)):
+        by_name.setdefault(one.name.lower(), []).append(one)
+    for text in dict.fromkeys((wanted.name[:_COMPARED].lower(), whole.lower())):
         for name in difflib.get_close_matches(text, by_name, n=MOST_SUGGESTIONS):
             first += by_name[name]
     return list(dict.fromkeys(first))[:MOST_SUGGESTIONS]
