@@ -125,7 +125,8 @@ def probes(plan: ExportPlan) -> list[Probe]:
         # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
         operand = _null(condition.field, plan, by_name, statement.values)
         type = _type(condition.field, by_name)
-        statement.text = f"SELECT {comparison(operand, type, condition, statement.values)}"
+        # WHERE, since some operators give no boolean: << shifts the bits of an integer.
+        statement.text = f"SELECT 1 WHERE {comparison(operand, type, condition, statement.values)}"
         found.append(Probe("condition", condition.field, condition.operator_text, statement, _hint(condition, type)))
         if condition.operator in REGULAR_EXPRESSIONS:
             statement = Statement("")
