@@ -17,8 +17,8 @@ MOST_SUGGESTIONS = 3
 _COMPARED = 64
 
 # Relations to suggest, first those whose name is the wanted one, in any case, or begins with it and a dot. The limit
-# bounds the time that comparing the names keeps the event loop busy. Parameters: $1, the schemas; $2, the name; $3, the name with its
-# schema as the path has them.
+# bounds the time that comparing the names keeps the event loop busy. Parameters: $1, the schemas; $2, the name; $3, the
+# name with its schema as the path has them.
 LIST_NAMES = """
 SELECT n.nspname::text AS schema, c.relname::text AS name
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
