@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.errors import DatabaseUnavailable, ExportError, InvalidRequest, QueryFailed, RelationFailed, ServerBusy
-from server.export.relation_faults import not_populated
+from server.errors import (
+    DatabaseUnavailable,
+    ExportError,
+    Forbidden,
+    InvalidRequest,
+    QueryFailed,
+    RelationFailed,
+    ServerBusy,
+)
+from server.export.relation_faults import not_populated, relation_fault
 from server.postgres.database import Database
 from server.postgres.session import Session
 from server.query.columns import type_of
@@ -58,12 +66,16 @@ ORDER BY 1 DESC LIMIT 1
 async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed) -> ExportError:
     """Return an error that names the part of the request that causes this one, or this one if none does.
 
-    Also names a materialized view that has no data. Raise ServerBusy or DatabaseUnavailable if that cannot be found out
-    now: nobody is blamed then.
+    Also names a materialized view that has no data. If nothing of the relation can be read, return the error for that:
+    this one may be about a value of the request, which PostgreSQL reads first. Raise ServerBusy or DatabaseUnavailable
+    if the cause cannot be found out now: nobody is blamed then.
     """
     try:
-        if error.sqlstate == "55000":
-            return await _unpopulated(database, plan, error)
+        fault = await _unreadable(database, plan) or error
+        if fault.sqlstate == "55000":
+            return await _unpopulated(database, plan, fault)
+        if fault is not error:
+            return fault
         return (
             await _rejected_part(database, plan)
             or await _rejected_operator(database, plan, error)
@@ -72,11 +84,20 @@ async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed) 
         )
     except (ServerBusy, DatabaseUnavailable):
         raise
-    except ExportError:  # the relation cannot be read at all
+    except Forbidden as refused:  # so it is in any case
+        return refused
+    except ExportError:
         return error
 
 
-async def _unpopulated(database: Database, plan: ExportPlan, error: RelationFailed) -> ExportError:
+async def _unreadable(database: Database, plan: ExportPlan) -> ExportError | None:
+    """Return how the relation fails without the request, before its first row, or None if it does not."""
+    async with database.control_session() as session:
+        reason = await _failure(session, empty_statement(plan))
+    return None if reason is None else relation_fault(reason)
+
+
+async def _unpopulated(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
     async with database.control_session() as session:
         found = await session.query(_UNPOPULATED, (plan.relation.oid,))
     return not_populated(error, itself=found[0]["itself"]) if found else error
@@ -88,8 +109,6 @@ async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest
     if not (parts or plan.timezone):
         return None
     async with database.control_session() as session:
-        empty = empty_statement(plan)
-        await session.query(empty.text, empty.values)
         if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
             return InvalidRequest(f'The database does not know the time zone "{plan.timezone}".', code="invalid_value")
         for probe in parts:

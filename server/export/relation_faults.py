@@ -9,7 +9,7 @@ from __future__ import annotations
 from server.errors import ExportError, ForeignServerAway, QueryFailed, RelationFailed
 
 # What is wrong, by the SQLSTATE or by its class, which is its first two characters (PostgreSQL manual, appendix
-# "PostgreSQL Error Codes"). The classes that are missing say nothing about a relation: 53, 57, 58, XX …
+# "PostgreSQL Error Codes").
 _FAULTS = {
     "0A": "it uses something that PostgreSQL does not support",
     "21": "a subquery in it returns more than one row",
@@ -24,11 +24,6 @@ _FAULTS = {
     "22P05": "a text in it holds a character that UTF-8 does not have",
     "23": "a value in it violates a constraint",
     "25006": "a function in it writes to the database, and an export may only read",
-    "26": "a function in it failed",
-    "2F": "a function in it failed",
-    "34": "a function in it failed",
-    "38": "a function in it failed",
-    "39": "a function in it failed",
     "3D": "it uses a database that does not exist",
     "3F": "it uses a schema that does not exist",
     "42": "its definition does not work",
@@ -44,10 +39,15 @@ _FAULTS = {
     "54001": "its expressions are nested too deep, or a function in it calls itself without end",
     "55000": "something that it uses is not in the state that this requires",
     "HV": "the foreign server that it reads from gives an error",
-    "P0": "a function in it raises an error",
+    "58P01": "it reads a file that does not exist",
     "XX001": "PostgreSQL finds damaged data in it",
     "XX002": "PostgreSQL finds a damaged index of it",
 }
+# Errors of the transaction, the resources, the operators, the system and the configuration of the server, and internal
+# ones: they say nothing about a relation.
+_OF_THE_SERVER = ("25", "40", "53", "57", "58", "72", "F0", "XX")
+# All other classes, also those that PostgreSQL does not have: RAISE takes any SQLSTATE.
+_RAISED = "a function in it raises an error"
 # The classes of a connection to a foreign server that fails: `server_errors.error_for` has sorted out those of our own.
 _FOREIGN = ("08", "57P")
 # How PostgreSQL's internal messages, which are never translated, name something that was removed without the relation.
@@ -61,6 +61,8 @@ def relation_fault(error: QueryFailed) -> ExportError:
     """
     state = error.sqlstate or ""
     what = _FAULTS.get(state, _FAULTS.get(state[:2]))
+    if what is None and not state.startswith(_OF_THE_SERVER):
+        what = _RAISED
     if state == "XX000" and error.server_message.startswith(_REMOVED):
         what = "it uses something that was removed"
     fault: ExportError

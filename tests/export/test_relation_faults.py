@@ -30,9 +30,12 @@ def failed(state: str, message: str = "the message") -> QueryFailed:
         ("22P02", "does not fit the type"),
         ("23514", "violates a constraint"),
         ("25006", "writes to the database"),
-        ("26000", "a function in it failed"),
-        ("2F005", "a function in it failed"),
-        ("38001", "a function in it failed"),
+        ("20000", "a function in it raises an error"),  # CASE without a branch in PL/pgSQL
+        ("26000", "a function in it raises an error"),
+        ("28000", "a function in it raises an error"),
+        ("2D000", "a function in it raises an error"),  # COMMIT in a function
+        ("2F005", "a function in it raises an error"),
+        ("38001", "a function in it raises an error"),
         ("42501", "lacks a privilege"),
         ("42601", "is not valid"),
         ("42703", "a column that does not exist"),
@@ -44,7 +47,10 @@ def failed(state: str, message: str = "the message") -> QueryFailed:
         ("54001", "calls itself without end"),
         ("55000", "not in the state"),
         ("HV00N", "the foreign server"),
+        ("58P01", "it reads a file that does not exist"),
+        ("99999", "a function in it raises an error"),
         ("P0001", "a function in it raises an error"),
+        ("PT404", "a function in it raises an error"),
         ("XX001", "damaged data"),
     ],
 )
@@ -70,7 +76,7 @@ def test_a_foreign_server_that_is_away_is_not_our_database(state: str) -> None:
     assert fault.retry_after
 
 
-@pytest.mark.parametrize("state", ["58030", "58P01", "F0000", "XX000", "57000", "25P02", "99999"])
+@pytest.mark.parametrize("state", ["58030", "F0000", "XX000", "57000", "25P02", "72000"])
 def test_other_errors_do_not_blame_the_relation(state: str) -> None:
     error = failed(state)
     assert relation_fault(error) is error

@@ -73,6 +73,7 @@ WITH gone AS (DELETE FROM pg_proc WHERE oid = 'dropped'::regproc RETURNING oid)
 CREATE FUNCTION raises(state text) RETURNS int LANGUAGE plpgsql AS
     $$BEGIN RAISE EXCEPTION '{SECRET}' USING ERRCODE = state; END$$;
 CREATE VIEW raising AS SELECT raises('P0001') AS q, 1 AS i;
+CREATE VIEW raising_a_state_of_its_own AS SELECT raises('PT404') AS q, 1 AS i;
 CREATE VIEW without_privilege AS SELECT raises('42501') AS q, 1 AS i;
 CREATE VIEW as_if_cut AS SELECT raises('57P01') AS q, 1 AS i;
 CREATE VIEW as_if_lost AS SELECT raises('08006') AS q, 1 AS i;
@@ -158,9 +159,10 @@ FAULTS = {
     "on_a_missing_function": "a function or an operator that does not exist (SQLSTATE 42883)",
     "on_a_dropped_function": "uses something that was removed (SQLSTATE XX000)",
     "raising": "a function in it raises an error (SQLSTATE P0001)",
+    "raising_a_state_of_its_own": "a function in it raises an error (SQLSTATE PT404)",
     "without_privilege": "that it uses lacks a privilege (SQLSTATE 42501)",
     "reading_unreadable": "that it uses lacks a privilege (SQLSTATE 42501)",
-    "as_if_unprepared": "a function in it failed (SQLSTATE 26000)",
+    "as_if_unprepared": "a function in it raises an error (SQLSTATE 26000)",
     "writing": "writes to the database, and an export may only read (SQLSTATE 25006)",
     "own_policy": "policies or rules refers to itself without end (SQLSTATE 42P17)",
     "rule_a": "policies or rules refers to itself without end (SQLSTATE 42P17)",
@@ -214,8 +216,9 @@ async def test_a_foreign_server_that_is_away_is_told_from_our_database(client: C
 
 
 async def test_a_view_that_needs_a_privilege_of_its_reader_is_forbidden(client: Client) -> None:
-    status, problem = await problem_of(client, "/export/invoker.csv?q=eq.1")
-    assert (status, problem["code"]) == (403, "forbidden")
+    for value in ("1", "abc"):
+        status, problem = await problem_of(client, f"/export/invoker.csv?q=eq.{value}")
+        assert (status, problem["code"]) == (403, "forbidden")
     status, problem = await problem_of(client, "/export/unreadable.csv")
     assert (status, problem["code"]) == (404, "relation_not_found")
 
@@ -249,6 +252,20 @@ async def test_a_bad_value_is_named_on_a_relation_that_fails(client: Client, rel
     status, problem = await problem_of(client, f"/export/{relation}.csv?{query}")
     assert (status, problem["code"]) == (400, "invalid_value")
     assert '"q" (integer)' in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("relation", "words"),
+    [("unfilled", "not populated"), ("over_unfilled", "not populated"), ("own_policy", "SQLSTATE 42P17")],
+)
+@pytest.mark.parametrize("path", ["/export/{}.csv?q=eq.abc", "/relations/{}/preview?i=gt.0&q=in.(1,abc)"])
+async def test_a_bad_value_does_not_hide_why_nothing_can_be_read(
+    client: Client, relation: str, words: str, path: str
+) -> None:
+    """PostgreSQL reads the value first. Its error would be taken for that of a value in the relation."""
+    status, problem = await problem_of(client, path.format(relation))
+    assert status == 500
+    assert words in problem["detail"]
 
 
 @pytest.mark.parametrize(
