@@ -14,6 +14,7 @@ from server.errors import (
     ExportError,
     Forbidden,
     InvalidRequest,
+    QueryCancelled,
     QueryFailed,
     RelationFailed,
     ServerBusy,
@@ -40,6 +41,8 @@ MOST_CASTS = 5
 
 # Seconds to read a view without its casts: control connections are few.
 COUNT_SECONDS = 2
+# Seconds for a condition on no row. PostgreSQL may need a minute to find that a regular expression is too complex.
+CONDITION_SECONDS = 2
 
 _SET_TIMEOUT = "SELECT pg_catalog.set_config('statement_timeout', $1, true)"
 _SET_TIMEZONE = "SELECT pg_catalog.set_config('TimeZone', $1, true)"
@@ -111,8 +114,15 @@ async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest
     async with database.control_session() as session:
         if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
             return InvalidRequest(f'The database does not know the time zone "{plan.timezone}".', code="invalid_value")
+        await session.query(_SET_TIMEOUT, (f"{CONDITION_SECONDS}s",))
         for probe in parts:
-            if reason := await _failure(session, probe.statement):
+            try:
+                reason = await _failure(session, probe.statement)
+            except QueryCancelled:
+                if probe.part != "condition":
+                    raise
+                return _too_complex(plan, probe)
+            if reason is not None:
                 return _rejected(plan, probe, reason)
     return None
 
@@ -163,9 +173,7 @@ async def _failure(session: Session, statement: Statement) -> QueryFailed | None
 
 def _rejected(plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidRequest:
     """Return the error for this probe. reason: what the probe met, which has read no row."""
-    field = replace(probe.field, cast=None)
-    type = type_of(field, next(column for column in plan.relation.columns if column.name == field.column))
-    column = f'"{shorten(str(field))}" ({type})'
+    column = _named(plan, probe)
     if probe.part == "sort key":
         return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
     if probe.part == "column":
@@ -179,3 +187,19 @@ def _rejected(plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidReq
     if (reason.sqlstate or "").startswith(("22", "54")):
         what = f"PostgreSQL rejected a value: {reason.server_message}."
     return InvalidRequest(f"The filter on {column} is not valid. {what}", code="invalid_value", hint=probe.hint)
+
+
+def _too_complex(plan: ExportPlan, probe: Probe) -> InvalidRequest:
+    """Return the error for a condition that PostgreSQL cannot even begin to compare with within CONDITION_SECONDS."""
+    return InvalidRequest(
+        f"The filter on {_named(plan, probe)} is too complex for PostgreSQL.",
+        code="too_complex",
+        hint="Use a simpler value. In a regular expression, avoid repetitions within repetitions.",
+    )
+
+
+def _named(plan: ExportPlan, probe: Probe) -> str:
+    """Return the name and the type of what the probe is about."""
+    field = replace(probe.field, cast=None)
+    type = type_of(field, next(column for column in plan.relation.columns if column.name == field.column))
+    return f'"{shorten(str(field))}" ({type})'

@@ -292,6 +292,16 @@ async def test_a_value_that_only_the_probe_rejects_is_not_blamed(client: Client)
     assert (status, problem["code"]) == (500, "relation_failed")
 
 
+async def test_a_condition_that_takes_too_long_on_no_row_is_named(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL works for a minute before it calls such a regular expression too complex, for any relation."""
+    monkeypatch.setattr("server.export.diagnose.CONDITION_SECONDS", 0.1)
+    status, problem = await problem_of(client, "/export/of_text.csv?t=match.((a?){0,30}){0,30}&i=eq.abc")
+    assert (status, problem["code"]) == (400, "too_complex"), problem
+    assert '"t" (text)' in problem["detail"]
+
+
 @pytest.mark.parametrize("relation", ["texts", "of_text"])
 async def test_a_cast_of_the_request_is_its_own_fault(client: Client, relation: str) -> None:
     status, problem = await problem_of(client, f"/export/{relation}.csv?select=t,x:t::int")
