@@ -238,6 +238,7 @@ def test_libreoffice_shows_protected_text_as_it_is(tmp_path: Path, guard: bool) 
         "protected": written(rows, protected),
         "plain": written(rows, Dialect()),
         "numbers": written(numbers, protected, [INT8, INT4]),
+        "formula": written([["text"], ["=1+1"]], protected),  # only the guard prevents that it is evaluated
     }
     found = opened(tmp_path, files, ",;\t")
     assert [cell.text for cell in found["protected"]] == ["text", *CHANGED, *UNCHANGED]
@@ -246,4 +247,5 @@ def test_libreoffice_shows_protected_text_as_it_is(tmp_path: Path, guard: bool) 
     assert {"007", "1e5", "12/1", "true", "50%", "12345678901234567890"}.isdisjoint(
         cell.text for cell in found["plain"]
     )
+    assert [cell.formula for cell in found["formula"]] == [None, None if guard else "of:=1+1"]
     assert [cell.text for cell in found["numbers"]] == ["number", "small", number, "7", f"-{number}", "-5"]
