@@ -2,7 +2,7 @@
 
 Turns a failed query into an error that names the column and its type, but only if a probe shows that this part fails:
 every other error is the relation's own. Runs one query for each part, and only after the export's own query has failed.
-Reads no row of the relation, except for a cast of a view, of which it counts the rows.
+Reads no row of the relation, except for a cast, without which it counts the rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COMPUTED = ("view", "foreign table")
 # Casts that an error names. Which of them failed is not known.
 MOST_CASTS = 5
 
-# Seconds to read a view without its casts: control connections are few.
+# Seconds to read a relation without the casts: control connections are few.
 COUNT_SECONDS = 2
 # Seconds for a condition on no row. PostgreSQL may need a minute to find that a regular expression is too complex.
 CONDITION_SECONDS = 2
@@ -141,16 +141,20 @@ async def _rejected_operator(database: Database, plan: ExportPlan, error: Relati
 async def _rejected_value(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
     """Return the error for a cast of the request that does not accept some value.
 
-    A view may convert values too. It is to blame unless it can be read without the casts within COUNT_SECONDS.
+    A view, a policy or a generated column may convert values too. A relation is to blame if it cannot be read without
+    the casts, and a view unless it can be within COUNT_SECONDS.
     """
     casts = [output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar")]
     if not casts or error.sqlstate not in _NO_CAST:
         return None
-    if plan.relation.kind in _COMPUTED:
-        async with database.control_session() as session:
-            await session.query(_SET_TIMEOUT, (f"{COUNT_SECONDS}s",))
+    async with database.control_session() as session:
+        await session.query(_SET_TIMEOUT, (f"{COUNT_SECONDS}s",))
+        try:
             if await _failure(session, count_without_casts(plan)):
                 return None
+        except QueryCancelled:
+            if plan.relation.kind in _COMPUTED:
+                raise
     names = [f'"{shorten(str(field))}"' for field in dict.fromkeys(casts)]
     if len(names) > MOST_CASTS:
         names[MOST_CASTS:] = ["another"]

@@ -90,6 +90,11 @@ CREATE VIEW writing AS SELECT writes() AS q, 1 AS i;
 CREATE TABLE own_policy AS SELECT 1 AS q, 1 AS i;
 ALTER TABLE own_policy ENABLE ROW LEVEL SECURITY;
 CREATE POLICY endless ON own_policy USING (EXISTS (SELECT FROM faulty.own_policy));
+CREATE TABLE casting_policy AS SELECT '{SECRET}' AS t, '7' AS q, 1 AS i;
+ALTER TABLE casting_policy ENABLE ROW LEVEL SECURITY;
+CREATE POLICY casts ON casting_policy USING (t::int > 0);
+CREATE TABLE large AS
+    SELECT CASE i WHEN 1 THEN '{SECRET}' ELSE i::text END AS q, i FROM generate_series(1, 100000) AS i;
 CREATE VIEW rule_a AS SELECT 1 AS q, 1 AS i;
 CREATE VIEW rule_b AS SELECT * FROM rule_a;
 CREATE OR REPLACE VIEW rule_a AS SELECT * FROM rule_b;
@@ -309,7 +314,9 @@ async def test_a_cast_of_the_request_is_its_own_fault(client: Client, relation: 
     assert "cannot be cast" in problem["detail"]
 
 
-@pytest.mark.parametrize("relation", ["early", "cast_of_text", "planned", "on_a_missing_table", "raising"])
+@pytest.mark.parametrize(
+    "relation", ["early", "cast_of_text", "planned", "on_a_missing_table", "raising", "casting_policy"]
+)
 async def test_a_cast_of_the_request_is_not_blamed_for_a_relation_that_fails(client: Client, relation: str) -> None:
     status, problem = await problem_of(client, f"/export/{relation}.csv?select=x:q::int2")
     assert (status, problem["code"]) == (500, "relation_failed")
@@ -322,6 +329,14 @@ async def test_a_view_that_is_slow_to_read_without_the_casts_is_not_cleared(
     monkeypatch.setattr("server.export.diagnose.COUNT_SECONDS", 0.1)
     status, problem = await problem_of(client, "/export/slow.csv?select=x:t::int,q")
     assert (status, problem["code"]) == (500, "relation_failed")
+
+
+async def test_a_cast_of_a_table_is_its_own_fault_however_large_the_table_is(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.export.diagnose.COUNT_SECONDS", 0.001)
+    status, problem = await problem_of(client, "/export/large.csv?select=x:q::int,i")
+    assert (status, problem["code"]) == (400, "invalid_value")
 
 
 # --- The page. ---
