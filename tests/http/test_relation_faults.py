@@ -95,6 +95,8 @@ ALTER TABLE casting_policy ENABLE ROW LEVEL SECURITY;
 CREATE POLICY casts ON casting_policy USING (t::int > 0);
 CREATE TABLE large AS
     SELECT CASE i WHEN 1 THEN '{SECRET}' ELSE i::text END AS q, i FROM generate_series(1, 100000) AS i;
+CREATE TABLE uncastable AS SELECT 'NaN'::numeric AS nan, '99999999999 years' AS interval, repeat('[', 100000) AS deep,
+    '2020-01-01 00:00+99' AS zone;
 CREATE VIEW rule_a AS SELECT 1 AS q, 1 AS i;
 CREATE VIEW rule_b AS SELECT * FROM rule_a;
 CREATE OR REPLACE VIEW rule_a AS SELECT * FROM rule_b;
@@ -310,6 +312,13 @@ async def test_a_condition_that_takes_too_long_on_no_row_is_named(
 @pytest.mark.parametrize("relation", ["texts", "of_text"])
 async def test_a_cast_of_the_request_is_its_own_fault(client: Client, relation: str) -> None:
     status, problem = await problem_of(client, f"/export/{relation}.csv?select=t,x:t::int")
+    assert (status, problem["code"]) == (400, "invalid_value")
+    assert "cannot be cast" in problem["detail"]
+
+
+@pytest.mark.parametrize("cast", ["nan::int", "interval::interval", "deep::jsonb", "zone::timestamptz"])
+async def test_a_value_of_any_kind_that_a_cast_does_not_accept_is_its_fault(client: Client, cast: str) -> None:
+    status, problem = await problem_of(client, f"/export/uncastable.csv?select={cast}")
     assert (status, problem["code"]) == (400, "invalid_value")
     assert "cannot be cast" in problem["detail"]
 
