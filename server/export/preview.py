@@ -67,7 +67,7 @@ async def first_rows(
             return await with_retries(lambda: _attempt(engine, wanted, estimate, deadline))
     except TimeoutError:
         raise QueryTimeout(
-            f"There was no preview within {seconds:g} seconds.",
+            f"There was no preview within {seconds:g} second{'' if seconds == 1 else 's'}.",
             hint="The export itself may take longer. Filters and sort keys on indexed columns are quicker.",
         ) from None
 

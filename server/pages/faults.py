@@ -110,9 +110,9 @@ def _text_of_columns(error: ExportError, form: Form) -> str | None:
     known = set(form.readable_columns)
     missing = [shorten(row.column) for row in taken if row.column not in known]
     if error.code == "unknown_column" and missing:
-        return f"The column {missing[0]} does not exist. Untick it."
+        return f"There is no column “{missing[0]}”. Untick it."
     if error.code == "columns_not_readable" and missing:
-        return f"The database role may not read the column {missing[0]}. Untick it."
+        return f"The database role may not read the column “{missing[0]}”. Untick it."
     if error.code == "repeated_name":
         name = shorten(_repeated_names(form)[0])
         return f"JSON lines need different names, but two columns would be {name} in the file. Rename one of them."
@@ -125,7 +125,7 @@ def _text_of_sort(error: ExportError, form: Form) -> str | None:
     if named is None:
         return None
     if error.code == "unknown_column":
-        return f"The column {shorten(named)} does not exist. Remove this sort key."
+        return f"There is no column “{shorten(named)}”. Remove this sort key."
     if error.code == "operator_not_supported":
         return f"{shorten(named)} cannot be sorted by: values of its type have no order."
     return None
@@ -139,6 +139,8 @@ def _text_of_option(error: ExportError, form: Form, name: str) -> str | None:
             return "JSON lines do not have this option. Set it back, or choose CSV as the format."
         return _CONTRADICTIONS.get(name)
     if name in _COUNTS:
+        if value.startswith("-"):
+            return f"{_COUNTS[name]} cannot be less than 0."
         most = f" up to {MOST_ROWS}" if value.isascii() and value.isdigit() else ""
         return f"{_COUNTS[name]} takes a whole number{most}."
     if name == "timezone":
@@ -154,7 +156,7 @@ def _text_of_filter(error: ExportError, form: Form, row: FilterRow) -> str | Non
     name = shorten(row.column)
     column = next((column for column in form.relation.columns if column.name == row.column), None)
     if column is None or error.code == "unknown_column":
-        return f"The column {name} does not exist. Remove this filter."
+        return f"There is no column “{name}”. Remove this filter."
     if error.code == "invalid_quotes":
         return 'A double quote in the list is not closed. Write "" for a quote inside quotes.'
     if error.code == "operator_not_supported":

@@ -138,7 +138,7 @@ def test_find_a_table_and_download_a_part_of_it(page: Page, postgres: Postgres) 
     )
     rows = [line.split(",")[0] for line in postgres.copy(sql, "HEADER false").decode().splitlines()]
     expect(page.locator(".preview tbody tr td:first-child")).to_have_text(rows[:20])
-    headers = ["idbigint", "full nametext", "signup_datetimestamp with time zone"]
+    headers = ["idbigint", "full nametext", "signup_datetimestamptz"]
     expect(page.locator(".preview th")).to_have_text(headers)
     query = "select=id,full%20name:name,signup_date&name=ilike.*ada*&signup_date=lt.2023-01-01&order=id.desc&limit=50"
     expect(page).to_have_url(re.compile(re.escape(f"/table/users?{query}") + "$"))
@@ -565,6 +565,37 @@ def test_a_server_that_is_gone_is_reported_until_it_is_back(page: Page, postgres
     expect(button).to_be_enabled()
 
 
+def test_a_server_that_does_not_answer_is_reported_until_it_does(visit: OpenPage) -> None:
+    with visit(viewport=DESKTOP) as page:
+        page.clock.install()
+        go_to_table(page, "users", "id=eq.1")
+        expect(page.locator("#preview")).not_to_have_attribute("aria-busy", "true")
+        held, obstacle = Held(page, "links"), page.locator("#obstacle")
+        with page.expect_request(asks_for("links")):
+            page.locator("#download").click()
+        page.clock.run_for(1100)
+        expect(obstacle).to_have_text("Waiting for the server…")
+        page.clock.run_for(20000)
+        expect(obstacle).to_have_text("The server does not answer. Trying again…")
+        expect(page.locator("#download")).to_be_disabled()
+        held.release()
+        page.clock.run_for(1100)
+        expect(page.locator("#download")).to_be_enabled()
+        expect(obstacle).to_be_empty()
+
+
+def test_a_list_too_long_for_an_address_is_refused_at_once(page: Page) -> None:
+    go_to_table(page, "users", "id=in.(1,2)")
+    value = page.get_by_role("group", name="Filter on id").get_by_label("Value")
+    value.fill(", ".join(map(str, range(100000, 120000))))
+    obstacle = page.locator("#obstacle")
+    expect(obstacle).to_have_text("What the form asks for is too long for an address. Shorten its lists of values.")
+    expect(page.locator("#download")).to_be_disabled()
+    value.fill("1, 2, 3")
+    expect(obstacle).to_be_empty()
+    expect(page.locator(".preview tbody tr")).to_have_count(3)
+
+
 def test_a_change_before_the_script_runs_counts(page: Page, postgres: Postgres) -> None:
     held: list[Route] = []
     page.route("**/static/table.js", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks the function
@@ -596,6 +627,8 @@ def test_options_follow_for_excel(page: Page) -> None:
     expect(page.locator("#preview")).to_contain_text("UTF-8. Lines end in LF.")
     page.get_by_label("Format").select_option("ndjson")
     expect(page.locator(".text li")).to_have_text([re.compile(r'^\{"id":1,')])
+    for part in (excel, page.locator("[name=text]"), page.locator("#about-text")):  # which JSON lines do not have
+        expect(part).to_be_hidden()
 
 
 # --- A failing download ---

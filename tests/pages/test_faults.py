@@ -37,7 +37,7 @@ def said(error: ExportError, query: str) -> tuple[str, str, str | None]:
     [
         ("limit=x", "limit", "Maximum rows takes a whole number."),
         ("limit=99999999999999999999", "limit", "Maximum rows takes a whole number up to 9223372036854775807."),
-        ("offset=-1", "offset", "Rows to skip takes a whole number."),
+        ("offset=-1", "offset", "Rows to skip cannot be less than 0."),
         ("timezone=Mars/Base", "timezone", "There is no time zone Mars/Base."),
         ("filename=%20", "filename", "A file name needs at least one visible character."),
         ("delimiter=x", "delimiter", "There is no such choice: x."),
@@ -46,8 +46,8 @@ def said(error: ExportError, query: str) -> tuple[str, str, str | None]:
         ("excel=true&eol=lf", "eol", "“For Excel” needs CRLF line endings."),
         ("delimiter=;&null=a;b", "null", "The text for NULL must not hold the delimiter"),
         ("null=" + "x" * 101, "null", "The text for NULL is too long."),
-        ("gone=eq.1", "f0", "The column gone does not exist. Remove this filter."),
-        ("select=gone", "columns", "The column gone does not exist. Untick it."),
+        ("gone=eq.1", "f0", "There is no column “gone”. Remove this filter."),
+        ("select=gone", "columns", "There is no column “gone”. Untick it."),
         (f"select={'n' * 64}:id", "more", "The alias"),
         (
             "select=id,id:name&id=eq.1&format=ndjson",
@@ -55,7 +55,7 @@ def said(error: ExportError, query: str) -> tuple[str, str, str | None]:
             "JSON lines need different names, but two columns would ",
         ),
         ("select=id,id:id::text&format=ndjson", "more", 'More than one column has the name "id"'),
-        ("order=gone", "sort", "The column gone does not exist. Remove this sort key."),
+        ("order=gone", "sort", "There is no column “gone”. Remove this sort key."),
         ("name=like.a%5C", "more", "The pattern for"),
         ("nothing=1", "more", 'The parameter "nothing" is not known.'),
     ],
@@ -158,7 +158,7 @@ def test_a_column_that_the_role_may_not_read() -> None:
         make_plan(parse_export_request("users.csv", form.query), relation)
     fault = fault_of(caught.value, form)
     assert fault.field == "columns"
-    assert fault.text == "The database role may not read the column salary. Untick it."
+    assert fault.text == "The database role may not read the column “salary”. Untick it."
 
 
 def test_an_error_of_no_field_keeps_its_own_words() -> None:

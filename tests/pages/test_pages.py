@@ -731,6 +731,7 @@ async def test_a_slow_preview_does_not_delay_the_page(
     postgres.run("CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n")
     found = await page(client, "/table/slow")
     assert any("data-retry" in field for field in found.all("div"))
+    assert "No preview yet" in found.text
     assert found.can_download()  # the export itself may take longer
 
 

@@ -9,9 +9,12 @@ import { debounce, refresh } from "./live.js";
 import { showNotes } from "./rows.js";
 
 const UNREACHABLE = "The server cannot be reached.";
-// Milliseconds: from the last change to the request for the links, from their arrival to the request for the preview,
-// and from a failed request to the next one.
+// Bytes: the server takes an address, with the method and the protocol before and after it, of 128 kB.
+const LONGEST_ADDRESS = (128 << 10) - 100;
+// Milliseconds: from the last change to the request for the links, from there until the page says that it waits for
+// them, from their arrival to the request for the preview, and from a failed request to the next one.
 const PAUSE = 80;
+const SILENCE = 1000;
 const PREVIEW_PAUSE = 120;
 const FIRST_RETRY = 1000;
 const LONGEST_RETRY = 10000;
@@ -71,8 +74,9 @@ export function networkBack() {
 export async function update() {
   clearTimeout(retry);
   setBusy(previewed !== changes);
+  const waiting = setTimeout(showWaiting, SILENCE);
   try {
-    const links = await ask(["lines", "obstacle", "filename"], "links");
+    const links = await ask(["lines", "obstacle", "filename"], "links").finally(() => clearTimeout(waiting));
     if (!links) return;
     showLinks(links);
     if (previewed === changes) return;
@@ -94,6 +98,7 @@ export async function update() {
 async function ask(parts, header) {
   const asked = changes;
   const address = `${form.getAttribute("action")}?${fieldsOf(form)}`;
+  if (address.length > LONGEST_ADDRESS) throw new TooLong();
   const found = await refresh(address, parts, { "X-Sluice-Live": header });
   const answer = found.getElementById("changes");
   if (!answer) throw new OtherPage(found);
@@ -105,8 +110,13 @@ async function ask(parts, header) {
 class OtherPage extends Error {
   constructor(page) {
     super(page.querySelector("h1 + p")?.textContent ?? UNREACHABLE);
-    this.lasting = page.querySelector(".status")?.textContent.startsWith("4") ?? false;
+    if (page.querySelector(".status")?.textContent.startsWith("4")) this.advice = "Change anything to try again.";
   }
+}
+
+class TooLong extends Error {
+  message = "What the form asks for is too long for an address.";
+  advice = "Shorten its lists of values.";
 }
 
 // Shows that the links are those of the form, or what has to be corrected.
@@ -136,20 +146,25 @@ function refuse(answer) {
   showFault(answer);
 }
 
+function showWaiting() {
+  if (!obstacle.textContent) obstacle.replaceChildren(paragraph("notice", "Waiting for the server…"));
+}
+
+// An error without advice may pass by itself.
 function showFailure(error) {
   const reason = error.name === "TypeError" ? UNREACHABLE : error.message;
-  const text = `${reason} ${error.lasting ? "Change anything to try again." : "Trying again…"}`;
+  const text = `${reason} ${error.advice ?? "Trying again…"}`;
   changes += 1; // whether the links are still right is not known
   pressed = null;
   lines.inert = true;
   for (const button of buttons) button.disabled = true;
   setBusy(false);
-  if (!error.lasting) {
+  if (!error.advice) {
     retry = setTimeout(update, retryDelay);
     retryDelay = Math.min(2 * retryDelay, LONGEST_RETRY);
   }
   if (obstacle.textContent === text) return; // a screen reader says it once
-  obstacle.replaceChildren(paragraph("notice", text));
+  obstacle.replaceChildren(paragraph("notice bad", text));
   size.replaceChildren();
   preview.replaceChildren(preview.querySelector("h2"), paragraph("empty", reason));
 }

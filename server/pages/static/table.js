@@ -13,7 +13,7 @@ function showOptions() {
   const json = format.value === "ndjson";
   for (const label of form.querySelectorAll(".dialect")) {
     label.toggleAttribute("data-off", json);
-    label.querySelector("input, select").disabled = json;
+    for (const input of label.querySelectorAll("input, select")) input.disabled = json;
   }
   delimiter.disabled ||= format.value === "tsv";
   for (const option of form.querySelectorAll("option[data-default]")) {
