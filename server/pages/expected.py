@@ -8,6 +8,7 @@ import re
 _BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 # By the type, as format_type() writes it: the first pattern that matches its beginning.
 _EXPECTED = (
+    (r"(smallint|integer|bigint|numeric|real|double precision)\b.*\[\]$", "a list in braces, for example {1,2}"),
     (r".*\[\]$", "a list in braces, for example {a,b}"),
     (r".*multirange$", "ranges in braces, for example {[1,5)}"),
     (r".*range$", "a range, for example [1,5)"),

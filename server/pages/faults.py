@@ -53,15 +53,14 @@ def _contradictory_field(error: ExportError, form: Form) -> str:
 
 def _named_field(error: ExportError, form: Form) -> str:
     """Return the field whose column the error names in double quotes."""
-    if error.code == "repeated_name" and not any(line.startswith("select=") for line in form.more):
+    if error.code == "repeated_name" and not form.selects_elsewhere:
         return "columns"
     known = set(form.readable_columns)
     missing = error.code in ("unknown_column", "columns_not_readable")
     if missing and any(row.taken and row.column not in known for row in form.columns):
         return "columns"
     if error.code == "repeated_name":
-        own = any(line.startswith("select=") for line in form.more)
-        return "more" if own or not _repeated_names(form) else "columns"
+        return "more" if form.selects_elsewhere or not _repeated_names(form) else "columns"
     candidates = [row for row in form.filters if _names(error, row.column) and (row.column not in known or not missing)]
     # Of several filters on the column, the one whose value the error repeats.
     candidates.sort(key=lambda row: -_likeness(error, row))

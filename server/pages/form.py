@@ -123,6 +123,11 @@ class Form:
         """The names of the columns that may be read, in table order."""
         return tuple(column.name for column in self.relation.columns if column.readable)
 
+    @property
+    def selects_elsewhere(self) -> bool:
+        """Whether `more` has a selection of its own."""
+        return any(line.startswith("select=") for line in self.more)
+
 
 def parse_form(form: Form) -> ExportRequest:
     """Return the request of the export that the form describes. Raise InvalidRequest if a field is invalid."""
@@ -184,7 +189,7 @@ def _select_text(form: Form) -> str | None:
     all_taken = [row.column for row in taken] == [column.name for column in form.relation.columns]
     if all_taken and not any(row.alias for row in taken):
         return None
-    if len(taken) == len(form.columns) and any(line.startswith("select=") for line in form.more):
+    if len(taken) == len(form.columns) and form.selects_elsewhere:
         return None
     names = ([row.alias] * bool(row.alias) + [row.column] for row in taken)
     return ",".join(":".join(write_field_name(name, SELECT_STOPS) for name in pair) for pair in names)

@@ -1,4 +1,7 @@
-"""What the page says below a filter: the bounds of a day or a time, or that the filter is not used yet. Pure."""
+"""What the page says below a filter: the bounds of a day or a time, or that the filter is not used yet.
+
+And what it says above the columns, if they are not those of the file. Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ def notes_of(form: Form, default_timezone: str) -> dict[int, str]:
     timezone = form.options.get("timezone") or f"{default_timezone}, the default"
     aware = {column.name for column in form.relation.columns if "with time zone" in (column.base or column.type)}
     return {row.number: _note(row, timezone if row.column in aware else "") for row in form.filters}
+
+
+def columns_note(form: Form) -> str:
+    """Return a note if another field selects the columns, else ""."""
+    other = form.selects_elsewhere and all(row.taken and not row.alias for row in form.columns)
+    return "The line that begins with select= in “More conditions” selects the columns." if other else ""
 
 
 def _note(row: FilterRow, timezone: str) -> str:

@@ -39,7 +39,7 @@ from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import Fault, fault_of
 from server.pages.form import Form, parse_form
 from server.pages.form_reader import form_of_fields, form_of_query
-from server.pages.notes import notes_of
+from server.pages.notes import columns_note, notes_of
 from server.pages.result import bytes_of_export, bytes_of_relation, field_label, rows_of_export, rows_of_relation
 from server.pages.site import SAVED_PAGE, origin, render
 from server.pages.snippets import Snippet, snippets
@@ -207,6 +207,7 @@ async def _answer(
         "preview": preview,
         "fault": fault,
         "notes": notes_of(form, timezone),
+        "columns_note": columns_note(form),
         "default_timezone": timezone,
         "faulty_field": field_label(fault.field, form) if fault is not None else "",
         "correctable": fault is not None and isinstance(fault.error, InvalidRequest | Forbidden),

@@ -380,6 +380,11 @@ def test_conditions_without_inputs_stay_as_text(page: Page) -> None:
     page.get_by_label("Maximum rows").fill("8")
     expect(page).to_have_url(re.compile(r"\?or=\(id\.eq\.3,id\.eq\.5\)&limit=8$"))
     expect(page.locator(".preview tbody tr")).to_have_count(2)
+    note = page.locator("#note-columns")
+    expect(note).to_be_hidden()
+    page.get_by_label("More conditions").fill("select=who:name\nid=eq.3")
+    expect(page.locator(".preview th")).to_have_text(["whotext"])
+    expect(note).to_have_text("The line that begins with select= in “More conditions” selects the columns.")
 
 
 def test_an_error_appears_at_its_field_and_disappears(page: Page) -> None:

@@ -155,12 +155,13 @@ function showPicker(picker, text, wanted) {
   text.hidden = fits;
 }
 
-// Shows the notes below the filters that the server sent. A date that is not complete counts as missing.
+// Shows the notes at the columns and below the filters that the server sent. A date that is not complete counts as missing.
 export function showNotes(fresh) {
   for (const { dataset, textContent } of fresh.querySelectorAll("[data-note]")) {
     const slot = document.getElementById(`note-${dataset.note}`);
     if (!slot) continue;
-    const incomplete = [...slot.closest(".row").querySelectorAll("input")].some((input) => input.validity.badInput);
+    const inputs = [...(slot.closest(".row")?.querySelectorAll("input") ?? [])];
+    const incomplete = inputs.some((input) => input.validity.badInput);
     slot.textContent = incomplete ? "This filter is not used yet: complete the date or the time." : textContent;
     slot.hidden = !slot.textContent;
   }
