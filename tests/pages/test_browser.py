@@ -719,6 +719,19 @@ def test_cancel_a_saved_export(page: Page, postgres: Postgres) -> None:
     expect(card).to_have_count(0)
 
 
+@pytest.mark.usefixtures("gate")
+def test_the_progress_of_an_export_without_an_estimate(page: Page) -> None:
+    id = page.request.post("/export/gated.csv").json()["exportId"]
+    wait_until("it runs", lambda: page.request.get(f"/exports/{id}").json()["status"] == "processing")
+    status = page.request.get(f"/exports/{id}").json()
+    status["progress"] |= {"processedRows": 0, "totalRows": None, "bytes": 7}
+    event = f"data: {json.dumps(status)}\n\n"
+    page.route("**/events", lambda route: route.fulfill(body=event, content_type="text/event-stream"))
+    page.goto("/saved")
+    expect(page.locator("[data-show=bytes]")).to_have_text("7 B")
+    expect(page.locator("[data-show=estimate]")).to_be_empty()
+
+
 def test_a_failed_saved_export_shows_the_reason(page: Page, postgres: Postgres) -> None:
     postgres.run("CREATE VIEW broken AS SELECT id, 1 / (id - 500) AS x FROM users")
     go_to_table(page, "broken")

@@ -31,12 +31,16 @@ function duration(seconds) {
   return `${Math.round(seconds)} s`;
 }
 
+// Before an export has started there is no estimate. One that was too low says nothing any more.
+function estimateOf({ processedRows, totalRows }) {
+  return totalRows !== null && processedRows <= totalRows ? ` of about ${rounded(totalRows)}` : "";
+}
+
 function showProgress(card, { progress }) {
   const texts = {
     percentage: `${Math.floor(progress.percentage)}%`,
     rows: progress.processedRows.toLocaleString("en"),
-    // An estimate that was too low says nothing any more.
-    estimate: progress.processedRows <= progress.totalRows ? ` of about ${rounded(progress.totalRows)}` : "",
+    estimate: estimateOf(progress),
     bytes: size(progress.bytes),
     rate: progress.rate ? `${rounded(progress.rate)} rows/s` : "",
     eta: progress.etaSeconds === null ? "" : `${duration(progress.etaSeconds)} left`,
