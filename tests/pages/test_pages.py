@@ -484,6 +484,15 @@ async def test_a_preview_without_rows_tells_what_the_file_will_contain(
         assert bool(await response.read()) == ("header" in content)
 
 
+async def test_an_empty_table_is_said_to_be_empty(client: TestClient[Any, Any], postgres: Postgres) -> None:
+    postgres.run("CREATE TABLE nothing (id int)")
+    text = (await page(client, "/table/nothing")).text
+    assert "The table is empty. The file will contain only its header line." in text
+    assert "Change the filters" not in text
+    text = (await page(client, "/table/nothing?id=eq.1")).text
+    assert "No rows match" in text and "Change the filters" in text and "is empty" not in text
+
+
 async def test_the_page_never_contradicts_the_rows_in_sight(client: TestClient[Any, Any], postgres: Postgres) -> None:
     postgres.run("""
         CREATE TABLE six (a int) WITH (autovacuum_enabled = false);
