@@ -13,6 +13,7 @@ A browser sends the form as fields to `/shape/{relation}`: what is downloaded or
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -28,7 +29,7 @@ from server.errors import (
     RelationFailed,
     RelationLocked,
 )
-from server.export.pipeline import describe_with_timezone
+from server.export.pipeline import describe_with_timezone, open_export, with_retries
 from server.export.preview import Preview, first_rows
 from server.http.addresses import EXPORT_PREFIX, raw_target
 from server.http.keys import ENGINE, SETTINGS
@@ -79,6 +80,8 @@ DIRECTIONS = {
     "nullsfirst": "ascending, NULL first",
     "desc.nullslast": "descending, NULL last",
 }
+# Errors that the page of the relation shows, at the field where there is one.
+_SHOWN_ON_THE_PAGE = (InvalidRequest, Forbidden, RelationFailed)
 # What the templates need of every relation.
 _FIXED = {
     "comparisons": COMPARISONS_BY_KIND,
@@ -129,9 +132,10 @@ async def submit(request: web.Request) -> web.Response:
     if DOWNLOAD_FIELD not in fields:
         raise web.HTTPSeeOther(paths.page)
     try:
-        _download(request, form, paths)
-    except (InvalidRequest, Forbidden):
-        raise web.HTTPSeeOther(paths.page) from None  # which shows what is wrong, and where
+        wanted = _download(request, form, paths).request
+        await with_retries(lambda: _check(request, wanted))
+    except _SHOWN_ON_THE_PAGE:
+        raise web.HTTPSeeOther(paths.page) from None
     raise web.HTTPSeeOther(paths.export)
 
 
@@ -147,9 +151,16 @@ async def save(request: web.Request) -> web.Response:
     try:
         _download(request, form, paths)
         await accept(request, parse_export_request(target, query), target, query)
-    except (InvalidRequest, Forbidden):
+    except _SHOWN_ON_THE_PAGE:
         raise web.HTTPSeeOther(paths.page) from None
     raise web.HTTPSeeOther(SAVED_PAGE)
+
+
+async def _check(request: web.Request, wanted: ExportRequest) -> None:
+    """Raise what this export would raise before its first row, unless it is an error that may pass by itself."""
+    with contextlib.suppress(RelationLocked, QueryTimeout):
+        async with open_export(request.app[ENGINE], wanted, control=True) as export:
+            await export.check()
 
 
 async def list_timezones(_: web.Request) -> web.Response:
