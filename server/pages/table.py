@@ -3,7 +3,8 @@
 The query string of the page is that of the export, plus `format=csv.gz`, so that the page can be bookmarked and shared.
 A browser sends the form as fields to `/shape/{relation}`: what is downloaded or saved is always what the form shows.
 
-- GET redirects to the page with the equivalent query string, or to the file if the button "Download" was pressed.
+- GET redirects to the page with the equivalent query string, or to the file if the button "Download" was pressed and
+  PostgreSQL takes the query.
 - GET by the page's script answers with the parts of the page that change: with the links alone, which depend on no row,
   or with the preview too.
 - POST saves the export in the background.
