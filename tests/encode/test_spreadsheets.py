@@ -193,6 +193,7 @@ ATTACKS = [
 ]
 
 
+@pytest.mark.slow
 def test_libreoffice_finds_no_formula_in_guarded_text(tmp_path: Path) -> None:
     rows = [["id", "x;=1+1", "=1+1"], *[["1", attack, attack] for attack in ATTACKS]]
     files = {}
@@ -228,6 +229,7 @@ CHANGED = [
 UNCHANGED = ["Ada", "Room 5", "a1", "x_1", "May"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", [False, True])
 def test_libreoffice_shows_protected_text_as_it_is(tmp_path: Path, guard: bool) -> None:
     rows = [["text"], *[[text] for text in CHANGED + UNCHANGED]]

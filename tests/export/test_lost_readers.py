@@ -29,6 +29,8 @@ from tests.support.live_server import LiveServer, eventually, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client
 
+pytestmark = pytest.mark.slow
+
 LOCK = 4712
 # In 1,200 blocks, so five ranges; 16 rows in a block and 4,000 bytes in a row, so 17 MB of the file in a range. That is
 # more than the readers and the sockets hold.

@@ -95,6 +95,7 @@ def test_a_client_that_leaves_in_the_middle_of_reading(live: LiveServer, postgre
     assert 0 < int(line["rows"]) < 250_000
 
 
+@pytest.mark.slow
 def test_no_connection_is_lost_after_thirty_rounds_of_leaving(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:

@@ -19,6 +19,8 @@ from tests.support.engines import make_engine
 from tests.support.failing_os import Calls
 from tests.support.saved_queue import NEW, claimed, created, finish, make_queue, open_below, statuses
 
+pytestmark = pytest.mark.slow
+
 # More calls than an attempt makes: the test ends before.
 MOST_CALLS = 400
 # The error, and whether all later calls fail too.
