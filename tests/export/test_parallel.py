@@ -448,6 +448,7 @@ def test_many_exports_at_once_share_the_readers(start_live: Callable[..., LiveSe
     leave_nothing(postgres)
 
 
+@pytest.mark.slow
 def test_exports_start_while_others_use_all_the_readers(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:

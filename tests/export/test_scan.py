@@ -85,6 +85,8 @@ LARGE_VALUES = {
     ),
     "in a view": ("VIEW", "", "repeat('x', 1000000)"),
 }
+# Those that PostgreSQL needs seconds to make.
+SLOWLY_MADE = "hardly compressed"
 
 
 def make_sudden(postgres: Postgres, kind: str, storage: str, large: str) -> None:
@@ -98,7 +100,9 @@ def make_sudden(postgres: Postgres, kind: str, storage: str, large: str) -> None
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["fresh", "analyzed"])
-@pytest.mark.parametrize("values", LARGE_VALUES)
+@pytest.mark.parametrize(
+    "values", [pytest.param(name, marks=pytest.mark.slow) if name == SLOWLY_MADE else name for name in LARGE_VALUES]
+)
 @both_encoders
 async def test_a_chunk_ends_with_the_value_that_makes_it_large(
     database: Database, postgres: Postgres, values: str, analyzed: bool, native: bool

@@ -276,7 +276,7 @@ def test_sigterm_lets_a_download_finish_that_has_not_sent_anything_yet(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
     server = start_live(SHUTDOWN_TIMEOUT="20")
-    postgres.run("CREATE VIEW slow AS SELECT 1 AS one, pg_sleep(5)::text AS x")
+    postgres.run("CREATE VIEW slow AS SELECT 1 AS one, pg_sleep(2)::text AS x")
     with Client(server.connect()) as client:
         client.send("/export/slow.csv", headers={"X-Request-Id": "not-started"})
         wait_until("the query runs", held(postgres, "sleeping before the first row"))
@@ -286,6 +286,7 @@ def test_sigterm_lets_a_download_finish_that_has_not_sent_anything_yet(
     assert (answer.body, answer.ending) == (b'one,x\n1,""\n', "terminator")
 
 
+@pytest.mark.slow
 def test_sigterm_cuts_what_takes_longer_than_the_shutdown_timeout(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:

@@ -267,6 +267,7 @@ def test_connections_killed_in_the_pool_are_replaced(start_live: Callable[..., L
         assert answers[0].body == postgres.copy("SELECT * FROM users")
 
 
+@pytest.mark.slow
 def test_connections_killed_in_the_pool_cost_no_cpu(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
     server = start_live(MAX_CONCURRENT_EXPORTS="6")
     warm_up(server, postgres, 6)

@@ -229,6 +229,7 @@ async def test_a_runner_that_was_never_started_stops(runner: Runner) -> None:
     await runner.stop(60)
 
 
+@pytest.mark.slow
 def test_a_stopping_server_gives_its_exports_back(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
