@@ -7,7 +7,9 @@ Filtering" and "Ordering", with the fields of `fields.py`. Blanks around an item
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from server.errors import InvalidRequest
 from server.query.fields import Field, read_cast, read_field, read_field_name
@@ -26,6 +28,8 @@ LONGEST_NAME = 63
 _ALL_COLUMNS = re.compile(r"[ \t]*\*[ \t]*(?=,|$)")
 _DIRECTIONS = {"asc": False, "desc": True}
 _NULLS = {"nullsfirst": True, "nullslast": False}
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,25 @@ def parse_select(text: str, name: str) -> tuple[SelectedColumn, ...] | None:
 
     Return None for `*` alone, which means all columns. Raise InvalidRequest.
     """
-    items: list[SelectedColumn] = []
+    items = _read_items(text, f'"{name}"', _read_selected, MOST_COLUMNS, "columns")
+    return None if items == (SelectedColumn(None),) else items
+
+
+def _read_items(
+    text: str, where: str, read: Callable[[str, int, str], tuple[Item, int]], most: int, what: str
+) -> tuple[Item, ...]:
+    """Read items between commas. read: returns the one at a position and the position after it. what: the items."""
+    items: list[Item] = []
     position = -1
     while position < len(text):
-        if len(items) == MOST_COLUMNS:
-            raise InvalidRequest(f'"{name}" names more than {MOST_COLUMNS:,} columns.', code="too_complex")
-        item, position = _read_item(text, position + 1, f'"{name}"')
+        if len(items) == most:
+            raise InvalidRequest(f"{where} names more than {most:,} {what}.", code="too_complex")
+        item, position = read(text, position + 1, where)
         items.append(item)
-    return None if items == [SelectedColumn(None)] else tuple(items)
+    return tuple(items)
 
 
-def _read_item(text: str, start: int, where: str) -> tuple[SelectedColumn, int]:
+def _read_selected(text: str, start: int, where: str) -> tuple[SelectedColumn, int]:
     every = _ALL_COLUMNS.match(text, start)
     if every:
         return SelectedColumn(None), every.end()
@@ -101,14 +113,7 @@ def parse_order(text: str, name: str) -> tuple[SortKey, ...]:
 
     Raise InvalidRequest.
     """
-    keys: list[SortKey] = []
-    position = -1
-    while position < len(text):
-        if len(keys) == MOST_SORT_KEYS:
-            raise InvalidRequest(f'"{name}" names more than {MOST_SORT_KEYS:,} sort keys.', code="too_complex")
-        key, position = _read_key(text, position + 1, f'"{name}"')
-        keys.append(key)
-    return tuple(keys)
+    return _read_items(text, f'"{name}"', _read_key, MOST_SORT_KEYS, "sort keys")
 
 
 def _read_key(text: str, start: int, where: str) -> tuple[SortKey, int]:
