@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from server.encode.encoders import PureEncoder, file_start, kinds_for
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from server.query.spreadsheets import is_changed
 from tests.support.fake_backend import INT4, TEXT
+from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
 
 SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -159,9 +159,7 @@ def soffice() -> str:
     """Return the program; skip the test where there is none. CI must have it."""
     found = shutil.which("soffice") or shutil.which("libreoffice")
     if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("LibreOffice is not installed")
-        pytest.skip("LibreOffice is not installed")
+        skip_or_fail("LibreOffice is not installed")
     return found
 
 

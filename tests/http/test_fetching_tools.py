@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.live_server import LiveServer
+from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 from tests.support.saved_exports import saved
@@ -35,9 +35,7 @@ def users(server: LiveServer) -> dict[str, Any]:
 def run(folder: Path, *command: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the program in the folder; skip the test if there is none. CI must have it."""
     if shutil.which(command[0]) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{command[0]} is not installed")
-        pytest.skip(f"{command[0]} is not installed")
+        skip_or_fail(f"{command[0]} is not installed")
     return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, timeout=60)
 
 
