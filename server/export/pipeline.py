@@ -159,13 +159,13 @@ async def describe(engine: Engine, name: RelationName) -> Relation:
 
     Raise RelationNotFound and the other ExportErrors of a control session.
     """
-    _name_in_the_log(name)
-    async with engine.database.control_session() as session:
-        return await session.relation(name)
+    relation, _ = await describe_with_timezone(engine, name)
+    return relation
 
 
 async def describe_with_timezone(engine: Engine, name: RelationName) -> tuple[Relation, str]:
     """Return the relation of this name, and the time zone of an export that chooses none. Raise as `describe` does."""
+    _name_in_the_log(name)
     async with engine.database.control_session() as session:
         return await session.relation(name), session.timezone
 
