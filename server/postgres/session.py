@@ -134,7 +134,8 @@ class Session:
     async def relation(self, wanted: catalogue.RelationName) -> catalogue.Relation:
         """Return the relation of this name as it is now. Raise RelationNotFound, RelationGone."""
         schemas = catalogue.schemas_to_search(wanted, self._schemas)
-        rows = await self.query(catalogue.FIND_RELATION, (schemas, wanted.name), prepare=True)
+        find = catalogue.FIND_RELATION if len(schemas) > 1 else catalogue.FIND_IN_ONE_SCHEMA
+        rows = await self.query(find, (schemas, wanted.name), prepare=True)
         if not rows:
             names = await self.query(suggestions.LIST_NAMES, (self._schemas, wanted.name, str(wanted)))
             known = [catalogue.RelationName(row["name"], row["schema"]) for row in names]

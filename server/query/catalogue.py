@@ -120,8 +120,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 """
 
-# A table never vacuumed or analyzed has -1 rows and 0 pages, whatever its size. A tree of which only some tables are
-# like that has the size of the others: they are mostly partitions for a time to come.
+# A table that was never vacuumed or analyzed has -1 rows and 0 pages, whatever its size. If a tree also has tables that
+# were, its size is theirs: the others are mostly partitions for a time to come.
 _STORAGE = """
         CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
         CASE WHEN bool_or(leaf.reltuples >= 0) THEN
@@ -174,6 +174,8 @@ LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_
 LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_STORAGE, also_in=_NO_SCHEMA) + _IN_ORDER
 # Parameters: $1, the schemas in search order; $2, the name.
 FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_ALSO_IN) + _BY_NAME
+# The same for one schema. Looking for others takes a tenth of the query's time.
+FIND_IN_ONE_SCHEMA = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_NO_SCHEMA) + _BY_NAME
 
 # The columns whose names contain a word, three of each relation and word. Partitions are left out: they have the
 # columns of their parent. Parameters: $1, the schemas; $2, the words in lower case.
@@ -203,7 +205,7 @@ def schemas_to_search(wanted: RelationName, export_schemas: Sequence[str]) -> li
 
 
 def relation_from_row(row: Mapping[str, Any]) -> Relation:
-    """Return the relation that a row of LIST_RELATIONS or FIND_RELATION describes."""
+    """Return the relation that a row of these queries describes."""
     estimated = row["estimated_rows"]
     return Relation(
         oid=row["oid"],
