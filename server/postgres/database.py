@@ -36,8 +36,8 @@ CONTROL_CONNECTIONS = 2
 EXPORTS_WITH_READERS = 2
 # Seconds to wait for a control connection.
 CONTROL_WAIT = 3.0
-# Most seconds that a control session waits for a lock. Fewer than CONTROL_WAIT: whoever waits for its connection gets
-# it in time.
+# Seconds that a control session waits for a lock, at most. Fewer than CONTROL_WAIT, so that another request that waits
+# for the connection gets it in time.
 CONTROL_LOCK_TIMEOUT = 2.0
 # Seconds that a session may be idle in its transaction, beyond STALL_TIMEOUT, which limits how long a client may pause.
 # After that this process has hung.

@@ -81,8 +81,8 @@ def _is_of_connection(state: str, *, ends_session: bool, in_function: bool) -> b
         return ends_session
     if state == "26000":  # something in the session has dropped the statements that Sluice had prepared
         return not in_function
-    # A foreign data wrapper reports an error of its own connection, and the session goes on. 08P01, a violation of the
-    # protocol, is about the session in any case.
+    # A foreign data wrapper reports an error of its own connection, and the session goes on. But 08P01, a violation of
+    # the protocol, always means the session.
     return state == "08P01" or (state.startswith("08") and ends_session)
 
 

@@ -109,7 +109,7 @@ MISTAKES = {
     ),
     "an empty value searched for a formula's sign": ("kind & GUARD and length:", "kind & GUARD and (HERE or length):"),
     "a full-width sign that lacks a byte": ("length > 2 and at[1]", "length > 2 - HERE and at[1]"),
-    "a word of a date that goes on beyond its value": (
+    "a word of a date is read beyond its value": (
         "while i < length and meanings[value[i]] & LETTER:",
         "while i < length + HERE and meanings[value[i]] & LETTER:",
     ),

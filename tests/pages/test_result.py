@@ -32,7 +32,7 @@ def preview(shown: int, *, exact: bool = False, estimate: int | None = None) -> 
     ("shown", "counted", "expected", "size"),
     [
         (None, relation(1000), None, None),
-        # All rows are in sight: whatever the planner assumes.
+        # All rows are in sight. The estimate of the planner does not count.
         (preview(0, exact=True, estimate=229), relation(1000), RowCount(0), None),
         (preview(6, exact=True, estimate=280), relation(None), RowCount(6), 60.0),
         (preview(20, exact=True, estimate=20), relation(1000), RowCount(20), 200.0),

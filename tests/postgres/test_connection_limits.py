@@ -63,7 +63,7 @@ async def until_free(client: Client) -> None:
 
 
 async def assert_none_free(client: Client) -> None:
-    """Assert that whoever needs a connection hears that there is none."""
+    """Assert that each request that needs a connection is told that there is none."""
     for method, path in (
         ("GET", "/export/small.csv"),
         ("HEAD", "/export/small.csv"),
