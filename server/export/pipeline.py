@@ -167,7 +167,7 @@ async def describe_with_timezone(engine: Engine, name: RelationName) -> tuple[Re
     """Return the relation of this name, and the time zone of an export that chooses none. Raise as `describe` does."""
     _name_in_the_log(name)
     async with engine.database.control_session() as session:
-        return await session.relation(name), session.timezone
+        return await session.relation(name, statistics=True), session.timezone
 
 
 async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:

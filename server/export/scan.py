@@ -48,11 +48,12 @@ async def choose_strategy(engine: Engine, session: Session, plan: ExportPlan, ex
     """Return how to read the plan. explained: PostgreSQL's plan of its whole query; the relations are locked."""
     candidates = candidate_tables(plan, explained)
     facts: list[dict[str, Any]] = []
+    length = 0
     if candidates.tables:
         schemas, names = (list(each) for each in zip(*candidates.tables, strict=True))
         facts = await session.query(FACTS, (schemas, names, plan.relation.oid), prepare=True)
-    # As in a Bind message, which gives the length of each value in four bytes.
-    length = sum(4 + len(value.encode()) for value in select_statement(plan).values)
+        # As in a Bind message, which gives the length of each value in four bytes.
+        length = sum(4 + len(value.encode()) for value in select_statement(plan).values)
     limits = Limits(engine.database.most_readers, length, engine.encoders.native)
     return make_strategy(plan, explained, candidates, facts, limits)
 

@@ -131,11 +131,18 @@ class Session:
         name: str = row.pop("name")
         return name, row
 
-    async def relation(self, wanted: catalogue.RelationName) -> catalogue.Relation:
-        """Return the relation of this name as it is now. Raise RelationNotFound, RelationGone."""
+    async def relation(self, wanted: catalogue.RelationName, *, statistics: bool = False) -> catalogue.Relation:
+        """Return the relation of this name as it is now. Raise RelationNotFound, RelationGone.
+
+        statistics: with its estimated rows, its size and its comment.
+        """
         schemas = catalogue.schemas_to_search(wanted, self._schemas)
-        find = catalogue.FIND_RELATION if len(schemas) > 1 else catalogue.FIND_IN_ONE_SCHEMA
-        rows = await self.query(find, (schemas, wanted.name), prepare=True)
+        several, values = len(schemas) > 1, (schemas, wanted.name)
+        rows: list[Row] = []
+        if not statistics:
+            rows = await self.query(catalogue.FIND_RELATION[several], values, prepare=True)
+        if statistics or (rows and rows[0]["has_domains"]):
+            rows = await self.query(catalogue.DESCRIBE_RELATION[several], values, prepare=True)
         if not rows:
             names = await self.query(suggestions.LIST_NAMES, (self._schemas, wanted.name, str(wanted)))
             known = [catalogue.RelationName(row["name"], row["schema"]) for row in names]

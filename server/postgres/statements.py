@@ -35,50 +35,42 @@ CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND
 # its rows with the parent only in snapshots that are older than the detach. In those, the partition is its own only
 # ancestor now, while one that was detached has none. For a partition that has partitions both look the same: the
 # export is then repeated, and the next snapshot has the pending detach.
-_CHANGED = """
-EXISTS (
-    SELECT
-    FROM pg_locks AS l
-    LEFT JOIN pg_class AS c ON c.oid = l.relation
-    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND CASE
-        WHEN c.oid IS NULL THEN pg_index_has_property(l.relation, 'clusterable') IS NULL
-        WHEN c.relkind IN ('i', 'I') THEN false
-        WHEN c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid) THEN true
-        WHEN pg_partition_root(c.oid) <> c.oid AND NOT EXISTS (
-            SELECT FROM pg_inherits AS i
-            WHERE i.inhrelid = c.oid AND NOT i.inhdetachpending
-              AND i.inhparent = (ARRAY(SELECT pg_partition_ancestors(c.oid)))[2]::oid
-        ) THEN true
-        WHEN c.relhassubclass THEN EXISTS (
-            SELECT
-            FROM pg_inherits AS i
-            JOIN pg_class AS child ON child.oid = i.inhrelid
-            CROSS JOIN LATERAL (
-                SELECT ARRAY(SELECT pg_partition_ancestors(child.oid))::oid[] AS ancestors OFFSET 0
-            ) AS now
-            WHERE i.inhparent = c.oid AND NOT i.inhdetachpending
-              AND NOT CASE
-                WHEN c.relkind <> 'p' THEN pg_table_is_visible(child.oid) IS NOT NULL
-                WHEN now.ancestors[2] IS NULL THEN child.relkind <> 'p' AND now.ancestors[1] IS NOT NULL
-                ELSE now.ancestors[2] = c.oid
-              END
-        )
-        ELSE false
-      END
-)
-"""
+_CHANGED = """CASE
+  WHEN c.oid IS NULL THEN pg_index_has_property(l.relation, 'clusterable') IS NULL
+  WHEN c.relkind IN ('i', 'I') THEN false
+  WHEN c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid) THEN true
+  WHEN pg_partition_root(c.oid) <> c.oid AND NOT EXISTS (
+      SELECT FROM pg_inherits AS i
+      WHERE i.inhrelid = c.oid AND NOT i.inhdetachpending
+        AND i.inhparent = (ARRAY(SELECT pg_partition_ancestors(c.oid)))[2]::oid
+  ) THEN true
+  WHEN c.relhassubclass THEN EXISTS (
+      SELECT
+      FROM pg_inherits AS i
+      JOIN pg_class AS child ON child.oid = i.inhrelid
+      CROSS JOIN LATERAL (
+          SELECT ARRAY(SELECT pg_partition_ancestors(child.oid))::oid[] AS ancestors OFFSET 0
+      ) AS now
+      WHERE i.inhparent = c.oid AND NOT i.inhdetachpending
+        AND NOT CASE
+          WHEN c.relkind <> 'p' THEN pg_table_is_visible(child.oid) IS NOT NULL
+          WHEN now.ancestors[2] IS NULL THEN child.relkind <> 'p' AND now.ancestors[1] IS NOT NULL
+          ELSE now.ancestors[2] = c.oid
+        END
+  )
+  ELSE false
+END"""
 
-_BLOCKS = """
-(
-    SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint / current_setting('block_size')::bigint
-    FROM pg_locks AS l
-    JOIN pg_class AS c ON c.oid = l.relation
-    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r', 'm')
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND c.relnamespace <> 'pg_catalog'::regnamespace
-)
+_BYTES = """CASE
+  WHEN c.relkind IN ('r', 'm') AND c.relnamespace <> 'pg_catalog'::regnamespace THEN pg_relation_size(c.oid)
+END"""
+
+# The relations that this transaction has locked.
+_FROM_LOCKS = """
+FROM pg_locks AS l
+LEFT JOIN pg_class AS c ON c.oid = l.relation
+WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 # When the relations are locked, the session waits for rows. How long is measured where they are read, and the time
@@ -114,19 +106,25 @@ _NO_TRANSACTION_TIMEOUT = (
     "THEN set_config('transaction_timeout', '0', true) END"
 )
 
+
+def _limit_of_role(name: str) -> str:
+    """Return the expression of a time-out of the role in milliseconds, NULL for none, which is quick to see."""
+    return (
+        f"CASE WHEN current_setting('{name}') <> '0' "
+        f"THEN (extract(epoch FROM current_setting('{name}')::interval) * 1000.0)::bigint END"
+    )
+
+
 # The limits of a session in milliseconds, 0 for none: of the role's time-out and the parameter, $1 for a statement and
 # $2 for a lock, the shorter one. A wait for a lock also ends before the time-out of the statement that waits, which
 # would not tell that a lock was the reason. OFFSET 0 makes PostgreSQL read the role's settings before it changes them.
-_FROM_LIMITS = """
+_FROM_LIMITS = f"""
 FROM (
     SELECT own.statement, coalesce(least(own.lock, nullif($2::bigint, 0), own.statement * 9 / 10), 0) AS lock
     FROM (
         SELECT least(role.statement, nullif($1::bigint, 0)) AS statement, role.lock
         FROM (
-            SELECT
-                nullif((extract(epoch FROM current_setting('statement_timeout')::interval) * 1000.0)::bigint, 0)
-                    AS statement,
-                nullif((extract(epoch FROM current_setting('lock_timeout')::interval) * 1000.0)::bigint, 0) AS lock
+            SELECT {_limit_of_role("statement_timeout")} AS statement, {_limit_of_role("lock_timeout")} AS lock
         ) AS role
     ) AS own
     OFFSET 0
@@ -206,7 +204,10 @@ def pin(names: Iterable[str]) -> str:
 
 # Gives one row: `changed`, whether the snapshot does not fit the locked relations; `blocks`, how many blocks the tables
 # among them have now, system tables not included. Also ends the time-outs of opening.
-CHECK_SNAPSHOT = f"SELECT {_CHANGED} AS changed, {_BLOCKS} AS blocks, {_OPENED}"
+CHECK_SNAPSHOT = (
+    f"SELECT coalesce(bool_or({_CHANGED}), false) AS changed, "
+    f"coalesce(sum({_BYTES}), 0)::bigint / current_setting('block_size')::bigint AS blocks, {_OPENED} {_FROM_LOCKS}"
+)
 
 # For readers of block ranges. Every range is planned for its own blocks.
 BY_BLOCKS = f"SELECT {set_local(_TID_SCANS_ONLY)}"

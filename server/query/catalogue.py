@@ -59,7 +59,8 @@ class Relation:
 
     kind: one of the values of KINDS. columns: in table order. estimated_rows, bytes: rows and size on disk as of the
     last VACUUM or ANALYZE, partitions included. Both are None where PostgreSQL does not know them: for views, foreign
-    tables, and tables not yet analyzed. also_in: the further schemas that were searched and have a relation of this
+    tables, and tables not yet analyzed. They and the comment are None too where only the columns were asked for.
+    also_in: the further schemas that were searched and have a relation of this
     name, in search order; empty unless it was looked up by its name alone. comment: that of COMMENT ON TABLE, VIEW and
     so on.
     """
@@ -76,9 +77,7 @@ class Relation:
     comment: str | None = None
 
 
-# One row per relation, with its columns as one JSON document. Sizes come from pg_class, summed over the partitions and
-# children that a SELECT reads: the size functions wait for locks, and a list must not wait for an ALTER TABLE.
-# The privilege functions check the role of the session.
+# One row per relation, with its columns as one JSON document. The privilege functions check the role of the session.
 _RELATIONS = """
 SELECT
     c.oid::bigint AS oid,
@@ -86,17 +85,36 @@ SELECT
     c.relname::text AS name,
     c.relkind::text AS kind,
     c.relispartition AS is_partition,
-    storage.estimated_rows,
-    storage.bytes,
-    d.description AS comment,
+    {statistics},
     {columns} AS columns,
-    {also_in} AS also_in
+    {also_in} AS also_in,
+    {has_domains} AS has_domains
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
+{storage}
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND n.nspname = ANY ($1::text[])
+  AND has_schema_privilege(n.oid, 'USAGE')
+  AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
+"""
+
+# A table that was never vacuumed or analyzed has -1 rows and 0 pages, whatever its size. If a tree also has tables that
+# were, its size is theirs: the others are mostly partitions for a time to come.
+_SIZES = """
+        CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
+        CASE WHEN bool_or(leaf.reltuples >= 0) THEN
+            sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)
+        END::bigint AS bytes
+"""
+# Sizes come from pg_class, summed over the partitions and children that a SELECT reads: the size functions wait for
+# locks, and a list must not wait for an ALTER TABLE.
+_STATISTICS = "storage.estimated_rows, storage.bytes, d.description AS comment"
+_NO_STATISTICS = "NULL::float8 AS estimated_rows, NULL::bigint AS bytes, NULL::text AS comment"
+_STORAGE = f"""
 LEFT JOIN pg_description AS d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 CROSS JOIN LATERAL (
     -- Two branches, because the planner expects a hundred relations in any tree and would scan pg_class for each.
-    SELECT {storage}
+    SELECT {_SIZES.strip()}
     FROM pg_class AS leaf
     LEFT JOIN pg_class AS toast ON toast.oid = leaf.reltoastrelid
     WHERE NOT c.relhassubclass AND leaf.oid = c.oid AND leaf.relkind IN ('r', 'm')
@@ -107,27 +125,13 @@ CROSS JOIN LATERAL (
         UNION ALL
         SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = relid
     )
-    SELECT {storage}
+    SELECT {_SIZES.strip()}
     FROM tree
     JOIN pg_class AS leaf ON leaf.oid = tree.relid AND leaf.relkind IN ('r', 'm')
     LEFT JOIN pg_class AS toast ON toast.oid = leaf.reltoastrelid
     WHERE c.relhassubclass
     HAVING c.relhassubclass)
-) AS storage
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND n.nspname = ANY ($1::text[])
-  AND has_schema_privilege(n.oid, 'USAGE')
-  AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
-"""
-
-# A table that was never vacuumed or analyzed has -1 rows and 0 pages, whatever its size. If a tree also has tables that
-# were, its size is theirs: the others are mostly partitions for a time to come.
-_STORAGE = """
-        CASE WHEN bool_and(leaf.reltuples >= 0) THEN sum(leaf.reltuples) END::float8 AS estimated_rows,
-        CASE WHEN bool_or(leaf.reltuples >= 0) THEN
-            sum((leaf.relpages + coalesce(toast.relpages, 0))::bigint * current_setting('block_size')::bigint)
-        END::bigint AS bytes
-"""
+) AS storage"""
 # The type under a domain, or under a domain of domains. PostgreSQL's own types with lower OIDs are no domains, and to
 # look them up would only take time.
 _BASE = """CASE WHEN a.atttypid >= 10000 THEN (
@@ -140,7 +144,7 @@ _BASE = """CASE WHEN a.atttypid >= 10000 THEN (
                     )
                     SELECT format_type(type, modifier) FROM layer WHERE NOT is_domain
                 ) END"""
-_COLUMNS = f"""(SELECT coalesce(json_agg(json_build_array(
+_COLUMNS = """(SELECT coalesce(json_agg(json_build_array(
                 a.attname,
                 format_type(a.atttypid, a.atttypmod),
                 NOT a.attnotnull,
@@ -149,7 +153,7 @@ _COLUMNS = f"""(SELECT coalesce(json_agg(json_build_array(
                         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum),
                 (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
                  FROM pg_enum AS e WHERE e.enumtypid = a.atttypid),
-                {_BASE}) ORDER BY a.attnum), '[]')
+                {base}) ORDER BY a.attnum), '[]')
      FROM pg_attribute AS a
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
 # The other schemas that have such a relation, only if it could be exported, in search order.
@@ -162,20 +166,43 @@ _ALSO_IN = """(SELECT coalesce(json_agg(o.nspname ORDER BY array_position($1::te
        AND o.nspname = ANY ($1::text[])
        AND has_schema_privilege(o.oid, 'USAGE')
        AND (has_table_privilege(same.oid, 'SELECT') OR has_any_column_privilege(same.oid, 'SELECT')))::text"""
-_NO_SCHEMA = "'[]'::text"
 # Without the cast to text, a name of more than 63 bytes would be truncated and match a shorter one.
 _BY_NAME = "AND c.relname = $2::text ORDER BY array_position($1::text[], n.nspname::text) LIMIT 1"
 # Partitions come last: there may be hundreds, and most users want the parent.
 _IN_ORDER = "ORDER BY c.relispartition, array_position($1::text[], n.nspname::text), c.relname"
 
+# Whether a column has a domain, so that its base type has to be looked up.
+_HAS_DOMAINS = """EXISTS (SELECT
+     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.atttypid >= 10000 AND t.typtype = 'd')"""
+
+
+def _relations(
+    *, columns: str = _COLUMNS.format(base=_BASE), statistics: bool = True, also_in: bool = False, domains: bool = False
+) -> str:
+    return _RELATIONS.format(
+        columns=columns,
+        statistics=_STATISTICS if statistics else _NO_STATISTICS,
+        storage=_STORAGE if statistics else "",
+        also_in=_ALSO_IN if also_in else "'[]'::text",
+        has_domains=_HAS_DOMAINS if domains else "NULL::boolean",
+    )
+
+
 # Parameter: $1, the schemas.
-LIST_RELATIONS = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_NO_SCHEMA) + _IN_ORDER
+LIST_RELATIONS = _relations() + _IN_ORDER
 # Columns take four fifths of the query's time (measured with 1,000 relations), and a list of names shows none.
-LIST_WITHOUT_COLUMNS = _RELATIONS.format(columns="'[]'::text", storage=_STORAGE, also_in=_NO_SCHEMA) + _IN_ORDER
-# Parameters: $1, the schemas in search order; $2, the name.
-FIND_RELATION = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_ALSO_IN) + _BY_NAME
-# The same for one schema. Looking for others takes a tenth of the query's time.
-FIND_IN_ONE_SCHEMA = _RELATIONS.format(columns=_COLUMNS, storage=_STORAGE, also_in=_NO_SCHEMA) + _BY_NAME
+LIST_WITHOUT_COLUMNS = _relations(columns="'[]'::text") + _IN_ORDER
+# Parameters: $1, the schemas in search order; $2, the name. By whether there are several schemas: to look for the name
+# in others takes a tenth of the query's time.
+DESCRIBE_RELATION = {several: _relations(also_in=several) + _BY_NAME for several in (False, True)}
+# The same in half the time, without the statistics and the comment, and without the base types of domains: if
+# `has_domains`, DESCRIBE_RELATION has them.
+FIND_RELATION = {
+    several: _relations(columns=_COLUMNS.format(base="NULL"), statistics=False, also_in=several, domains=True)
+    + _BY_NAME
+    for several in (False, True)
+}
 
 # The columns whose names contain a word, three of each relation and word. Partitions are left out: they have the
 # columns of their parent. Parameters: $1, the schemas; $2, the words in lower case.
