@@ -176,6 +176,7 @@ def test_a_client_that_reads_nothing_is_cut(start_live: Callable[..., LiveServer
     assert ask(server, "/export/users.csv").status == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_little_but_all_the_time_is_not_cut(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:
@@ -272,6 +273,7 @@ async def test_a_shutdown_waits_until_the_last_bytes_are_out(settings: Settings,
     assert answer.body == postgres.copy(small)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_download_finish_that_has_not_sent_anything_yet(
     start_live: Callable[..., LiveServer], postgres: Postgres
 ) -> None:

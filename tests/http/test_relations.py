@@ -571,6 +571,7 @@ async def test_bytes_that_are_not_utf8_are_an_error_of_the_database(
 SLOW = "CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n"
 
 
+@pytest.mark.slow
 async def test_a_slow_preview_times_out(postgres: Postgres, client: TestClient[Any, Any]) -> None:
     postgres.run(SLOW)
     started = time.monotonic()

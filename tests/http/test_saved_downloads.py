@@ -422,6 +422,7 @@ def test_a_client_that_stalls_is_reset(
     assert len(download(patient, id).body) == size
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_little_but_all_the_time_gets_the_file(
     large: tuple[LiveServer, str, int], start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_the_list_is_sorted_by_its_headings(page: Page) -> None:
     expect(names).to_have_text(["orders_2024_12", "orders_2024_11", "orders_2024_10"])
 
 
+@pytest.mark.slow
 def test_the_list_waits_for_a_server_that_is_away(page: Page) -> None:
     page.goto("/")
     page.route("**/*", lambda route: route.abort())
@@ -554,6 +555,7 @@ def test_old_lines_cannot_be_copied_and_a_click_waits_for_the_links(page: Page, 
     expect(lines).not_to_have_attribute("inert", "")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_reported_until_it_is_back(page: Page, postgres: Postgres) -> None:
     go_to_table(page, "users", "id=eq.1")
     obstacle, button, save = page.locator("#obstacle"), page.locator("#download"), page.locator("#save")
@@ -837,7 +839,8 @@ PAGES = {
 
 
 @pytest.mark.usefixtures("gate")
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_accessibility_problem(visit: OpenPage, postgres: Postgres, scheme: str) -> None:
     """axe-core finds nothing serious or critical, in both colour schemes."""
     postgres.run("CREATE VIEW failing AS SELECT 1 / (id - 500) AS x FROM users")
@@ -860,7 +863,8 @@ def test_no_page_has_a_serious_accessibility_problem(visit: OpenPage, postgres: 
             keep_picture(page, f"{name}-{scheme}")
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_a_phone(visit: OpenPage, scheme: str) -> None:
     with visit(color_scheme=scheme, viewport=PHONE, has_touch=True, is_mobile=True) as page:
         page.request.post(f"/export/users.csv.gz?name=in.({','.join(f'somebody{n}' for n in range(30))})")

@@ -294,6 +294,7 @@ async def test_an_empty_list_explains_what_to_grant(other: TestClient[Any, Any])
     assert "empty_schema" in found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"export_schemas": ("thousand",)}], indirect=True)
 async def test_a_list_of_a_thousand_tables_is_small(other: TestClient[Any, Any], postgres: Postgres) -> None:
     names = [f"customer_{number:05}" for number in range(1000)]

@@ -530,6 +530,7 @@ def test_an_export_whose_backend_is_terminated_is_tried_again(
     assert_whole(storage, document, gate.content)
 
 
+@pytest.mark.slow
 def test_an_export_that_is_cancelled_in_the_database_is_tried_a_limited_number_of_times(
     start_live: Callable[..., LiveServer], tmp_path: Path, postgres: Postgres, gate: Gate
 ) -> None:
@@ -575,6 +576,7 @@ def test_exports_wait_for_a_restart_of_postgres(
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_downloads_work_without_the_folder(start_live: Callable[..., LiveServer], tmp_path: Path) -> None:
     # Root may write anywhere, but not create a folder in a file or in /proc.
     (tmp_path / "file").write_text("mine")
@@ -617,6 +619,7 @@ def test_removing_the_folder_of_a_running_export_ends_only_this_export(
     assert_whole(storage, saved(server, "users.csv"))
 
 
+@pytest.mark.slow
 def test_finished_exports_expire_and_the_oldest_are_removed_first(
     start_live: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
