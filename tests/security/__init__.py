@@ -1,0 +1,1 @@
+"""Attacks on the server, each with the limit that stops it."""
