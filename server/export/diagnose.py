@@ -54,14 +54,16 @@ WITH RECURSIVE used (oid) AS (
     UNION
     SELECT d.refobjid
     FROM used
-    JOIN pg_catalog.pg_class AS c ON c.oid = used.oid AND c.relkind = 'v'
-    JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = c.oid
-    JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
-    WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    JOIN pg_catalog.pg_class AS c
+        ON c.oid OPERATOR(pg_catalog.=) used.oid AND c.relkind OPERATOR(pg_catalog.=) 'v'
+    JOIN pg_catalog.pg_rewrite AS r ON r.ev_class OPERATOR(pg_catalog.=) c.oid
+    JOIN pg_catalog.pg_depend AS d ON d.objid OPERATOR(pg_catalog.=) r.oid
+        AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+    WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
 )
-SELECT c.oid = $1::pg_catalog.oid AS itself
-FROM used JOIN pg_catalog.pg_class AS c ON c.oid = used.oid
-WHERE c.relkind = 'm' AND NOT c.relispopulated
+SELECT c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid AS itself
+FROM used JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) used.oid
+WHERE c.relkind OPERATOR(pg_catalog.=) 'm' AND NOT c.relispopulated
 ORDER BY 1 DESC LIMIT 1
 """
 

@@ -26,6 +26,7 @@ from server.postgres.explained import Explained
 from server.postgres.portal import RowWriter
 from server.postgres.session import Session
 from server.query.catalogue import LONGEST_RELATION_NAME, Relation, RelationName
+from server.query.filters import conditions_of
 from server.query.plan import ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
@@ -146,7 +147,8 @@ async def open_export(
     try:
         session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
         async with session_of as session:
-            plan = make_plan(request, await session.relation(request.relation))
+            filtered = {condition.column for condition in conditions_of(request.filters)}
+            plan = make_plan(request, await session.relation(request.relation, filtered=filtered))
             yield OpenExport(engine, session, plan)
     except RelationFailed as error:
         if plan is None:

@@ -42,19 +42,24 @@ FACTS = """
 SELECT
     wanted.schema,
     wanted.name,
-    pg_relation_size(c.oid) / current_setting('block_size')::bigint AS blocks,
-    c.relkind IN ('r', 'm') AND am.amname = 'heap' AS heap,
-    has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
-    row_security_active(c.oid) OR row_security_active($3::oid) AS row_security,
-    c.oid <> $3::oid AND EXISTS (
-        SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+    pg_catalog.pg_relation_size(c.oid)
+        OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::bigint AS blocks,
+    c.relkind OPERATOR(pg_catalog.=) ANY ('{r,m}') AND am.amname OPERATOR(pg_catalog.=) 'heap' AS heap,
+    pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS readable,
+    pg_catalog.row_security_active(c.oid) OR pg_catalog.row_security_active($3::pg_catalog.oid) AS row_security,
+    c.oid OPERATOR(pg_catalog.<>) $3::pg_catalog.oid AND EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attgenerated OPERATOR(pg_catalog.=) 'v'
+          AND NOT a.attisdropped
     ) AS virtual,
-    current_user <> session_user AS other_role,
-    has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') AS shareable
-FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (schema, name, position)
-LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
-LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
-LEFT JOIN pg_am AS am ON am.oid = c.relam
+    current_user OPERATOR(pg_catalog.<>) session_user AS other_role,
+    pg_catalog.has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') AS shareable
+FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]))
+    WITH ORDINALITY AS wanted (schema, name, position)
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) wanted.schema
+LEFT JOIN pg_catalog.pg_class AS c
+    ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) wanted.name
+LEFT JOIN pg_catalog.pg_am AS am ON am.oid OPERATOR(pg_catalog.=) c.relam
 ORDER BY wanted.position
 """
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from server.errors import InvalidRequest
 from server.postgres import messages
+from server.query.quoting import write_array
 
 # A value of a parameter. A list becomes a one-dimensional array of text.
 Value = str | int | None | Sequence[str]
@@ -46,7 +47,7 @@ def encode_value(value: Value) -> bytes | None:
     """Return a value in text form, as Bind takes it."""
     if value is None or isinstance(value, str):
         return None if value is None else value.encode()
-    return str(value).encode() if isinstance(value, int) else _array(value)
+    return (str(value) if isinstance(value, int) else write_array(value)).encode()
 
 
 def encode_values(values: Sequence[Value]) -> list[bytes | None]:
@@ -63,12 +64,6 @@ def encode_values(values: Sequence[Value]) -> list[bytes | None]:
 def _decoders(description: bytes) -> tuple[tuple[str, Callable[[str], Any]], ...]:
     """Return the name and the decoder of each column of a RowDescription. Raise ProtocolError if it is malformed."""
     return tuple((name, _DECODERS.get(oid, str)) for name, oid in messages.columns(description))
-
-
-def _array(items: Sequence[str]) -> bytes:
-    """Return the text form of an array (PostgreSQL manual, "Arrays", "Array Input and Output Syntax")."""
-    quoted = ('"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
-    return ("{" + ",".join(quoted) + "}").encode()
 
 
 class Results:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 
 from server import errors
@@ -19,7 +19,7 @@ from server.postgres.reader import RowReader
 from server.postgres.rows import Rows
 from server.postgres.server_errors import connection_lost, statement_timed_out
 from server.postgres.statements import Timeouts
-from server.query import catalogue, suggestions
+from server.query import catalogue, operators, suggestions
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
 CONTROL_TIMEOUT = 10.0
@@ -101,7 +101,7 @@ class Session:
         """
         queries = []
         if timezone is not None:
-            queries.append(Query("SELECT set_config('TimeZone', $1, true)", (timezone,)))
+            queries.append(Query("SELECT pg_catalog.set_config('TimeZone', $1, true)", (timezone,)))
         if in_order:
             queries.append(Query(f"SELECT {statements.set_local(statements.NO_PARALLEL_PLAN)}", prepare=True))
         explain = Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values)
@@ -131,10 +131,13 @@ class Session:
         name: str = row.pop("name")
         return name, row
 
-    async def relation(self, wanted: catalogue.RelationName, *, statistics: bool = False) -> catalogue.Relation:
+    async def relation(
+        self, wanted: catalogue.RelationName, *, statistics: bool = False, filtered: Collection[str] = ()
+    ) -> catalogue.Relation:
         """Return the relation of this name as it is now. Raise RelationNotFound, RelationGone.
 
-        statistics: with its estimated rows, its size and its comment.
+        statistics: with its estimated rows, its size and its comment. filtered: the columns that filters compare, of
+        which a type that is not PostgreSQL's own is looked up.
         """
         schemas = catalogue.schemas_to_search(wanted, self._schemas)
         several, values = len(schemas) > 1, (schemas, wanted.name)
@@ -150,6 +153,15 @@ class Session:
         relation = catalogue.relation_from_row(rows[0])
         if any(column.readable is None for column in relation.columns):  # dropped during the query
             raise errors.RelationGone("The relation no longer exists.")
+        others = [
+            column.name
+            for column in relation.columns
+            if column.name in filtered and not column.built_in and column.values is None
+        ]
+        if others:
+            parameters = (relation.oid, others, operators.SYMBOLS)
+            rows = await self.query(operators.FIND_OPERATORS, parameters, prepare=True)
+            relation = catalogue.with_types(relation, operators.types_from_rows(rows))
         return relation
 
     def rows(self, reader: RowReader) -> Rows:

@@ -6,7 +6,7 @@ export, and the SQL text of a plan with its bound values. Everything here is pur
 
 Start with `request.py`.
 
-Inside: catalogue, dialect, grammar, patterns, spreadsheets → fields → filters, selection → columns, comparisons,
-filter_reader, parameters, plus_signs → request → plan, suggestions → file_names, sql.
+Inside: dialect, grammar, patterns, quoting, spreadsheets → fields → filters, selection → operators → catalogue →
+columns, comparisons, filter_reader, parameters, plus_signs → request → plan, suggestions → file_names, sql.
 May import: nothing.
 """

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from server.query.fields import Field
 
-# Operators that take one value, and the PostgreSQL operator of each.
+# Operators that take one value, and the PostgreSQL operator of each. LIKE, ILIKE and IS DISTINCT FROM are other names
+# for uses of these, under which no schema can be named (PostgreSQL manual, "Pattern Matching", "Comparison Functions
+# and Operators").
 COMPARISONS = {
     "eq": "=",
     "neq": "<>",
@@ -21,11 +23,11 @@ COMPARISONS = {
     "gte": ">=",
     "lt": "<",
     "lte": "<=",
-    "like": "LIKE",
-    "ilike": "ILIKE",
+    "like": "~~",
+    "ilike": "~~*",
     "match": "~",
     "imatch": "~*",
-    "isdistinct": "IS DISTINCT FROM",
+    "isdistinct": "=",
     "cs": "@>",
     "cd": "<@",
     "ov": "&&",

@@ -3,6 +3,11 @@
 No value of a user is in the text: identifiers get there only through `quote_identifier`, values only as parameters of
 the protocol. PostgreSQL gives a parameter the type of the column that it is compared with (manual, "Type Conversion",
 "Operators"), so that the column's indexes can be used.
+
+Every function, operator, type and table in SQL of Sluice is named with its schema. PostgreSQL would look other names up
+in all schemas of the search path and prefer what fits the types best, whoever made it, and run it with the rights of
+the database role. IN, LIKE, BETWEEN, NULLIF, IS DISTINCT FROM, CASE with a value and USING hold an operator that cannot
+be named so, and are not used. The search path itself stays as it is: the text of some values depends on it.
 """
 
 from __future__ import annotations
@@ -13,10 +18,11 @@ from typing import Literal
 
 from server.query.catalogue import Column
 from server.query.columns import base_type, is_json, type_of
-from server.query.comparisons import bind, comparison, regular_expression_check
+from server.query.comparisons import Operand, bind, comparison, regular_expression_check
 from server.query.fields import Field
 from server.query.filters import FULL_TEXT, PATTERNS, REGULAR_EXPRESSIONS, Condition, Filter, conditions_of
 from server.query.plan import ExportPlan
+from server.query.quoting import qualified, quote_identifier
 
 
 @dataclass(slots=True)
@@ -25,16 +31,6 @@ class Statement:
 
     text: str
     values: list[str] = field(default_factory=list)
-
-
-def quote_identifier(name: str) -> str:
-    """Return the name as a quoted identifier (PostgreSQL manual, "Identifiers and Key Words").
-
-    Raise ValueError if the name is empty or contains NUL, which no identifier can.
-    """
-    if not name or "\0" in name:
-        raise ValueError("an identifier is not empty and holds no NUL")
-    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +60,9 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     if blocks is None:
         text = f"SELECT {columns} FROM {_source(plan)}"
     else:
-        text = f"SELECT {columns} FROM ONLY {quote_identifier(blocks.schema)}.{quote_identifier(blocks.name)} AS source"
+        text = f"SELECT {columns} FROM ONLY {qualified(blocks.schema, blocks.name)} AS source"
         first, end = (bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
-        conditions.append(f"source.ctid >= {first} AND source.ctid < {end}")
+        conditions.append(f"source.ctid OPERATOR(pg_catalog.>=) {first} AND source.ctid OPERATOR(pg_catalog.<) {end}")
     conditions += [_filter(item, by_name, statement.values) for item in plan.filters]
     if conditions:
         text += " WHERE " + " AND ".join(conditions)
@@ -82,7 +78,7 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
     if plan.offset:
         text += f" OFFSET {plan.offset}"
     # line.* is the whole row even if a column is named line.
-    statement.text = f"SELECT row_to_json(line.*) FROM ({text}) AS line" if named else text
+    statement.text = f"SELECT pg_catalog.row_to_json(line.*) FROM ({text}) AS line" if named else text
     return statement
 
 
@@ -93,9 +89,7 @@ def lock_statements(tables: Iterable[tuple[str, str]]) -> list[str]:
     and itself waits for the export's first reader. A second reader of the same export that waited behind that session
     would wait forever (PostgreSQL manual, "Explicit Locking").
     """
-    selects = [
-        f"SELECT FROM ONLY {quote_identifier(schema)}.{quote_identifier(name)} LIMIT 0" for schema, name in tables
-    ]
+    selects = [f"SELECT FROM ONLY {qualified(schema, name)} LIMIT 0" for schema, name in tables]
     return ["SET LOCAL lock_timeout = '1s'", *selects]
 
 
@@ -124,10 +118,11 @@ def probes(plan: ExportPlan) -> list[Probe]:
         statement = Statement("")
         # A NULL from the relation itself has the column's type, and no domain constraint rejects it.
         operand = _null(condition.field, plan, by_name, statement.values)
-        type = _type(condition.field, by_name)
+        compared = _compared(operand, condition.field, by_name)
         # WHERE, since some operators give no boolean: << shifts the bits of an integer.
-        statement.text = f"SELECT 1 WHERE {comparison(operand, type, condition, statement.values)}"
-        found.append(Probe("condition", condition.field, condition.operator_text, statement, _hint(condition, type)))
+        statement.text = f"SELECT 1 WHERE {comparison(compared, condition, statement.values)}"
+        hint = _hint(condition, compared.type)
+        found.append(Probe("condition", condition.field, condition.operator_text, statement, hint))
         if condition.operator in REGULAR_EXPRESSIONS:
             statement = Statement("")
             statement.text = regular_expression_check(condition, statement.values)
@@ -162,8 +157,8 @@ def value_probes(plan: ExportPlan) -> list[Probe]:
             operand = f"pg_catalog.concat({operand})"
         else:
             operand = f"coalesce({operand}, {bind(condition.values[0], statement.values)})"
-        type = _type(condition.field, by_name)
-        statement.text = f"SELECT {comparison(operand, type, condition, statement.values)}"
+        compared = _compared(operand, condition.field, by_name)
+        statement.text = f"SELECT {comparison(compared, condition, statement.values)}"
         found.append(Probe("condition", condition.field, condition.operator_text, statement))
     return found
 
@@ -209,7 +204,7 @@ def empty_statement(plan: ExportPlan) -> Statement:
 
 
 def _source(plan: ExportPlan) -> str:
-    return f"{quote_identifier(plan.relation.schema)}.{quote_identifier(plan.relation.name)} AS source"
+    return f"{qualified(plan.relation.schema, plan.relation.name)} AS source"
 
 
 def _column(name: str) -> str:
@@ -221,15 +216,16 @@ def _columns_by_name(plan: ExportPlan) -> dict[str, Column]:
     return {column.name: column for column in plan.relation.columns}
 
 
-def _type(field: Field, by_name: Mapping[str, Column]) -> str:
-    """Return the type of the values of a field, for a domain the type under it."""
+def _compared(operand: str, field: Field, by_name: Mapping[str, Column]) -> Operand:
+    """Return what a condition compares. operand: the SQL of the field."""
     column = by_name[field.column]
-    return base_type(column) if field.plain else type_of(field, column)
+    return (
+        Operand(operand, base_type(column), column.other) if field.plain else Operand(operand, type_of(field, column))
+    )
 
 
 def _operand(field: Field, by_name: Mapping[str, Column], values: list[str]) -> str:
-    """Return the expression of a field. Everything in it is named with its schema, since other schemas of the search
-    path may have an operator or function that fits the column's type better."""
+    """Return the expression of a field."""
     text = _column(field.column)
     if field.path:
         if not is_json(by_name[field.column]):
@@ -246,6 +242,6 @@ def _filter(item: Filter, by_name: Mapping[str, Column], values: list[str]) -> s
     if isinstance(item, Condition):
         # The text for an empty list names no operand, so none of its keys may be bound.
         operand = _operand(item.field, by_name, values) if item.values else ""
-        return comparison(operand, _type(item.field, by_name), item, values)
+        return comparison(_compared(operand, item.field, by_name), item, values)
     joined = f" {item.joined_by.upper()} ".join(_filter(member, by_name, values) for member in item.members)
     return f"NOT ({joined})" if item.negated else f"({joined})"

@@ -20,15 +20,20 @@ _COMPARED = 64
 # bounds the time that comparing the names keeps the event loop busy. Parameters: $1, the schemas; $2, the name; $3, the
 # name with its schema as the path has them.
 LIST_NAMES = """
-SELECT n.nspname::text AS schema, c.relname::text AS name
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND n.nspname = ANY ($1::text[])
-  AND has_schema_privilege(n.oid, 'USAGE')
-  AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
+SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,v,m,f}')
+  AND n.nspname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[])
+  AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+  AND (pg_catalog.has_table_privilege(c.oid, 'SELECT') OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'))
 ORDER BY
-    lower(c.relname::text) IN (lower($2::text), lower($3::text)) OR starts_with(c.relname::text, $3::text || '.') DESC,
-    array_position($1::text[], n.nspname::text)
+    pg_catalog.lower(c.relname::pg_catalog.text) OPERATOR(pg_catalog.=) ANY (
+        ARRAY[pg_catalog.lower($2::pg_catalog.text), pg_catalog.lower($3::pg_catalog.text)]
+    ) OR pg_catalog.starts_with(
+        c.relname::pg_catalog.text, $3::pg_catalog.text OPERATOR(pg_catalog.||) '.'::pg_catalog.text
+    ) DESC,
+    pg_catalog.array_position($1::pg_catalog.text[], n.nspname::pg_catalog.text)
 LIMIT 300
 """
 

@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import create_app
+from server.query.quoting import quote_identifier
 from server.query.request import export_path
-from server.query.sql import quote_identifier
 from server.settings import Settings
 from tests.support.postgres import Postgres
 

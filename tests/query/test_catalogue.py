@@ -44,9 +44,9 @@ def test_a_relation_name_as_text(name: RelationName, written: str) -> None:
 
 def row(**changes: Any) -> dict[str, Any]:
     columns = [
-        ["id", "bigint", False, True, True, None, None],
-        ["größe, €", "mood", True, False, False, ["sad", "ok"], None],
-        ["zip", "code", True, True, False, None, "character varying(5)"],
+        ["id", "bigint", False, True, True, None, None, False],
+        ["größe, €", "mood", True, False, False, ["sad", "ok"], None, True],
+        ["zip", "code", True, True, False, None, "character varying(5)", True],
     ]
     return {
         "oid": 16384,
@@ -72,8 +72,8 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
         is_partition=False,
         columns=(
             Column("id", "bigint", nullable=False, readable=True, indexed=True),
-            Column("größe, €", "mood", nullable=True, readable=False, indexed=False, values=("sad", "ok")),
-            Column("zip", "code", nullable=True, readable=True, indexed=False, base="character varying(5)"),
+            Column("größe, €", "mood", True, readable=False, indexed=False, values=("sad", "ok"), built_in=False),
+            Column("zip", "code", True, readable=True, indexed=False, base="character varying(5)", built_in=False),
         ),
         estimated_rows=20000,
         bytes=1 << 20,

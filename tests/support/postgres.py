@@ -53,7 +53,7 @@ class Postgres:
             ((backends, reading, waiting),) = self.run(
                 "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT source.%' "
                 "AND (state = 'idle in transaction' OR wait_event = 'ClientWrite')), "
-                "count(*) FILTER (WHERE query LIKE 'SELECT set_config(''enable_tidscan''%' "
+                "count(*) FILTER (WHERE query LIKE 'SELECT pg_catalog.set_config(''enable_tidscan''%' "
                 "AND state = 'idle in transaction') FROM pg_stat_activity "
                 "WHERE application_name = 'sluice' AND xact_start IS NOT NULL"
             )
