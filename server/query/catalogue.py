@@ -82,6 +82,8 @@ class Relation:
     comment: str | None = None
 
 
+_SCHEMA = "pg_catalog."
+
 # One row per relation, with its columns as one JSON document. The privilege functions check the role of the session.
 _RELATIONS = """
 SELECT
@@ -275,12 +277,17 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         name=row["name"],
         kind=KINDS[row["kind"]],
         is_partition=row["is_partition"],
-        columns=tuple(
-            Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels), base, not other)
-            for name, type, nullable, readable, indexed, labels, base, other in json.loads(row["columns"])
-        ),
+        columns=tuple(map(_column, json.loads(row["columns"]))),
         estimated_rows=None if estimated is None else int(estimated),
         bytes=row["bytes"],
         also_in=tuple(json.loads(row["also_in"])),
         comment=row["comment"],
     )
+
+
+def _column(described: Sequence[Any]) -> Column:
+    name, type, nullable, readable, indexed, labels, base, other = described
+    # The name of the schema stands before the types of PostgreSQL that a type of another schema hides.
+    type = type.removeprefix(_SCHEMA)
+    base = base and base.removeprefix(_SCHEMA)
+    return Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels), base, not other)
