@@ -19,10 +19,12 @@
 
 SET client_encoding = 'UTF8';
 SET client_min_messages = warning;
+-- Nothing that somebody has created in the schema public before can be called.
+SET search_path = pg_catalog;
 
 BEGIN;
 
-CREATE TABLE users (
+CREATE TABLE public.users (
     id                bigint PRIMARY KEY,
     name              text NOT NULL,
     email             text,
@@ -32,7 +34,7 @@ CREATE TABLE users (
     lifetime_value    numeric(10, 2)
 );
 
-CREATE TABLE orders (
+CREATE TABLE public.orders (
     id         bigint NOT NULL,
     user_id    bigint NOT NULL,
     ordered_at timestamptz NOT NULL,
@@ -43,7 +45,7 @@ CREATE TABLE orders (
 
 -- One partition a month, 2024-01 to 2025-12, with bounds in UTC, independent of the session's time zone.
 SELECT format(
-    'CREATE TABLE orders_%s PARTITION OF orders FOR VALUES FROM (%L) TO (%L)',
+    'CREATE TABLE public.orders_%s PARTITION OF public.orders FOR VALUES FROM (%L) TO (%L)',
     to_char(month, 'YYYY_MM'),
     to_char(month, 'YYYY-MM-DD') || ' 00:00:00+00',
     to_char(month + interval '1 month', 'YYYY-MM-DD') || ' 00:00:00+00'
@@ -52,7 +54,7 @@ FROM generate_series(timestamp '2024-01-01', timestamp '2025-12-01', interval '1
 \gexec
 
 -- The names are escaped (\0000 hexadecimal) so that this file reads the same in every editor.
-CREATE FUNCTION pg_temp.sample_users(first bigint, last bigint) RETURNS SETOF users
+CREATE FUNCTION pg_temp.sample_users(first bigint, last bigint) RETURNS SETOF public.users
 LANGUAGE sql STABLE AS $function$
     SELECT
         n,
@@ -99,7 +101,7 @@ LANGUAGE sql STABLE AS $function$
     FROM generate_series(first, last) AS n
 $function$;
 
-CREATE FUNCTION pg_temp.sample_orders(first bigint, last bigint, users bigint) RETURNS SETOF orders
+CREATE FUNCTION pg_temp.sample_orders(first bigint, last bigint, users bigint) RETURNS SETOF public.orders
 LANGUAGE sql STABLE AS $function$
     SELECT
         n,
@@ -113,33 +115,33 @@ $function$;
 
 -- In chunks, so that a progress display has lines to show.
 SELECT
-    format('INSERT INTO users SELECT * FROM pg_temp.sample_users(%s, %s)',
+    format('INSERT INTO public.users SELECT * FROM pg_temp.sample_users(%s, %s)',
            first, least(first + :chunk_rows - 1, :seed_rows)),
     format('SELECT %L', 'users ' || least(first + :chunk_rows - 1, :seed_rows) || ' of ' || :seed_rows)
 FROM generate_series(1, :seed_rows, :chunk_rows) AS first
 \gexec
 
 SELECT
-    format('INSERT INTO orders SELECT * FROM pg_temp.sample_orders(%s, %s, %s)',
+    format('INSERT INTO public.orders SELECT * FROM pg_temp.sample_orders(%s, %s, %s)',
            first, least(first + :chunk_rows - 1, :seed_rows / 2), :seed_rows),
     format('SELECT %L', 'orders ' || least(first + :chunk_rows - 1, :seed_rows / 2) || ' of ' || :seed_rows / 2)
 FROM generate_series(1, :seed_rows / 2, :chunk_rows) AS first
 \gexec
 
 \echo indexes
-CREATE INDEX users_signup_date ON users (signup_date);
-CREATE INDEX users_country_code ON users (country_code);
-ALTER TABLE orders ADD PRIMARY KEY (id, ordered_at);
-CREATE INDEX orders_user_id ON orders (user_id);
+CREATE INDEX users_signup_date ON public.users (signup_date);
+CREATE INDEX users_country_code ON public.users (country_code);
+ALTER TABLE public.orders ADD PRIMARY KEY (id, ordered_at);
+CREATE INDEX orders_user_id ON public.orders (user_id);
 
-CREATE VIEW revenue_by_country AS
+CREATE VIEW public.revenue_by_country AS
 SELECT
     users.country_code,
     count(DISTINCT users.id) AS customers,
     count(*) AS orders,
     sum(orders.amount) AS revenue
-FROM orders
-JOIN users ON users.id = orders.user_id
+FROM public.orders
+JOIN public.users ON users.id = orders.user_id
 WHERE orders.status IN ('paid', 'shipped')
 GROUP BY users.country_code
 ORDER BY users.country_code;
@@ -147,6 +149,6 @@ ORDER BY users.country_code;
 COMMIT;
 
 \echo statistics
-VACUUM (ANALYZE) users;
-VACUUM (ANALYZE) orders;
+VACUUM (ANALYZE) public.users;
+VACUUM (ANALYZE) public.orders;
 \echo done

@@ -31,10 +31,15 @@ _SYMBOL = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 # "Interfacing Extensions to Indexes").
 _STRATEGIES = "(403, 1, '<'), (403, 2, '<='), (403, 3, '='), (403, 4, '>='), (403, 5, '>'), (405, 1, '=')"
 
+_SCHEMA = """(
+        SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_namespace AS n
+        WHERE n.oid OPERATOR(pg_catalog.=) {oid} AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+    )"""
+
 # One row for each column whose type, or the type under its domain, is not PostgreSQL's own. `operators` are arrays of:
 # the symbol that is looked for, the schema and symbol of the operator, the schema and name of the type on its right
-# side; those of operator classes first, and of these first the ones of btree. Types and operators in a schema that the
-# role may not use are left out, since it cannot name them.
+# side; those of operator classes first, and of these first the ones of btree. A schema that the role may not use is
+# NULL, since the role cannot name what is in it.
 # Parameters: $1, the OID of the relation; $2, the names of columns; $3, the symbols to look for.
 FIND_OPERATORS = f"""
 WITH RECURSIVE layer (column_name, type) AS (
@@ -51,13 +56,16 @@ WITH RECURSIVE layer (column_name, type) AS (
 )
 SELECT
     layer.column_name::pg_catalog.text AS column_name,
-    s.nspname::pg_catalog.text AS schema,
+    {_SCHEMA.format(oid="t.typnamespace")} AS schema,
     t.typname::pg_catalog.text AS name,
     t.typtype OPERATOR(pg_catalog.=) 'c' AS composite,
     t.typdelim::pg_catalog.text AS delimiter,
     (
         SELECT coalesce(pg_catalog.json_agg(
-            pg_catalog.json_build_array(found.symbol, os.nspname, o.oprname, rs.nspname, r.typname) ORDER BY found.place
+            pg_catalog.json_build_array(
+                found.symbol, {_SCHEMA.format(oid="o.oprnamespace")}, o.oprname,
+                {_SCHEMA.format(oid="r.typnamespace")}, r.typname
+            ) ORDER BY found.place
         ), '[]')
         FROM (
             SELECT strategy.symbol, member.amopopr AS operator, strategy.method AS place
@@ -83,17 +91,12 @@ SELECT
               )
         ) AS found
         JOIN pg_catalog.pg_operator AS o ON o.oid OPERATOR(pg_catalog.=) found.operator
-        JOIN pg_catalog.pg_namespace AS os ON os.oid OPERATOR(pg_catalog.=) o.oprnamespace
         JOIN pg_catalog.pg_type AS r ON r.oid OPERATOR(pg_catalog.=) o.oprright
-        JOIN pg_catalog.pg_namespace AS rs ON rs.oid OPERATOR(pg_catalog.=) r.typnamespace
         WHERE o.oprresult OPERATOR(pg_catalog.=) 'pg_catalog.bool'::pg_catalog.regtype
-          AND pg_catalog.has_schema_privilege(os.oid, 'USAGE') AND pg_catalog.has_schema_privilege(rs.oid, 'USAGE')
     ) AS operators
 FROM layer
 JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) layer.type
-JOIN pg_catalog.pg_namespace AS s ON s.oid OPERATOR(pg_catalog.=) t.typnamespace
 WHERE t.typtype OPERATOR(pg_catalog.<>) 'd' AND t.oid OPERATOR(pg_catalog.>=) {FIRST_OF_OTHERS}
-  AND pg_catalog.has_schema_privilege(s.oid, 'USAGE')
 """
 # The third parameter of FIND_OPERATORS.
 SYMBOLS = sorted(set(COMPARISONS.values()))
@@ -125,10 +128,12 @@ def types_from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, OtherType]:
     """Return the types by column, from the rows of FIND_OPERATORS."""
     found = {}
     for row in rows:
+        if row["schema"] is None:
+            continue
         text = qualified(row["schema"], row["name"])
         candidates: dict[str, list[Operator]] = {}
         for wanted, schema, symbol, *right in row["operators"]:
-            if _SYMBOL.fullmatch(symbol):
+            if _SYMBOL.fullmatch(symbol) and None not in (schema, *right):
                 operator = Operator(f"OPERATOR({quote_identifier(schema)}.{symbol})", qualified(*right))
                 candidates.setdefault(wanted, []).append(operator)
         chosen = {wanted: _choose(each, text) for wanted, each in candidates.items()}

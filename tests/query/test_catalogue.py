@@ -81,6 +81,15 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
     )
 
 
+def test_a_type_of_postgresql_is_named_without_its_schema_also_if_another_type_hides_it() -> None:
+    columns = [
+        ["a", "pg_catalog.text", True, True, False, None, None, False],
+        ["b", "code", True, True, False, None, "pg_catalog.jsonb", True],
+    ]
+    a, b = relation_from_row(row(columns=json.dumps(columns))).columns
+    assert (a.type, b.base) == ("text", "jsonb")
+
+
 def test_other_schemas_with_the_name_are_known() -> None:
     assert relation_from_row(row(also_in='["sales", "größe"]')).also_in == ("sales", "größe")
 

@@ -347,4 +347,4 @@ def test_the_slow_files_exist_and_are_named_once() -> None:
 
 def test_the_tests_mirror_the_packages() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").exists()}
-    assert folders == {*PACKAGES, "support", "system"}
+    assert folders == {*PACKAGES, "security", "support", "system"}
