@@ -52,6 +52,7 @@ CREATE TYPE exts.{name} (INPUT = exts.{name}_in, OUTPUT = exts.{name}_out, LIKE 
 """
 OPERATOR = """
 CREATE FUNCTION exts.{type}_{name}(exts.{type}, exts.{type}) RETURNS boolean IMMUTABLE
+SET enable_seqscan = on -- so that it is not inlined, as a function in C is not
 RETURN pg_catalog.{function}($1::{like}) OPERATOR(pg_catalog.{usual}) pg_catalog.{function}($2::{like});
 CREATE OPERATOR exts.{symbol} (FUNCTION = exts.{type}_{name}, LEFTARG = exts.{type}, RIGHTARG = exts.{type});
 """
@@ -244,6 +245,7 @@ def fill(postgres: Postgres) -> None:
     )
     postgres.run(extension())
     postgres.run(RELATIONS.format(columns=columns, rows=rows, nulls=", NULL" * len(KINDS)))
+    postgres.run(";".join(f"CREATE INDEX ON kinds ({column})" for column in INDEXED))
 
 
 def expected_ids(postgres: Postgres) -> dict[Case, list[int] | None]:
@@ -363,6 +365,24 @@ async def test_an_operator_of_a_type_is_found_whatever_its_symbol(
         for condition, ids in conditions.items():
             response = await client.get(f"/export/odds.csv?select=id&order=id&v_odd={condition}")
             assert await response.text() == "id\n" + "".join(f"{id}\n" for id in ids), condition
+    assert called == []
+
+
+INDEXED = ("v_varchar", "v_code", "v_int", "v_mood", "v_texts", "v_range", "v_isbn", "v_book", "v_rare", "v_folded")
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+async def test_filters_use_the_indexes_of_the_column(decoyed: Decoyed, path: str, called: list[str]) -> None:
+    settings = Settings(database_url=at(decoyed.dsn, path))
+    async with open_database(settings) as database, database.session() as session:
+        relation = await session.relation(RelationName("kinds"), filtered=INDEXED)
+        await session.query("SET LOCAL enable_seqscan = off")
+        for case in CASES:
+            if case.column in INDEXED and case.operator in ("eq", "gt", "in", "eq(any)") and decoyed.expected[case]:
+                query = case.query.replace("&order=id", "")
+                statement = select_statement(make_plan(parse_export_request("kinds.csv", query), relation))
+                plan = await session.query(f"EXPLAIN {statement.text}", statement.values)
+                assert any("Index Cond" in row["QUERY PLAN"] for row in plan), (case, plan)
     assert called == []
 
 
