@@ -183,17 +183,19 @@ WORST = [payload for payload in PAYLOADS if re.search(r"; DROP|OR '1'|sleep|UNIO
 TOKENS = re.compile(
     r"""(?x) \s* (?:
         " (?: [^"] | "" )+ "                            # an identifier
-      | OPERATOR\(pg_catalog\.->>?\) | ::pg_catalog\.(?: text | int4 ) \b | pg_catalog\.to_jsonb \b
+      | OPERATOR\(pg_catalog\.(?: ->>? | @@ | """
+    + "|".join(map(re.escape, COMPARISONS.values()))
+    + r""" )\) | ::pg_catalog\.(?: text | int4 ) \b | pg_catalog\.(?: to_jsonb | row_to_json ) \b
       | CAST \b | pg_catalog\.(?: """
     + "|".join(CASTS)
     + r""" ) \b
       | \$ (?P<number> \d+ ) \b                         # a value
       | pg_catalog\.(?: to_tsvector | (?: | plain | phrase | websearch_ )to_tsquery ) \b | ::pg_catalog\.regconfig \b
-      | (?: SELECT | FROM | AS | WHERE | AND | OR | NOT | IN | IS | NULL | TRUE | FALSE | UNKNOWN
-          | ORDER | BY | ASC | DESC | NULLS | FIRST | LAST | LIMIT | OFFSET | LIKE | ILIKE
-          | row_to_json | line | source | \d+ | DISTINCT | ANY | ALL
+      | (?: SELECT | FROM | AS | WHERE | AND | OR | NOT | IS | NULL | TRUE | FALSE | UNKNOWN
+          | ORDER | BY | ASC | DESC | NULLS | FIRST | LAST | LIMIT | OFFSET
+          | line | source | \d+ | ANY | ALL
         ) \b
-      | << | >> | &< | &> | -\|- | @@ | <> | >= | <= | @> | <@ | && | ~\* | [=<>~(),.*]
+      | [(),.*]
     )"""
 )
 
@@ -259,7 +261,10 @@ def values_of(condition: Condition) -> list[str]:
     if condition.operator == "is":
         return keys_of(condition.field)
     language = [condition.modifier] if condition.operator in FULL_TEXT and condition.modifier is not None else []
-    return [*keys_of(condition.field), *language, *condition.values]
+    values = list(condition.values)
+    if len(values) > 1:  # one array
+        values = ["{" + ",".join('"' + re.sub(r'(["\\])', r"\\\1", value) + '"' for value in values) + "}"]
+    return [*keys_of(condition.field), *language, *values]
 
 
 def assert_nothing_but_data(plan: ExportPlan) -> None:
