@@ -5,15 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from server.process.embedded import EmbeddedError, EmbeddedPostgres
 from server.process.sample_data import seed
 from server.settings import Settings, SettingsError, read_settings
+from server.visible import visible
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors control no terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status. arguments: those of the process if None."""
-    parser = argparse.ArgumentParser(prog="python -m server", description="Stream PostgreSQL relations as CSV.")
+    parser = _Parser(prog="python -m server", description="Stream PostgreSQL relations as CSV.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve; start an embedded PostgreSQL if no database is configured")
     commands.add_parser("dsn", help="print the libpq URI of the configured or the running embedded database")
@@ -23,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings(os.environ)
         return {"serve": _serve, "dsn": _dsn, "seed": _seed}[command](settings)
     except (SettingsError, EmbeddedError) as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        print(f"sluice: {visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from server.visible import visible
+
 # The hint of an error that passes by itself.
 TRY_AGAIN = "Try again in a few seconds."
 
@@ -35,8 +37,9 @@ class ExportError(Exception):
 
     def __init__(self, detail: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(detail)
-        self.detail = detail
-        self.hint = hint
+        # Names of the request and of the catalogue may hold any character.
+        self.detail = visible(detail)
+        self.hint = None if hint is None else visible(hint)
         if code is not None:
             self.code = code
 
@@ -230,7 +233,14 @@ class NoSpaceLeft(ExportError):
 
 
 class ForeignPage(ExportError):
-    """A page of another site sent a request that changes something (cross-site request forgery)."""
+    """The page of another site sent the request, and only a person who follows a link may come from there."""
 
     status = 403
     code = "foreign_page"
+
+
+class MisdirectedRequest(ExportError):
+    """The request names a host to which this server does not answer (RFC 9110, 15.5.20)."""
+
+    status = 421
+    code = "misdirected_request"

@@ -12,6 +12,7 @@ from server.pages.form import OPTIONS, FilterRow, Form, parse_pair, query_pairs
 from server.query.grammar import LONGEST_IN_MESSAGE, shorten
 from server.query.parameters import MOST_ROWS
 from server.query.selection import LONGEST_NAME
+from server.visible import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def fault_of(error: ExportError, form: Form) -> Fault:
     """Return the fault behind the error that an export of this form raised."""
     field = _invalid_field(error, form) or _contradictory_field(error, form) or _named_field(error, form)
     text = _text(error, form, field)
-    return Fault(field, error, error.detail, error.hint) if text is None else Fault(field, error, text)
+    return Fault(field, error, error.detail, error.hint) if text is None else Fault(field, error, visible(text))
 
 
 def _invalid_field(error: ExportError, form: Form) -> str:
@@ -79,12 +80,12 @@ def _repeated_names(form: Form) -> list[str]:
 
 def _likeness(error: ExportError, row: FilterRow) -> int:
     """Return 2 if the error repeats a value of this filter in double quotes, 1 if it holds one, else 0."""
-    values = [value for value in _items(row) if value]
+    values = [visible(value) for value in _items(row) if value]
     return max((2 if f'"{value}"' in error.detail else int(value in error.detail) for value in values), default=0)
 
 
 def _names(error: ExportError, column: str) -> bool:
-    return f'"{column}"' in error.detail or f'"{column[:LONGEST_IN_MESSAGE]}"' in error.detail
+    return any(f'"{visible(name)}"' in error.detail for name in (column, column[:LONGEST_IN_MESSAGE]))
 
 
 # --- What the page says ---
@@ -181,7 +182,7 @@ def _items(row: FilterRow) -> tuple[str, ...]:
 
 def _wrong_one(error: ExportError, values: tuple[str, ...]) -> str:
     """Return which of several values is wrong, in words, if the error repeats it."""
-    wrong = next((value for value in values if f'"{value}"' in error.detail), None)
+    wrong = next((value for value in values if f'"{visible(value)}"' in error.detail), None)
     return f", not {shorten(wrong)}" if wrong and len(values) > 1 else ""
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from server.pages.controls import kind_of
 from server.query.dialect import Dialect
 from server.query.plan import ExportPlan
+from server.visible import is_visible, replace_invisible
 
 # Kinds of columns whose type a program may choose from their values.
 _TYPED = ("number", "boolean", "date", "timestamp")
@@ -47,6 +48,8 @@ def snippets(url: str, filename: str, plan: ExportPlan) -> tuple[Snippet, ...]:
 def _text_columns(plan: ExportPlan) -> list[str] | None:
     """Return the names of the columns to read as text, or None for all columns."""
     names = [output.name for output in plan.columns]
+    if not all(map(is_visible, names)):  # a line that says something else than it shows is not to be copied
+        return None
     found = [output.name for output in plan.columns if kind_of(output.column) not in _TYPED]
     # A name that stands for two columns names neither.
     return None if len(found) > MOST_TEXT_COLUMNS or (found and len(set(names)) < len(names)) else found
@@ -189,9 +192,14 @@ def _duckdb_dialect(plan: ExportPlan) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a literal of Python and R. JSON's escapes are theirs too."""
-    return json.dumps(text, ensure_ascii=False)
+    """Return a literal of Python and R. JSON's escapes are theirs too, and so are these of four or eight digits."""
+    return replace_invisible(
+        json.dumps(text, ensure_ascii=False),
+        lambda character: f"\\u{ord(character):04x}" if character <= "\uffff" else f"\\U{ord(character):08x}",
+    )
 
 
 def _sql_quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    """Return an expression of DuckDB, which knows no escapes."""
+    literal = "'" + text.replace("'", "''") + "'"
+    return replace_invisible(literal, lambda character: f"' || chr({ord(character)}) || '")

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from server.visible import visible
+
 # Where root keeps what the account `nobody` cannot reach elsewhere, for example in root's home.
 SYSTEM_FOLDER = Path("/var/lib/sluice")
 # Longest folder of a Unix socket, in bytes: a socket's path has at most 107 on Linux and 103 on macOS.
@@ -264,4 +266,4 @@ def _make_system_folder() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)

@@ -7,11 +7,13 @@ from urllib.parse import unquote_plus
 
 from server.query.plan import file_stem
 from server.query.request import parse_export_request
+from server.visible import is_visible
 
 # Bytes of a file name without its suffix. File systems take 255, and a browser may add a number to the name.
 _MOST_BYTES = 200
 
-# Characters that some file system or shell does not accept in a file name. Control characters are replaced too.
+# Characters that some file system or shell does not accept in a file name. Invisible characters are replaced too: one
+# that reverses the text after it would show another suffix.
 _UNSAFE = set('<>:"/\\|?*')
 # Devices of Windows, which opens the device if a file has its name, in any case and with any suffix (Microsoft, "Naming
 # Files, Paths, and Namespaces").
@@ -20,17 +22,20 @@ _DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$",
 
 
 def safe_filename(name: str) -> str:
-    """Return a name that every common file system takes: no separators, controls or reserved characters, 200 bytes.
+    """Return a name that every common file system takes: no separators, invisible or reserved characters, 200 bytes.
 
     The name of a device of Windows gets an underscore before it.
     """
-    kept = "".join(
-        "_" if character in _UNSAFE or unicodedata.category(character)[0] == "C" else character for character in name
-    ).strip(" .")
+    kept = "".join(character if _is_safe(character) else "_" for character in name).strip(" .")
     if kept.partition(".")[0].rstrip(" ").upper() in _DEVICES:
         kept = f"_{kept}"
     kept = kept.encode()[:_MOST_BYTES].decode(errors="ignore").rstrip(" .")
     return kept or "export"
+
+
+def _is_safe(character: str) -> bool:
+    """Return whether a name may hold it: neither reserved nor invisible. A wide or narrow space is seen as a space."""
+    return character not in _UNSAFE and (is_visible(character) or unicodedata.category(character) == "Zs")
 
 
 def file_name(stem: str, full_format: str) -> str:

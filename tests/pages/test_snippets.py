@@ -22,6 +22,7 @@ from server.pages.snippets import snippets
 from server.query.catalogue import Column, Relation
 from server.query.plan import make_plan
 from server.query.request import parse_export_request
+from server.visible import is_visible
 from tests.support.live_server import LiveServer
 from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
@@ -237,6 +238,22 @@ def test_duckdb_reads_what_the_database_holds(live: LiveServer, duck: duckdb.Duc
     assert found.description is not None
     assert [name for name, *_ in found.description][:4] == NAMES
     assert [row[:4] for row in found.fetchall()] == expected(address, keeps_empty=True)
+
+
+# Marks that reverse the text after them, and a character that is shown as nothing.
+UNSEEN = ["copied.csv?null=a%E2%80%AEb%F3%A0%81%81&id=eq.7", "copied.csv?select=id,%22x%E2%80%AE%E2%80%8B%22:t&id=eq.7"]
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("address", UNSEEN)
+def test_a_line_shows_all_that_it_says(live: LiveServer, duck: duckdb.DuckDBPyConnection, address: str) -> None:
+    lines = {key: line(live.url, address, key) for key in ("url", "curl", "python", "polars", "r", "duckdb")}
+    assert [key for key, text in lines.items() if not is_visible(text)] == []
+    (row,) = run_python(lines["python"]).itertuples(index=False)
+    assert math.isnan(row[1])
+    assert run_python(lines["polars"]).rows()[0][1] is None
+    assert duck.execute(lines["duckdb"]).fetchall()[0][1] is None
+    assert run_r([lines["r"], "cat(is.na(table[1, 2]))"]) == "TRUE"
 
 
 WIDE = [f"{number:03}" for number in range(40)]
