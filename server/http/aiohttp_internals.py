@@ -9,17 +9,33 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from server.http.problems import Problem, common_headers, problem_response, status_code
+from server.events import emit, set_context
+from server.http.events import RequestCrashed, RequestMalformed
+from server.http.forwarded import peer_address
+from server.http.malformed import describe
+from server.http.problems import Problem, common_headers, problem_response, request_id, status_code
 
 
 class ProblemRunner(web.AppRunner):
-    """aiohttp's runner, but bytes that are not HTTP are answered with a problem document too."""
+    """aiohttp's runner, but what it answers without the application is a problem document too.
+
+    That is the answer to bytes that are not HTTP and to an unknown Expect header.
+    """
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await server.request_handler(request)
+            except web.HTTPExpectationFailed:
+                detail = "The only expectation that this server knows is 100-continue."
+                return problem_response(request, Problem(417, status_code(417), detail))
+
         return _ProblemServer(
-            server.request_handler,
+            handle,
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             **server._kwargs,
@@ -36,6 +52,13 @@ class _ProblemHandler(web.RequestHandler):
 
     __slots__ = ()
 
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception:  # the parser of URLs has raised an error that aiohttp does not expect
+            # The parser of HTTP is now in a state of error, which it reports as for any malformed request.
+            super().data_received(b"\r\n\r\n")
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -43,9 +66,17 @@ class _ProblemHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        # aiohttp's own logs the error, and raises ConnectionError if a part of a response has been sent already.
-        super().handle_error(request, status, exc, message)
-        detail = "The server does not understand this as an HTTP request."
+        # aiohttp's own logs the bytes of the request.
+        set_context(request_id=request_id(request), client=peer_address(request))
+        if isinstance(exc, HttpProcessingError):
+            fault = describe(exc)
+            emit(RequestMalformed(kind=fault.kind, reason=fault.reason, position=fault.position))
+            detail = f"The server does not understand this as an HTTP request: {fault}."
+        else:
+            emit(RequestCrashed(method=request.method, path="", error=exc))
+            detail = "The server failed unexpectedly. Its log names the error under the id of this request."
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of a response has been sent already")
         response = problem_response(request, Problem(status, status_code(status), detail))
         response.headers.update(common_headers(request))
         response.force_close()

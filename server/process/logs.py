@@ -6,19 +6,21 @@ The only module that turns an event into a line. Must not depend on the class of
 from __future__ import annotations
 
 import logging
-import re
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gunicorn.glogging
 import structlog
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from server import events
 from server.settings import Settings
+from server.visible import visible
 
-# C0 and C1 control characters, and Unicode's line and paragraph separators.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Errors whose text repeats bytes of a request, which may be a password.
+_REPEAT_A_REQUEST = (HttpProcessingError, web.RequestPayloadError)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -30,8 +32,9 @@ def configure_logging(settings: Settings) -> None:
         _add_context,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _name_malformed_requests,
         structlog.processors.format_exc_info,
-        _escape_controls,
+        escape_invisible,
     ]
     renderer: structlog.typing.Processor
     if settings.log_format == "json":
@@ -54,7 +57,6 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    logging.getLogger("aiohttp.server").addFilter(_shorten_bad_requests)
     # The driver warns of each lost connection and cancelled statement; Sluice logs them itself, with the request.
     logging.getLogger("aiopg").setLevel(logging.ERROR)
     events.subscribe(log_event)
@@ -72,20 +74,38 @@ def _add_context(logger: Any, method: str, event: structlog.typing.EventDict) ->
     return {**event, **{name: value for name, value in events.current_context().items() if name not in event}}
 
 
-def _escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape control characters, so that no value from a URL can start a new line or control a terminal."""
-    for key, value in event.items():
-        if isinstance(value, str) and _CONTROLS.search(value):
-            event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
-    return event
+def _name_malformed_requests(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Log an error about the bytes of a request by its class alone. Sluice does so itself; this is for libraries."""
+    named = [type(error).__name__ for error in _chain(event.get("exc_info")) if isinstance(error, _REPEAT_A_REQUEST)]
+    if not named:
+        return event
+    kept = {name: value for name, value in event.items() if name != "exc_info"}
+    return {**kept, "event": "not an HTTP request", "kind": named[0]}
 
 
-def _shorten_bad_requests(record: logging.LogRecord) -> bool:
-    """Log a request that is not HTTP as one line without traceback, since any client can send one."""
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
-        record.msg, record.args = f"not an HTTP request: {record.exc_info[1].message[:200]!r}", None
-        record.exc_info = None
-    return True
+def _chain(exc_info: Any) -> Iterator[BaseException]:
+    """Return the error of `exc_info`, as `logging` and structlog take it, and those from which it came."""
+    error = sys.exc_info()[1] if exc_info is True else exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    seen: set[BaseException] = set()
+    while isinstance(error, BaseException) and error not in seen:
+        seen.add(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def escape_invisible(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape invisible characters, so that no value can start a new line, control a terminal or hide what it says."""
+    return {name: value if name.startswith("_") else _shown(value) for name, value in event.items()}
+
+
+def _shown(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {visible(str(name)): _shown(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    return visible(str(value))
 
 
 class GunicornLogger(gunicorn.glogging.Logger):  # type: ignore[misc]

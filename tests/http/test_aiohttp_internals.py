@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
+from server import events
 from server.app import create_app_runner
 from server.http.aiohttp_internals import ProblemRunner, wait_for_write_buffer
+from server.http.events import RequestCrashed
 from server.settings import Settings
 
 # More bytes than the sockets of both sides hold.
@@ -50,6 +52,37 @@ async def test_bytes_that_are_not_http_get_a_problem_document(settings: Settings
     document = json.loads(body)
     assert (document["status"], document["code"]) == (400, "bad_request")
     assert document["requestId"] == headers["x-request-id"]
+
+
+async def test_an_error_outside_of_the_application_is_a_problem_document_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    emitted: list[events.Event] = []
+    monkeypatch.setattr(events, "_observers", [emitted.append])
+
+    async def crash(_: web.Request) -> web.StreamResponse:
+        raise ZeroDivisionError
+
+    async def crash_later(request: web.Request) -> web.StreamResponse:
+        await web.StreamResponse().prepare(request)
+        raise ZeroDivisionError
+
+    app = web.Application()
+    app.router.add_get("/", crash)
+    app.router.add_get("/later", crash_later)
+    runner = ProblemRunner(app, access_log=None)
+    try:
+        port = await listening(runner)
+        status, _, body = await answer(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (status, json.loads(body)["code"]) == (500, "internal_server_error")
+        # Too late for a status: the connection is closed without the last chunk.
+        status, _, body = await answer(port, b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (status, body) == (200, b"")
+        status, _, body = await answer(
+            port, b"GET / HTTP/1.1\r\nHost: a\r\nExpect: nothing\r\nConnection: close\r\n\r\n"
+        )
+        assert (status, json.loads(body)["code"]) == (417, "expectation_failed")
+    finally:
+        await runner.cleanup()
+    assert [(type(event), type(event.error)) for event in emitted] == [(RequestCrashed, ZeroDivisionError)] * 2
 
 
 async def test_the_options_of_the_runner_reach_its_connections() -> None:

@@ -209,13 +209,11 @@ def test_configuring_twice_logs_an_event_once(configure: Configure) -> None:
 def test_a_request_that_is_not_http_is_a_line_without_traceback(configure: Configure) -> None:
     lines = configure("json")
     try:
-        raise BadStatusLine("\x16\x03" + "x" * 1000)
+        raise BadStatusLine("\x16\x03" + "secret" * 200)
     except BadStatusLine:
         logging.getLogger("aiohttp.server").exception("Error handling request")
     (line,) = lines()
-    assert line["event"].startswith("not an HTTP request: ")
-    assert len(line["event"]) < 300
-    assert "exception" not in line
+    assert without_time(line) == {"level": "error", "event": "not an HTTP request", "kind": "BadStatusLine"}
 
 
 def test_another_error_of_the_http_server_keeps_its_traceback(configure: Configure) -> None:
