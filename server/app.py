@@ -7,7 +7,9 @@ the tests.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
 
@@ -17,7 +19,10 @@ from server.events import emit
 from server.export.engine import Engine
 from server.export.events import PureEncoderInUse
 from server.http.aiohttp_internals import ProblemRunner
-from server.http.csrf import origin_middleware
+from server.http.cross_site import cors_headers, cross_site_middleware
+from server.http.events import LoopError
+from server.http.forwarded import PROXIES, TrustedProxies
+from server.http.hosts import AllowedHosts, host_middleware
 from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
@@ -47,8 +52,12 @@ def create_app(
     shutdown: tells, when the process stops, whether to stop at once. workers: None if there is only this one.
     """
     timezones()  # reads them from the disk, before there are requests
-    app = web.Application(middlewares=[problem_middleware, origin_middleware])
+    hosts = AllowedHosts([*settings.allowed_hosts, settings.api_host.lower()])
+    app = web.Application(
+        middlewares=[problem_middleware, host_middleware(hosts), cross_site_middleware(settings.cors_origins)]
+    )
     app[SETTINGS] = settings
+    app[PROXIES] = TrustedProxies(settings.forwarded_allow_ips)
     threads = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
     app[ENGINE] = Engine(
         Database(settings, threads, workers),
@@ -60,7 +69,9 @@ def create_app(
     for routes in (export, save, exports, saved_file, health, relations, site, static_files, listing, table, saved):
         routes.setup(app)
     app.on_response_prepare.append(add_common_headers)
-    app.cleanup_ctx.extend([_threads, _database, _exports])
+    if settings.cors_origins:
+        app.on_response_prepare.append(cors_headers(settings.cors_origins))
+    app.cleanup_ctx.extend([_loop_errors, _threads, _database, _exports])
 
     async def stop(app: web.Application) -> None:
         immediate = shutdown is not None and shutdown.immediate
@@ -87,6 +98,20 @@ def create_app_runner(
         shutdown_timeout=HTTP_SECONDS,
         max_line_size=MAX_REQUEST_LINE,
     )
+
+
+async def _loop_errors(app: web.Application) -> AsyncIterator[None]:
+    """Log what the event loop reports as events. Its own text repeats arguments of callbacks: bytes of requests."""
+
+    def log(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        words = re.split(r"[^A-Za-z_. ]", context["message"].replace("()", ""), maxsplit=1)[0]
+        emit(LoopError(what=words.rstrip(), error=context.get("exception")))
+
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(log)
+    yield
+    loop.set_exception_handler(before)
 
 
 async def _threads(app: web.Application) -> AsyncIterator[None]:

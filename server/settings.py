@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from server.cpus import available_cpus
+from server.network_names import parse_allowed_hosts, parse_origins, parse_proxies
 
 
 class SettingsError(ValueError):
@@ -97,6 +98,26 @@ class Settings:
 
     api_host: str = _setting("API_HOST", "Address to listen on", "127.0.0.1")
     api_port: int = _setting("API_PORT", "Port to listen on; 0 selects a free one", 8080, _whole(0, 65535))
+    allowed_hosts: tuple[str, ...] = _setting(
+        "ALLOWED_HOSTS",
+        "Hosts that a request may name besides this machine, separated by commas: `sluice.example.org`, `.example.org` "
+        "with all names below it, `192.0.2.7`, `10.0.0.0/8`; `*` allows any",
+        (),
+        parse_allowed_hosts,
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "CORS_ORIGINS",
+        "Other sites whose pages may send any request, such as `https://app.example.org`, separated by commas",
+        (),
+        parse_origins,
+    )
+    forwarded_allow_ips: tuple[str, ...] = _setting(
+        "FORWARDED_ALLOW_IPS",
+        "Proxies whose `X-Forwarded-…` headers are believed: addresses and networks, separated by commas; `unix`: all "
+        "peers on a Unix socket; `*`: all peers",
+        (),
+        parse_proxies,
+    )
     workers: int = _setting("WEB_CONCURRENCY", "Worker processes, each with its own connections", 1, _whole(1, 256))
     database_url: str | None = _setting(
         "DATABASE_URL", "libpq URI of the database; overrides the `DB_…` variables", None, secret=True

@@ -23,7 +23,7 @@ from server.process.sample_data import seed
 from server.settings import Settings
 from tests.support.engines import open_database
 from tests.support.folders import made_folder
-from tests.support.live_server import LiveServer
+from tests.support.live_server import HOST, LiveServer
 from tests.support.postgres import Postgres
 
 SEED_ROWS = 20_000
@@ -125,7 +125,12 @@ def postgres(_postgres: Postgres) -> Iterator[Postgres]:
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Return the settings of a test server."""
-    return Settings(database_url=database_url, shutdown_timeout=5, export_storage_path=tmp_path / "exports")
+    return Settings(
+        database_url=database_url,
+        allowed_hosts=(HOST,),
+        shutdown_timeout=5,
+        export_storage_path=tmp_path / "exports",
+    )
 
 
 @pytest.fixture

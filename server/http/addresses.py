@@ -14,6 +14,8 @@ from server.query.request import relation_path
 EXPORT_PREFIX = "/export/"
 # The list of saved exports. The address of one begins with it too.
 SAVED_PREFIX = "/exports"
+# Before the name of a probe.
+HEALTH_PREFIX = "/health/"
 
 
 def raw_target(request: web.Request) -> str:

@@ -100,3 +100,26 @@ class RequestCrashed(Event):
     level = logging.ERROR
     method: str
     path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMalformed(Event):
+    """Bytes that are not an HTTP request. They may hold a password, so the event repeats none of them.
+
+    kind: the class of aiohttp's error. reason: one of the parser's fixed sentences, if it gives one. position: the
+    number of bytes before the wrong one in its line, if it is known.
+    """
+
+    name = "not an HTTP request"
+    kind: str
+    reason: str | None
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopError(Event):
+    """The event loop reports an error that nobody waits for. what: how it calls it. error: the exception."""
+
+    name = "an error outside of any request"
+    level = logging.ERROR
+    what: str

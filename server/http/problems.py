@@ -17,6 +17,7 @@ from server.errors import ExportError
 from server.events import emit, set_context
 from server.http.caching import NO_STORE
 from server.http.events import RequestCrashed, RequestFailed
+from server.http.forwarded import client_address
 
 REQUEST_ID = web.RequestKey("request_id", str)
 # Whether an event has the outcome of the request, errors included.
@@ -24,8 +25,9 @@ LOGGED = web.RequestKey("logged", bool)
 
 # What is copied from X-Request-Id into the response and the log.
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Characters of a method that an error repeats.
+# Characters of a method that an error repeats, and of a path in the log.
 _METHOD_CHARACTERS = 20
+_PATH_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def problem_response(request: web.BaseRequest, problem: Problem) -> web.Response
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with a problem document if the handler raises an error before it has sent anything."""
-    set_context(request_id=request_id(request))
+    set_context(request_id=request_id(request), client=client_address(request))
     try:
         return await handler(request)
     except ExportError as error:
@@ -92,8 +94,13 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
+    except web.RequestPayloadError:
+        # Its text repeats bytes of the request. What follows them on the connection is unknown.
+        response = problem_response(request, Problem(400, "bad_request", "The body of the request cannot be read."))
+        response.force_close()
+        return response
     except Exception as error:
-        emit(RequestCrashed(method=request.method, path=request.path, error=error))
+        emit(RequestCrashed(method=request.method, path=request.path[:_PATH_CHARACTERS], error=error))
         detail = "The server failed unexpectedly. Its log names the error under the id of this request."
         return problem_response(request, Problem(500, "internal", detail))
 
@@ -104,7 +111,7 @@ def log_failure(request: web.BaseRequest, error: ExportError) -> None:
         emit(
             RequestFailed(
                 method=request.method,
-                path=request.path,
+                path=request.path[:_PATH_CHARACTERS],
                 status=error.status,
                 code=error.code,
                 sqlstate=error.sqlstate,
@@ -119,8 +126,17 @@ async def add_common_headers(request: web.BaseRequest, response: web.StreamRespo
 
 
 def common_headers(request: web.BaseRequest) -> dict[str, str]:
-    """Return the headers that every response has."""
-    return {"X-Request-Id": request_id(request), "X-Content-Type-Options": "nosniff", "Server": "sluice"}
+    """Return the headers that every response has.
+
+    Cross-Origin-Resource-Policy: no page of another site may embed a response. It does not bind the pages of
+    CORS_ORIGINS, which read responses by CORS (WHATWG Fetch, 3.7).
+    """
+    return {
+        "X-Request-Id": request_id(request),
+        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Server": "sluice",
+    }
 
 
 def status_code(status: int) -> str:

@@ -17,7 +17,7 @@ import jinja2
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server.errors import ExportError, InvalidRequest
+from server.errors import ExportError
 from server.http.addresses import SAVED_PREFIX
 from server.http.caching import NO_STORE
 from server.http.negotiation import accepts_html
@@ -31,7 +31,7 @@ SAVED_PAGE = "/saved"
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    # Not no-referrer: a form would then send "Origin: null" and be refused as another site's (csrf.py).
+    # Not no-referrer: a form would then send "Origin: null" and be refused as another site's (cross_site.py).
     "Referrer-Policy": "same-origin",
     **NO_STORE,
     "Vary": "Accept",
@@ -59,14 +59,6 @@ def render_with_error(
     if error is not None and error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
-
-
-def origin(request: web.Request) -> str:
-    """Return scheme, host and port as the browser sent them. Raise InvalidRequest without a valid Host header."""
-    try:
-        return str(request.url.origin())
-    except ValueError:
-        raise InvalidRequest("The Host header does not name a host.") from None
 
 
 def wants_page(request: web.Request) -> bool:

@@ -33,6 +33,7 @@ from server.errors import (
 from server.export.pipeline import describe_with_timezone, open_export, with_retries
 from server.export.preview import Preview, first_rows
 from server.http.addresses import EXPORT_PREFIX, raw_target
+from server.http.forwarded import own_origin
 from server.http.keys import ENGINE, SETTINGS
 from server.http.problems import log_failure
 from server.http.responses import json_response
@@ -43,7 +44,7 @@ from server.pages.form import Form, parse_form
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.pages.notes import columns_note, notes_of
 from server.pages.result import bytes_of_export, bytes_of_relation, field_label, rows_of_export, rows_of_relation
-from server.pages.site import SAVED_PAGE, origin, render
+from server.pages.site import SAVED_PAGE, render
 from server.pages.snippets import Snippet, snippets
 from server.query.catalogue import Relation
 from server.query.file_names import file_name
@@ -250,7 +251,7 @@ def _download(request: web.Request, form: Form, paths: Paths) -> Download:
     wanted = parse_form(form)
     plan = make_plan(wanted, form.relation)
     filename = file_name(file_stem(wanted), wanted.full_format)
-    return Download(wanted, filename, snippets(origin(request) + paths.export, filename, plan))
+    return Download(wanted, filename, snippets(own_origin(request) + paths.export, filename, plan))
 
 
 def _paths(request: web.Request, form: Form) -> Paths:

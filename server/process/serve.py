@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gunicorn.app.base
+import gunicorn.config
 from aiohttp import web
 
 from server.postgres.connections import check_dsn
@@ -49,6 +50,9 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         self._make_runner = make_runner
         self._shutdown = Shutdown()
         self._workers = SessionsOfWorkers()
+        # Gunicorn reads FORWARDED_ALLOW_IPS itself and refuses words that it does not know. aiohttp's worker does not
+        # use what it reads.
+        gunicorn.config.ForwardedAllowIPS.default = ""
         super().__init__()
 
     def load_config(self) -> None:
@@ -171,4 +175,5 @@ def announce(settings: Settings, port: int) -> None:
             f"WARNING: listening on {settings.api_host}. There is no login yet: everyone who can reach this port can "
             "export everything that the database role can read."
         )
+        lines.append("Requests that name another host than this machine are answered if ALLOWED_HOSTS lists it.")
     print("\n" + "\n".join(lines) + "\n", file=sys.stderr, flush=True)

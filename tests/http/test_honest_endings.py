@@ -389,7 +389,7 @@ def read_until_closed(raw: socket.socket) -> bytes:
 def test_a_client_that_closes_its_half_never_sees_an_early_clean_end(live: LiveServer) -> None:
     # aiohttp closes the connection by itself then. With HTTP/1.0 a clean end would look like the end of the file.
     with live.connect(receive_buffer=4096) as raw:
-        raw.sendall(b"GET /export/users.csv HTTP/1.0\r\n\r\n")
+        raw.sendall(b"GET /export/users.csv HTTP/1.0\r\nHost: localhost\r\n\r\n")
         assert raw.recv(1000)
         raw.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionResetError):

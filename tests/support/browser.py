@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Playwright, sync_playwright
 
 from tests.support.optional import skip_or_fail
 
@@ -32,12 +32,21 @@ def find_chromium() -> str | None:
     return next(filter(None, (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def launch(playwright: Playwright) -> Browser:
-    """Start Chromium. Without it, skip the test, or fail it if CI=true."""
+def launch(playwright: Playwright, *arguments: str) -> Browser:
+    """Start Chromium with these further arguments. Without it, skip the test, or fail it if CI=true."""
     path = find_chromium()
     if path is None:
         skip_or_fail("Chromium is not installed: apt-get install chromium")
-    return playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    return playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
+
+
+@contextmanager
+def browsing(*arguments: str) -> Iterator[Browser]:
+    """Start Chromium with these further arguments, for the tests of one module or for one test."""
+    with sync_playwright() as playwright:
+        browser = launch(playwright, *arguments)
+        yield browser
+        browser.close()
 
 
 @contextmanager

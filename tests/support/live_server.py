@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
+# The name by which tests ask a server over raw sockets.
+HOST = "sluice.test"
 
 
 def wait_until(what: str, holds: Callable[[], object], *, seconds: float = 30) -> None:
@@ -47,6 +49,7 @@ class LiveServer:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "DATABASE_URL"))}
         self._storage = Path(tempfile.mkdtemp(prefix="sluice-exports-"))
         ours = {"API_PORT": "0", "PYTHONUNBUFFERED": "1", "EXPORT_STORAGE_PATH": str(self._storage)}
+        ours["ALLOWED_HOSTS"] = HOST
         self._environment = {**inherited, **ours, **environment}
         self.log: list[str] = []
         self.port = 0
@@ -152,5 +155,5 @@ class LiveServer:
     def request(self, path: str, *, method: str = "GET", headers: str = "", **options: Any) -> socket.socket:
         """Return a socket on which the request has been sent and no response has been read."""
         raw = self.connect(**options)
-        raw.sendall(f"{method} {path} HTTP/1.1\r\nHost: sluice.test\r\n{headers}\r\n".encode())
+        raw.sendall(f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n".encode())
         return raw

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-from tests.support.live_server import LiveServer
+from tests.support.live_server import HOST, LiveServer
 
 # How a body ended. terminator: with the last chunk. length: after Content-Length bytes. none: there is no body. closed:
 # with a clean end of the connection. reset: with ECONNRESET.
@@ -60,7 +60,7 @@ class Client:
     ) -> None:
         """Send a request. The path and the headers are not changed."""
         lines = [f"{method} {path} HTTP/{http}"]
-        lines += [f"{name}: {value}" for name, value in {"Host": "sluice.test", **(headers or {})}.items()]
+        lines += [f"{name}: {value}" for name, value in {"Host": HOST, **(headers or {})}.items()]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     def ask(

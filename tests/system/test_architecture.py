@@ -28,6 +28,8 @@ PURE = [
     "errors",
     "events",
     "chunk",
+    "network_names",
+    "visible",
     "query",
     "encode",
     "postgres.explained",

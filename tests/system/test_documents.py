@@ -16,7 +16,7 @@ from server.query.request import FORMATS, PARAMETERS, parse_export_request
 from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("architecture", "performance", "postgrest")
+DOCUMENTS = ("architecture", "deployment", "performance", "postgrest")
 README = (ROOT / "README.md").read_text()
 CODE_MAP = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -70,12 +70,12 @@ def test_every_operator_and_format_is_in_the_readme() -> None:
 
 
 def test_the_log_line_in_the_readme_has_the_fields_of_the_event() -> None:
-    line = re.search(r"^time=.* event=export .*\n.*", README, re.MULTILINE)
+    line = re.search(r"^time=.* event=export .*\n.*\n.*", README, re.MULTILINE)
     assert line is not None
     shown = dict(field.split("=", 1) for field in shlex.split(line[0]))
     of_a_failure = ("error", "context", "status", "code", "sqlstate", "reason")
     own = [each.name for each in fields(ExportStreamed) if each.name not in of_a_failure]
-    assert list(shown) == ["time", "level", "event", *own, "requestId"]
+    assert list(shown) == ["time", "level", "event", *own, "requestId", "client"]
     by_ranges = Strategy(
         BlockRanges([("public", "orders", 1)]), readers=2, estimated_rows=1, parallel_plan=False, reason=""
     )

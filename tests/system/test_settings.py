@@ -26,6 +26,34 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
         ("API_PORT", "0", "api_port", 0),
         ("API_PORT", "65535", "api_port", 65535),
         ("API_PORT", " 80 ", "api_port", 80),
+        ("ALLOWED_HOSTS", "*", "allowed_hosts", ("*",)),
+        (
+            "ALLOWED_HOSTS",
+            " Sluice.Example. ,.example.org,*.example.net,münchen.example,sluice.example,",
+            "allowed_hosts",
+            ("sluice.example", ".example.org", "*.example.net", "xn--mnchen-3ya.example"),
+        ),
+        (
+            "ALLOWED_HOSTS",
+            "192.0.2.7,[2001:DB8::1],2001:db8::2,10.0.0.0/8,fd00::/8,::ffff:192.0.2.9",
+            "allowed_hosts",
+            ("192.0.2.7", "2001:db8::1", "2001:db8::2", "10.0.0.0/8", "fd00::/8", "192.0.2.9"),
+        ),
+        (
+            "CORS_ORIGINS",
+            "https://App.example.org:443/, http://localhost:3000,http://[::1]:80,https://münchen.example:8443",
+            "cors_origins",
+            (
+                *("https://app.example.org", "http://localhost:3000", "http://[::1]"),
+                "https://xn--mnchen-3ya.example:8443",
+            ),
+        ),
+        (
+            "FORWARDED_ALLOW_IPS",
+            "127.0.0.1, 10.0.0.0/8,::1,unix,*",
+            "forwarded_allow_ips",
+            ("127.0.0.1/32", "10.0.0.0/8", "::1/128", "unix", "*"),
+        ),
         ("WEB_CONCURRENCY", "1", "workers", 1),
         ("WEB_CONCURRENCY", "256", "workers", 256),
         ("DATABASE_URL", "postgresql://h/d", "database_url", "postgresql://h/d"),
@@ -86,6 +114,28 @@ def test_a_variable_sets_one_value(variable: str, text: str, name: str, value: A
 
 BAD = [
     ("API_PORT", ["http", "-1", "65536", "80.5", "0x50", "80 81"]),
+    (
+        "ALLOWED_HOSTS",
+        [
+            *(
+                "http://sluice.example",
+                "sluice.example:8080",
+                "[::1]:80",
+                "two words",
+                "a..b",
+                ".",
+                "*.",
+                "*.192.0.2.7",
+            ),
+            *("sluice.*.example", "user@sluice.example", "10.0.0.1/8", "127.1", "192.0.2.256", "fe80::1::2", "a_ß_ "),
+            *("x" * 254, "\u202e.example"),
+        ],
+    ),
+    (
+        "CORS_ORIGINS",
+        ["*", "null", "app.example.org", "https://", "ftp://a.example", "https://a.example/app", "https://*"],
+    ),
+    ("FORWARDED_ALLOW_IPS", ["proxy.example", "10.0.0.1/8", "127.0.0.1:80", "UNIX"]),
     ("WEB_CONCURRENCY", ["auto", "0", "257", "-4"]),
     ("DB_PORT", ["postgres", "0", "65536", "-1"]),
     ("EXPORT_SCHEMAS", [",", " , ,"]),
@@ -268,6 +318,9 @@ def test_the_description_shows_the_real_defaults() -> None:
     assert read_settings(shown) == Settings()
     # Settings without a default show none; the others show it as it is written in the environment.
     assert {variable for variable, default in shown.items() if not default} == {
+        "ALLOWED_HOSTS",
+        "CORS_ORIGINS",
+        "FORWARDED_ALLOW_IPS",
         "DATABASE_URL",
         "DB_HOST",
         "DB_USER",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from server.http.addresses import HEALTH_PREFIX
 from server.http.keys import ENGINE
 from server.http.responses import json_response
 
@@ -21,5 +22,5 @@ async def ready(request: web.Request) -> web.Response:
 
 def setup(app: web.Application) -> None:
     """Add this resource's routes."""
-    app.router.add_get("/health/live", live)
-    app.router.add_get("/health/ready", ready)
+    app.router.add_get(HEALTH_PREFIX + "live", live)
+    app.router.add_get(HEALTH_PREFIX + "ready", ready)
