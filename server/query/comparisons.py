@@ -106,7 +106,11 @@ def _left(operand: Operand, symbol: str) -> tuple[str, str | None]:
 
 
 def _full_text_search(operand: Operand, condition: Condition, values: list[str]) -> str:
-    """A column of another type than tsvector is converted with the same text search configuration as the query."""
+    """A column of another type than tsvector is converted with the same text search configuration as the query.
+
+    PostgreSQL looks the name of a configuration up in the search path, where the users' own are. None of them calls a
+    function of their makers: parsers and templates of dictionaries are made by superusers only.
+    """
     configuration = ""
     if condition.modifier is not None:
         configuration = f"{bind(condition.modifier, values)}::pg_catalog.regconfig, "

@@ -475,7 +475,7 @@ async def test_a_pattern_that_ends_in_a_backslash_names_its_column(client: TestC
 
 @pytest.mark.parametrize(
     ("column", "type", "value"),
-    [("words", "tsvector", "'cat"), ("search", "tsquery", "cat & & dog"), ("couple", "pair", "(1,x)")],
+    [("words", "tsvector", "'cat"), ("search", "tsquery", "cat & & dog"), ("couple", "pair", "(1")],
 )
 async def test_types_whose_errors_have_other_codes_are_named_too(
     client: TestClient[Any, Any], column: str, type: str, value: str
