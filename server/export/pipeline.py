@@ -147,8 +147,7 @@ async def open_export(
     try:
         session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
         async with session_of as session:
-            filtered = {condition.column for condition in conditions_of(request.filters)}
-            plan = make_plan(request, await session.relation(request.relation, filtered=filtered))
+            plan = await _plan(session, request)
             yield OpenExport(engine, session, plan)
     except RelationFailed as error:
         if plan is None:
@@ -177,7 +176,14 @@ async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
 
     Raise the errors of `describe` and of `make_plan`.
     """
-    return make_plan(request, await describe(engine, request.relation))
+    _name_in_the_log(request.relation)
+    async with engine.database.control_session() as session:
+        return await _plan(session, request)
+
+
+async def _plan(session: Session, request: ExportRequest) -> ExportPlan:
+    filtered = {condition.column for condition in conditions_of(request.filters)}
+    return make_plan(request, await session.relation(request.relation, filtered=filtered))
 
 
 def _name_in_the_log(name: RelationName) -> None:
