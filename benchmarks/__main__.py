@@ -15,7 +15,8 @@ from benchmarks import against, at_once, contenders, page, queries, report, save
 from benchmarks.measure import downloaded, first_bytes, peak_memory, race
 from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.sample import MEGABYTES, TENTH, TINY, Sample, seeded
-from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.data_folder import EmbeddedError
+from server.process.embedded import EmbeddedPostgres
 
 # Users in the sample data for which the targets are set.
 TARGET_ROWS = 3_000_000

@@ -7,7 +7,6 @@ data in a data folder of its own. It listens on a port of this machine and asks 
 from __future__ import annotations
 
 import os
-import pwd
 import secrets
 import shutil
 import socket
@@ -22,6 +21,7 @@ from benchmarks.measure import Download, served
 from benchmarks.processes import SLUICE, BenchmarkError, Server
 from benchmarks.report import spread, verdict
 from benchmarks.sample import Sample, seeded
+from server.process.data_folder import Account, account_for
 from tests.support.tls_postgres import InstalledPostgres, find_installation
 
 # The target for the worker's CPU, relative to TCP without TLS.
@@ -49,7 +49,7 @@ def measure(path: Path, rows: int, rounds: int, say: Callable[[str], None]) -> F
     if installation is None or shutil.which("openssl") is None:
         return Figures([], [], "TLS needs a PostgreSQL of the system, built with OpenSSL, and the program openssl")
     with tempfile.TemporaryDirectory(prefix="sluice-benchmark-") as folder:
-        settings = _settings(Path(folder))
+        settings = _settings(Path(folder), account_for(path.absolute()))
         with InstalledPostgres(path, installation, settings) as postgres:
             sample = seeded(postgres, path, rows)
             if sample.query("SHOW port") != settings["port"]:
@@ -60,8 +60,8 @@ def measure(path: Path, rows: int, rounds: int, say: Callable[[str], None]) -> F
             return _take_turns(sample, url, rounds, say)
 
 
-def _settings(folder: Path) -> dict[str, str]:
-    """Make a certificate in this folder, and return the settings of a server that uses it."""
+def _settings(folder: Path, account: Account | None) -> dict[str, str]:
+    """Make a certificate in this folder, and return the settings of a server that uses it. account: of that server."""
     key, certificate, hba = folder / "server.key", folder / "server.crt", folder / "pg_hba.conf"
     made = subprocess.run(
         [
@@ -75,10 +75,9 @@ def _settings(folder: Path) -> dict[str, str]:
         raise BenchmarkError(f"openssl: {made.stderr.strip()}")
     hba.write_text(_HBA)
     key.chmod(0o600)
-    if os.geteuid() == 0:  # PostgreSQL then runs under this account, and requires that it owns the key
-        account = pwd.getpwnam("nobody")
+    if account is not None:  # PostgreSQL requires that it owns the key
         for each in (folder, key, certificate, hba):
-            os.chown(each, account.pw_uid, account.pw_gid)
+            os.chown(each, account.uid, account.gid)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     return {

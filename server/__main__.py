@@ -7,7 +7,9 @@ import os
 import sys
 from typing import NoReturn
 
-from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.children import ended_by_exceptions
+from server.process.data_folder import EmbeddedError
+from server.process.embedded import EmbeddedPostgres
 from server.process.sample_data import seed
 from server.settings import Settings, SettingsError, read_settings
 from server.visible import visible
@@ -55,7 +57,7 @@ def _dsn(settings: Settings) -> int:
 def _seed(settings: Settings) -> int:
     if not settings.embedded:
         raise SettingsError('a database is configured: seed it with psql --file seeds/init.sql "$DATABASE_URL"')
-    with EmbeddedPostgres(settings.embedded_data_path) as embedded:
+    with ended_by_exceptions(), EmbeddedPostgres(settings.embedded_data_path) as embedded:
         seed(embedded, settings.seed_rows)
     return 0
 

@@ -3,6 +3,6 @@
 Holds starting, stopping and logging. Knows nothing of requests: `server/__main__.py` passes it the application. Start
 with `serve.py`.
 
-Inside: embedded, logs → sample_data → serve.
+Inside: data_folder, logs → children, programs → creation → embedded → reading_role, sample_data → serve.
 May import: postgres.
 """

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process.data_folder import EmbeddedError
+from server.process.embedded import EmbeddedPostgres
 
 SEEDS = Path(__file__).resolve().parents[2] / "seeds" / "init.sql"
 # Characters of the progress bar, and of a step's name, which has to overwrite the bar.
@@ -28,7 +29,7 @@ def seed(embedded: EmbeddedPostgres, rows: int) -> None:
     if not _is_empty(embedded):
         return
     started = time.monotonic()
-    with embedded.psql(f"--file={SEEDS}", environment={"SEED_ROWS": str(rows)}) as seeding:
+    with embedded.psql(f"--file={SEEDS}", environment={"SEED_ROWS": str(rows)}, dies_with_us=True) as seeding:
         assert seeding.stdout is not None
         assert seeding.stderr is not None
         try:
@@ -44,7 +45,8 @@ def seed(embedded: EmbeddedPostgres, rows: int) -> None:
 
 
 def _is_empty(embedded: EmbeddedPostgres) -> bool:
-    with embedded.psql("--tuples-only", "--no-align", f"--command={_COUNT_RELATIONS}") as count:
+    only_ours = {"PGOPTIONS": "-c search_path=pg_catalog"}
+    with embedded.psql("--tuples-only", "--no-align", f"--command={_COUNT_RELATIONS}", environment=only_ours) as count:
         output, errors = count.communicate()
     if count.returncode:
         raise EmbeddedError(f"the embedded database does not answer: {errors.strip()}")

@@ -26,8 +26,10 @@ from aiohttp import web
 
 from server.postgres.connections import check_dsn
 from server.postgres.sessions_of_workers import SessionsOfWorkers
+from server.process.children import ended_by_exceptions
 from server.process.embedded import EmbeddedPostgres
 from server.process.logs import GunicornLogger, configure_logging
+from server.process.reading_role import reading_uri
 from server.process.sample_data import seed
 from server.settings import Settings, SettingsError
 from server.shutdown import STOP_MARGIN, THREAD_SECONDS, Shutdown
@@ -119,9 +121,11 @@ def serve(settings: Settings, make_runner: RunnerFactory) -> None:
         check_dsn(settings.dsn)
     with ExitStack() as stack:
         if settings.embedded:
+            # Until gunicorn handles signals itself: they stop what has been started.
+            stack.enter_context(ended_by_exceptions())
             embedded = stack.enter_context(EmbeddedPostgres(settings.embedded_data_path))
             seed(embedded, settings.seed_rows)
-            settings = replace(settings, database_url=embedded.uri)
+            settings = replace(settings, database_url=reading_uri(embedded))
         # A new worker inherits the handlers of its parent, which would drop a signal, until it installs its own.
         os.register_at_fork(
             before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDING),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg2.errors
 import pytest
 
+from server.process.children import run
 from server.process.embedded import EmbeddedPostgres
+from tests.support.folders import made_folder
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -62,25 +63,21 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """A real streaming replica, made by pg_basebackup from a primary of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="sluice-replica-"))
-    folder.chmod(0o777)
     with contextlib.ExitStack() as running:
-        running.callback(shutil.rmtree, folder, ignore_errors=True)
-        first = running.enter_context(EmbeddedPostgres(folder / "primary", settings=FOR_REPLICATION))
+        folder = running.enter_context(made_folder())
+        # The standby connects as the account of the servers, which the embedded database refuses otherwise.
+        (folder / "pg_hba.conf").write_text("local all,replication all trust\n")
+        access = {"hba_file": str(folder / "pg_hba.conf")}
+        first = running.enter_context(EmbeddedPostgres(folder / "primary", settings=FOR_REPLICATION | access))
+        if first.account is not None:
+            os.chown(folder, first.account.uid, first.account.gid)
         host = parse_qs(urlsplit(first.uri).query)["host"][0]
-        first._run(
-            "pg_basebackup",
-            f"--pgdata={folder / 'standby'}",
-            f"--host={host}",
-            "--username=postgres",
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-            "--wal-method=stream",
-            "--no-sync",
-        )
+        options = [f"--pgdata={folder / 'standby'}", f"--host={host}", "--username=postgres", "--write-recovery-conf"]
+        options += ["--checkpoint=fast", "--wal-method=stream", "--no-sync"]
+        run([first.program("pg_basebackup"), *options], first.account)
         # The primary's socket is in its data folder, so its lock file was copied.
         (folder / "standby" / ".s.PGSQL.5432.lock").unlink()
-        second = running.enter_context(EmbeddedPostgres(folder / "standby", settings=ON_THE_STANDBY))
+        second = running.enter_context(EmbeddedPostgres(folder / "standby", settings=ON_THE_STANDBY | access))
         pair = Pair(Postgres(first.uri), Postgres(second.uri), folder / "standby" / "server.log")
         running.callback(pair.primary.connection.close)
         running.callback(pair.standby.connection.close)

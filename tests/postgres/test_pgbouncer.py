@@ -22,6 +22,7 @@ from tests.support.optional import skip_or_fail
 from tests.support.postgres import Postgres
 from tests.support.proxies import free_port
 from tests.support.raw_http import Client, ask
+from tests.support.relay import forwarded
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -35,13 +36,17 @@ def pooled_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[st
     folder = Path(tempfile.mkdtemp(prefix="sluice-pgbouncer-"))
     folder.chmod(0o755)
     port = free_port()
-    # PgBouncer refuses to run as root, and only its own account reaches the socket of the embedded database.
+    stack = contextlib.ExitStack()
+    # PgBouncer refuses to run as root, and the embedded database refuses everyone else.
     account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    host, server_port = parts["host"], parts.get("port", "5432")
+    if host.startswith("/") and os.geteuid() == 0:
+        host, server_port = "127.0.0.1", stack.enter_context(forwarded(Path(f"{host}/.s.PGSQL.{server_port}")))
     (folder / "users.txt").write_text('"postgres" ""\n')
     (folder / "pgbouncer.ini").write_text(
         f"""
 [databases]
-pooled = host={parts["host"]} port={parts.get("port", "5432")} dbname={parts["dbname"]} user=postgres
+pooled = host={host} port={server_port} dbname={parts["dbname"]} user=postgres
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -73,6 +78,7 @@ default_pool_size = {request.param}
     finally:
         process.terminate()
         process.wait(10)
+        stack.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -159,8 +159,7 @@ def test_a_wrong_password_is_logged_and_not_sent_to_clients(
     own_postgres.start()
     own_postgres.run("DROP ROLE IF EXISTS guarded")
     own_postgres.run("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-    access = own_postgres.folder / "pg_hba.conf"
-    access.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + access.read_text())
+    own_postgres.access.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + own_postgres.access.read_text())
     own_postgres.run("SELECT pg_reload_conf()")
     server = start_live(DATABASE_URL=own_postgres.url.replace("postgres@", "guarded:wrong@"))
     reason = server.wait_for_log('event="database unreachable" reason=.*password authentication failed')

@@ -19,7 +19,15 @@ class OwnPostgres:
             port = probe.getsockname()[1]
         self.folder = folder / "postgres"
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        self._settings = {"listen_addresses": "127.0.0.1", "port": str(port), "fsync": "off"}
+        # Who may connect: everyone over TCP, unlike to the embedded PostgreSQL of a user.
+        self.access = folder / "pg_hba.conf"
+        self.access.write_text("host all all 127.0.0.1/32 trust\n")
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "fsync": "off",
+            "hba_file": str(self.access),
+        }
         self._running: EmbeddedPostgres | None = None
 
     def start(self) -> None:

@@ -1,11 +1,14 @@
-"""Bytes between two sockets, copied in a thread and recorded on one way."""
+"""Bytes between two sockets, copied in threads: recorded on one way, or from a TCP port to a Unix socket."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class Relay:
@@ -37,3 +40,34 @@ class Relay:
                 data = self._client.recv(65536)
                 while data:
                     data = data[os.write(self._server, data) :]
+
+
+@contextlib.contextmanager
+def forwarded(path: Path) -> Iterator[int]:
+    """Listen on a port of 127.0.0.1 that leads to this Unix socket, for a program that runs as another user."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # the end of the test
+                while True:
+                    client, _ = listening.accept()
+                    threading.Thread(target=_forward, args=(client, path), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+def _forward(client: socket.socket, path: Path) -> None:
+    with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+        server.connect(str(path))
+        while True:
+            ready, _, _ = select.select([client, server], [], [])
+            for source, target in ((client, server), (server, client)):
+                if source in ready:
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    target.sendall(data)

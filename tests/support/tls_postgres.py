@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
+from server.process.data_folder import Account, account_for
 from server.process.embedded import EmbeddedPostgres
 from tests.support.folders import made_folder
 from tests.support.optional import skip_or_fail
@@ -104,7 +104,9 @@ def running_tls_postgres() -> Iterator[TlsPostgres]:
     if missing or installation is None:
         skip_or_fail(f"not installed: {', '.join(missing)}")
     with made_folder() as folder:
-        _make_certificates(folder)
+        # PostgreSQL requires that the owner of its key is its own account.
+        account = account_for(folder / "postgres")
+        _make_certificates(folder, account)
         (folder / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 trust\n")
         port = free_port()
         settings = {
@@ -120,7 +122,7 @@ def running_tls_postgres() -> Iterator[TlsPostgres]:
             yield TlsPostgres(port, folder / "authority.crt", folder / "stranger.crt")
 
 
-def _make_certificates(folder: Path) -> None:
+def _make_certificates(folder: Path, account: Account | None) -> None:
     """Make the certificates of two authorities, and one of a server that the first of them has signed."""
     (folder / "extensions").write_text(EXTENSIONS)
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -135,9 +137,8 @@ def _make_certificates(folder: Path) -> None:
     _openssl(folder, "x509", "-req", "-in", "server.csr", *signed, *names, "-out", "server.crt")
     key = folder / "server.key"
     key.chmod(0o600)
-    if os.geteuid() == 0:  # PostgreSQL then runs under this account, and requires that it owns the key
-        account = pwd.getpwnam("nobody")
-        os.chown(key, account.pw_uid, account.pw_gid)
+    if account is not None:
+        os.chown(key, account.uid, account.gid)
 
 
 def _openssl(folder: Path, *arguments: str) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from server.process import embedded as embedded_module
-from server.process import sample_data
-from server.process.embedded import EmbeddedError, EmbeddedPostgres
+from server.process import creation, data_folder, programs, sample_data
+from server.process.data_folder import Account, EmbeddedError
+from server.process.embedded import EmbeddedPostgres
 from server.process.sample_data import seed, show_progress
 from tests.support.live_server import ROOT
 
@@ -83,11 +83,11 @@ def test_a_stale_pid_file_does_not_count_as_running(folder: Path) -> None:
 def test_an_interrupted_initdb_leaves_nothing_that_looks_complete(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: EmbeddedPostgres, name: str, *arguments: str) -> None:
+    def interrupted(command: list[str], account: Account | None) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(EmbeddedPostgres, "_run", interrupted)
+        patched.setattr(creation, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             EmbeddedPostgres(folder / "postgres").__enter__()
     assert [path.name for path in folder.iterdir()] == ["postgres.lock"]
@@ -191,7 +191,7 @@ def test_root_leaves_modes_and_accounts_as_they_were(folder: Path, monkeypatch: 
     home = folder / "home"
     home.mkdir(mode=0o700)
     system = folder / "system"
-    monkeypatch.setattr(embedded_module, "SYSTEM_FOLDER", system)
+    monkeypatch.setattr(programs, "SYSTEM_FOLDER", system)
     accounts = Path("/etc/passwd").read_bytes()
     with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:
         assert fetch_one(postgres.uri, "SELECT 1") == 1
@@ -205,9 +205,10 @@ def test_root_leaves_modes_and_accounts_as_they_were(folder: Path, monkeypatch: 
 @as_root
 def test_root_copies_programs_that_the_account_cannot_reach(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = folder / "system"
-    monkeypatch.setattr(embedded_module, "SYSTEM_FOLDER", system)
-    real = embedded_module._reachable
-    monkeypatch.setattr(embedded_module, "_reachable", lambda path: path.name != "postgres" and real(path))
+    monkeypatch.setattr(programs, "SYSTEM_FOLDER", system)
+    monkeypatch.setattr(
+        "server.process.programs.reachable", lambda path: path.name != "postgres" and data_folder.reachable(path)
+    )
     before = os.umask(0o077)
     try:
         with EmbeddedPostgres(folder / "data") as postgres:
