@@ -29,7 +29,7 @@ WATCHED = (
     (
         'exec 3<&0 </dev/null; "$@" 3<&- & program=$!; '
         '{ read -r nothing <&3; kill "$program"; } >/dev/null 2>&1 & watcher=$!; '
-        'wait "$program"; status=$?; kill "$watcher" 2>/dev/null; exit "$status"'
+        'wait "$program"; status=$?; kill -s KILL "$watcher"; wait "$watcher" 2>/dev/null; exit "$status"'
     ),
     "sh",
 )
@@ -46,8 +46,8 @@ def ended_by_exceptions() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise SystemExit in the main thread. A second one is ignored: the first is obeyed."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
+        for each in before:  # not SIG_IGN, which programs would inherit that are started to stop something
+            signal.signal(each, lambda number, frame: None)
         raise SystemExit(128 + number)
 
     # nohup(1) ignores SIGHUP for a process that shall survive its terminal.
@@ -132,15 +132,31 @@ def _end_session(process: Program) -> None:
     for number, seconds in ((signal.SIGINT, _INTERRUPTED_SECONDS), (signal.SIGKILL, _ALONE_SECONDS)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-            _wait_for_end(process, seconds)
+        _wait_for_end(process, seconds)
     process.wait()
 
 
 def _wait_for_end(process: Program, seconds: float) -> None:
-    """Wait until the group of the program is empty, but no longer than this."""
+    """Wait until no process of the program's group runs, but no longer than this."""
     deadline = time.monotonic() + seconds
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            process.poll()  # an ended child stays in its group until its parent asks
-            os.killpg(process.pid, 0)
-            time.sleep(0.01)
+    while time.monotonic() < deadline and is_running(process.pid):
+        process.poll()  # an ended child stays in its group until its parent asks
+        time.sleep(0.02)
+
+
+def is_running(group: int) -> bool:
+    """Return whether a process of this group runs.
+
+    One that has ended stays in its group until its parent asks, and some containers have none that asks. So, where
+    there is a /proc, the states of the processes are looked at. Source: proc_pid_stat(5).
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    states = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            states.add(state if int(its_group) == group else "")
+    return not states or bool(states - {"", "Z", "X"})

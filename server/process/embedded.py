@@ -21,7 +21,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from server.process import programs
-from server.process.children import WATCHED, Program, run, started
+from server.process.children import WATCHED, Program, is_running, run, started
 from server.process.creation import OWNER, initialise, prepare_place
 from server.process.data_folder import (
     Account,
@@ -220,10 +220,8 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_SECONDS
         # PostgreSQL source, pidfile.h: line 8 is the status.
         while (lines := self._postmaster_lines())[7:8] not in (["ready   "], ["standby "]):
-            try:
-                os.killpg(program.pid, 0)
-            except ProcessLookupError:
-                raise self._failure("PostgreSQL has not started") from None
+            if not is_running(program.pid):
+                raise self._failure("PostgreSQL has not started")
             if time.monotonic() > deadline:
                 raise self._failure(f"PostgreSQL has not started within {START_SECONDS} s ({', '.join(lines[7:8])})")
             time.sleep(0.01)
