@@ -52,7 +52,7 @@ def account_for(folder: Path) -> Account | None:
     start = int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest())
     for step in range(len(UNUSED_IDS)):
         number = UNUSED_IDS[(start + step) % len(UNUSED_IDS)]
-        if number not in running and not _has_name(number):
+        if number not in running and not _has_name(number) and _is_mapped(number):
             return Account(number, number)
     raise EmbeddedError(
         f"no user ID from {UNUSED_IDS[0]} to {UNUSED_IDS[-1]} is free: run this as another user than root, or set "
@@ -84,6 +84,16 @@ def _has_name(number: int) -> bool:
             look_up(number)
             return True
     return False
+
+
+def _is_mapped(number: int) -> bool:
+    """Return whether this user ID and this group ID exist: a container may have few. Source: user_namespaces(7)."""
+    for path in ("/proc/self/uid_map", "/proc/self/gid_map"):
+        with contextlib.suppress(FileNotFoundError):
+            ranges = [[int(field) for field in line.split()] for line in Path(path).read_text().splitlines()]
+            if not any(first <= number < first + count for first, _, count in ranges):
+                return False
+    return True
 
 
 def _running_users() -> set[int]:

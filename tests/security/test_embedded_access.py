@@ -174,6 +174,21 @@ def test_an_account_that_has_a_name_or_runs_something_is_passed_over(
 
 
 @as_root
+@pytest.mark.parametrize(
+    ("mapped", "free"), [("0 0 4294967295", True), ("0 100000 65536\n", True), ("0 1000 1\n1 100000 999\n", False)]
+)
+def test_in_a_container_only_the_user_ids_that_it_has_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mapped: str, free: bool
+) -> None:
+    real = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **options: mapped if path.name == "gid_map" else real(path, **options)
+    )
+    with contextlib.nullcontext() if free else pytest.raises(EmbeddedError, match=r"no user ID .* is free"):
+        assert account_for(folder / "data") is not None
+
+
+@as_root
 def test_nobody_cannot_reach_what_initdb_makes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # initdb needs a user with a name. It runs as nobody, in a group of which no other process of nobody is.
     answers: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import signal
 import socket
 import subprocess
@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from server.__main__ import main
@@ -37,14 +38,11 @@ def test_the_first_start_loads_sample_data_and_the_second_is_quick(folder: Path)
         body = urllib.request.urlopen(f"{first.url}/export/users.csv").read()
         dsn = command("dsn", EMBEDDED_DATA_PATH=str(folder / "postgres"))
         assert dsn.returncode == 0
-        count = (
-            subprocess.run(
-                ["psql", dsn.stdout.strip(), "-Atc", "SELECT count(*) FROM users"], capture_output=True, check=False
-            )
-            if shutil.which("psql")
-            else None
-        )
-        assert count is None or count.stdout == b"1234\n"
+        with contextlib.closing(psycopg2.connect(dsn.stdout.strip())) as owner, owner.cursor() as cursor:
+            cursor.execute("SELECT count(*), current_user::text FROM users")
+            assert cursor.fetchone() == (1234, "postgres")
+            cursor.execute("SELECT DISTINCT usename::text FROM pg_stat_activity WHERE application_name = 'sluice'")
+            assert cursor.fetchall() == [("sluice_reader",)]
     assert first.process.returncode == 0
     assert not (folder / "postgres" / "postmaster.pid").exists()
 

@@ -106,7 +106,9 @@ def test_every_name_in_the_code_map_is_in_its_module() -> None:
     assert missing == set()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in DOCUMENTS)])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in DOCUMENTS)]
+)
 def test_the_lines_of_a_document_are_short(name: str) -> None:
     # Tables and pictures need long lines; a line with results is pasted as the benchmark printed it.
     unlimited = ("|", "![", "2 cores", "- PASS")
