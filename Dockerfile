@@ -15,10 +15,11 @@ COPY requirements.txt requirements-build.txt ./
 
 # Every file has a hash of the lock, and none is built here: a build would fetch tools that no hash covers. What builds the
 # encoder is installed here. The server's own requirements are installed in /opt/sluice, without pip.
-ARG PIP_INSTALL="install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all:"
-RUN pip ${PIP_INSTALL} --requirement requirements-build.txt
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
+        --requirement requirements-build.txt
 RUN python -m venv --without-pip /opt/sluice \
-    && pip --python /opt/sluice/bin/python ${PIP_INSTALL} --requirement requirements.txt \
+    && pip --python /opt/sluice/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes \
+        --only-binary :all: --requirement requirements.txt \
     && pip --python /opt/sluice/bin/python check
 
 COPY setup.py pyproject.toml ./

@@ -28,6 +28,8 @@ def prepare_place(path: Path, account: Account | None) -> None:
     """Create the folder above the data folder. Put a link at `path` if PostgreSQL's account cannot reach it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     check_place(path, account)
+    if path.is_symlink() and path.readlink().parent == programs.SYSTEM_FOLDER:
+        programs.make_system_folder()  # it may have been removed with the data
     if account is None or path.is_symlink() or path.exists() or reachable(path.parent):
         return
     elsewhere = programs.SYSTEM_FOLDER / f"data-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"

@@ -18,7 +18,7 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from server.process import creation
+from server.process import creation, programs
 from server.process.children import run
 from server.process.data_folder import UNUSED_IDS, Account, EmbeddedError, account_for, hand_over, reachable
 from server.process.embedded import EmbeddedPostgres
@@ -427,3 +427,34 @@ def test_taking_over_gives_no_file_of_others_away(folder: Path) -> None:
     assert folder.stat().st_uid == 0
     assert (data / "of root").stat().st_uid == 0
     assert {path.stat().st_uid for path in (data, data / "inner", data / "of nobody")} == {NAMELESS.uid}
+
+
+@as_root
+def test_data_of_a_user_without_a_name_is_left_to_it(folder: Path) -> None:
+    data = folder / "postgres"
+    data.mkdir()
+    (data / "PG_VERSION").write_text("18\n")
+    os.chown(data, 12345, 12345)
+    with pytest.raises(EmbeddedError, match="belongs to the user 12345: run this as that user"):
+        EmbeddedPostgres(data).__enter__()
+
+
+@as_root
+def test_a_system_without_the_account_nobody_is_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str) -> None:
+        raise KeyError(name)
+
+    monkeypatch.setattr("pwd.getpwnam", look_up)
+    with pytest.raises(EmbeddedError, match="no account `nobody`: run this as another user than root"):
+        EmbeddedPostgres(folder / "postgres").__enter__()
+    assert [path.name for path in folder.iterdir()] == ["postgres.lock"]
+
+
+@as_root
+def test_a_link_in_place_of_the_folder_of_the_system_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "elsewhere").mkdir(mode=0o700)
+    (folder / "system").symlink_to(folder / "elsewhere")
+    monkeypatch.setattr(programs, "SYSTEM_FOLDER", folder / "system")
+    with pytest.raises(EmbeddedError, match="system must be a folder of this user"):
+        programs.make_system_folder()
+    assert stat.S_IMODE((folder / "elsewhere").stat().st_mode) == 0o700

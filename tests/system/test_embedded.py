@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import psycopg2
+import psycopg2.extensions
 import pytest
 
 from server.process import creation, data_folder, programs, sample_data
@@ -95,6 +97,14 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_complete(
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 
+def test_what_a_killed_initdb_has_left_behind_is_removed(folder: Path) -> None:
+    (folder / "postgres.unfinished" / "data").mkdir(parents=True)
+    (folder / "postgres.unfinished" / "data" / "PG_VERSION").write_text("18\n")
+    with EmbeddedPostgres(folder / "postgres") as postgres:
+        assert fetch_one(postgres.uri, "SELECT 1") == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["postgres", "postgres.lock"]
+
+
 def test_data_of_another_version_is_left_alone(folder: Path) -> None:
     with EmbeddedPostgres(folder / "postgres", version=16) as postgres:
         assert str(fetch_one(postgres.uri, "SHOW server_version_num")).startswith("16")
@@ -111,6 +121,9 @@ def test_the_error_of_a_server_that_cannot_start_gives_the_reason(folder: Path) 
 def test_a_folder_too_long_for_a_socket_still_serves(folder: Path) -> None:
     with EmbeddedPostgres(folder / ("long" * 25) / "postgres") as postgres:
         assert fetch_one(postgres.uri, "SELECT 1") == 1
+        sockets = Path(psycopg2.extensions.parse_dsn(postgres.uri)["host"])
+        assert sockets.stat().st_mode & 0o777 == 0o700
+    assert not sockets.exists()
 
 
 def test_an_empty_database_is_seeded_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +212,9 @@ def test_root_leaves_modes_and_accounts_as_they_were(folder: Path, monkeypatch: 
     assert (home / "sluice" / ".data" / "postgres").is_symlink()
     assert Path("/etc/passwd").read_bytes() == accounts
     with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # it is found again
+        assert fetch_one(postgres.uri, "SELECT 1") == 1
+    shutil.rmtree(system)
+    with EmbeddedPostgres(home / "sluice" / ".data" / "postgres") as postgres:  # or made again
         assert fetch_one(postgres.uri, "SELECT 1") == 1
 
 
