@@ -120,7 +120,8 @@ def run(command: Sequence[str | os.PathLike[str]], account: Account | None) -> N
     with tempfile.TemporaryFile("w+") as output, started([*WATCHED, *command], account, output) as program:
         if program.wait():
             output.seek(0)
-            raise EmbeddedError(f"{Path(command[0]).name} failed: {output.read().strip()}")
+            said = " | ".join(output.read().split("\n")).strip(" |")
+            raise EmbeddedError(f"{Path(command[0]).name} failed: {said}")
 
 
 def _end_session(process: Program) -> None:

@@ -241,7 +241,7 @@ class EmbeddedPostgres:
             tail = read_inside(self._folder, "server.log").splitlines()[-5:]
         except OSError:
             tail = []
-        return EmbeddedError("\n".join([text, *tail]))
+        return EmbeddedError(" | ".join([text, *tail]))
 
     def _postmaster_lines(self) -> Sequence[str]:
         """Return the lines of postmaster.pid if that server accepts connections, else an empty list."""
