@@ -49,6 +49,8 @@ SLOW_FILES = [
     "postgres/test_connection_limits.py",
     "postgres/test_pgbouncer.py",
     "system/test_embedded.py",
+    "security/test_embedded_access.py",
+    "system/test_embedded_stopping.py",
     "system/test_command_line.py",
     "http/test_honest_endings.py",
     "http/test_proxy.py",
