@@ -21,7 +21,7 @@ from server.export.diagnose import diagnose
 from server.export.engine import Engine
 from server.export.relation_faults import relation_fault
 from server.export.scan import choose_strategy, read_rows, scan
-from server.export.strategy import Strategy, reads_in_order
+from server.export.strategy import Outline, Strategy, outline, reads_in_order
 from server.postgres.explained import Explained
 from server.postgres.portal import RowWriter
 from server.postgres.session import Session
@@ -59,10 +59,12 @@ class OpenExport:
     session: its transaction. plan: what it reads.
     """
 
-    def __init__(self, engine: Engine, session: Session, plan: ExportPlan) -> None:
+    def __init__(self, engine: Engine, session: Session, plan: ExportPlan, *, told: bool = False) -> None:
+        """told: whether a user is told how the export is read."""
         self.session = session
         self.plan = plan
         self._engine = engine
+        self._told = told
         self._explained: Explained | None = None
         self._strategy: Strategy | None = None
 
@@ -80,9 +82,22 @@ class OpenExport:
             plan, statement = self.plan, select_statement(self.plan)
             with _reading_the_relation():
                 self._explained = await self.session.explain(
-                    statement.text, statement.values, timezone=plan.timezone, in_order=reads_in_order(plan)
+                    statement.text,
+                    statement.values,
+                    timezone=plan.timezone,
+                    in_order=reads_in_order(plan),
+                    told_about=plan.relation.oid if self._told else None,
                 )
         return self._explained
+
+    async def estimated_rows(self) -> int | None:
+        """Return how many rows PostgreSQL expects, None if the user must not be told. Raise as `explained` does."""
+        explained = await self.explained()
+        return None if explained.withheld else explained.rows
+
+    async def outline(self) -> Outline:
+        """Return what the user may be told of the strategy. Raise as `explained` does."""
+        return outline(self.plan, await self.explained(), await self.strategy())
 
     async def check(self) -> None:
         """Begin to run the query, and read no row. Raise ExportError as the query itself would before its first row.
@@ -132,14 +147,19 @@ def _reading_the_relation() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def open_export(
-    engine: Engine, request: ExportRequest, *, control: bool = False, lock_timeout: float | None = None
+    engine: Engine,
+    request: ExportRequest,
+    *,
+    control: bool = False,
+    lock_timeout: float | None = None,
+    told: bool = False,
 ) -> AsyncIterator[OpenExport]:
     """Open a transaction for this request and resolve the names in it.
 
     control: take a control connection instead of an export slot, for short work. lock_timeout: in an export slot, wait
-    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. Raise ExportError. If a fault of the relation
-    leaves the block, the transaction is closed, and if a part of the request is the cause, an error that names it is
-    raised instead.
+    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. told: `OpenExport.estimated_rows` or `outline`
+    is needed; otherwise they tell nothing. Raise ExportError. If a fault of the relation leaves the block, the
+    transaction is closed, and if a part of the request is the cause, an error that names it is raised instead.
     """
     database = engine.database
     plan = None
@@ -148,7 +168,7 @@ async def open_export(
         session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
         async with session_of as session:
             plan = await _plan(session, request)
-            yield OpenExport(engine, session, plan)
+            yield OpenExport(engine, session, plan, told=told)
     except RelationFailed as error:
         if plan is None:
             raise

@@ -39,8 +39,8 @@ class Preview:
     names: of the columns, as the file's header has them. rows: the values as a reader of the file gets them, None for
     NULL; for ndjson, each row is one value, its line. lines: the first lines of the file as they stand in it.
     row_count: of the whole export, if these are all of its rows, else None. estimated_rows: the same by PostgreSQL's
-    planner, but no fewer than these rows; None if no estimate was requested. row_bytes: the average length of these
-    rows as lines of the file; 0 without rows.
+    planner, but no fewer than these rows; None if none was requested, or the user must not be told. row_bytes: the
+    average length of these rows as lines of the file; 0 without rows.
     """
 
     columns: tuple[OutputColumn, ...]
@@ -75,9 +75,9 @@ async def first_rows(
 async def _attempt(engine: Engine, wanted: ExportRequest, estimate: bool, deadline: float) -> Preview:
     """deadline: when the preview has to be there, in the event loop's time."""
     lock_timeout = LOCK_SHARE * max(deadline - asyncio.get_running_loop().time(), 0.01)
-    async with open_export(engine, wanted, lock_timeout=lock_timeout) as export:
+    async with open_export(engine, wanted, lock_timeout=lock_timeout, told=estimate) as export:
         plan = export.plan
-        estimated = (await export.explained()).rows if estimate else None
+        estimated = await export.estimated_rows() if estimate else None
         shown = ShownRows(plan)
         await export.first_rows(shown)
     lengths = shown.lengths

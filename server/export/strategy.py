@@ -34,6 +34,11 @@ MOST_BYTES_OF_VALUES = 8 << 10
 # costs only time. The text of a row that is cast may hold such a word too.
 _RELATIVE = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
 
+# The name of the strategy of one reader without a parallel plan.
+_CURSOR = "cursor"
+# Why a table is not read by ranges, where the role may read only some of it.
+_UNREADABLE = "a partition or column that the role may not read by itself"
+
 # Facts about each table that the whole query would scan, in the order of the scans. Parameters: the schemas and the
 # names of the tables, the OID of the requested relation. They are as of now, so later than the snapshot: no row in the
 # snapshot lies beyond `blocks`. If the requested relation is the parent of these tables, its policies and the
@@ -118,7 +123,7 @@ class Strategy:
         """The name of the strategy in the log and the API."""
         if self.ranges:
             return "cursor, block ranges"
-        return "cursor, parallel plan" if self.parallel_plan else "cursor"
+        return "cursor, parallel plan" if self.parallel_plan else _CURSOR
 
     @property
     def batches(self) -> int:
@@ -129,6 +134,20 @@ class Strategy:
         if self.parallel_plan:
             return 0
         return 1 if self.estimated_rows < BATCH_ROWS else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a user may be told of a strategy. The fields are those of Strategy. ranges: how many.
+
+    estimated_rows: None if it would tell about rows that the role may not see.
+    """
+
+    name: str
+    readers: int
+    ranges: int
+    reason: str
+    estimated_rows: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +225,20 @@ def make_strategy(
     return Strategy(ranges, readers, explained.rows, explained.parallel, reason)
 
 
+def outline(plan: ExportPlan, explained: Explained, strategy: Strategy) -> Outline:
+    """Return what the user may be told.
+
+    Where the role may not read everything that PostgreSQL's choice rests on, that depends on the request alone.
+    """
+    hidden = explained.withheld
+    if not (hidden or strategy.ranges or all(column.readable for column in plan.relation.columns)):
+        hidden = _UNREADABLE
+    estimated = None if explained.withheld else strategy.estimated_rows
+    if hidden:
+        return Outline(_CURSOR, 1, 0, _reason_in_plan(plan) or hidden, estimated)
+    return Outline(strategy.name, strategy.readers, len(strategy.ranges), strategy.reason, estimated)
+
+
 def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str:
     if not limits.native:
         return "the pure-Python encoder is in use"
@@ -222,7 +255,7 @@ def _reason_in_facts(tables: Sequence[Mapping[str, Any]], limits: Limits) -> str
     if any(not table["shareable"] for table in tables):
         return "the role may not export a snapshot"
     if any(not table["readable"] for table in tables):
-        return "a partition or column that the role may not read by itself"
+        return _UNREADABLE
     if sum(table["blocks"] for table in tables) < FEWEST_BLOCKS:
         return "small"
     if limits.bytes_of_values > MOST_BYTES_OF_VALUES:

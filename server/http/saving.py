@@ -36,14 +36,14 @@ async def accept(
 
 
 async def _estimated_rows(request: web.Request, wanted: ExportRequest) -> tuple[Relation, int | None]:
-    """Return the relation, and PostgreSQL's estimate of the rows.
+    """Return the relation, and PostgreSQL's estimate of the rows, None if the user must not be told.
 
     Raise what the export itself would raise, before it is accepted. There is no estimate while the relation is locked:
     the export then waits in the queue until it is not.
     """
-    async with open_export(request.app[ENGINE], wanted, control=True) as export:
+    async with open_export(request.app[ENGINE], wanted, control=True, told=True) as export:
         try:
             await export.check()
-            return export.plan.relation, (await export.explained()).rows
+            return export.plan.relation, await export.estimated_rows()
         except RelationLocked:
             return export.plan.relation, None

@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Why a plan is withheld of which nobody has asked whether it may be told.
+NOT_ASKED = "not asked for"
+
 
 @dataclass(frozen=True, slots=True)
 class Explained:
     """PostgreSQL's plan of one query.
 
     node: the top node of the plan (PostgreSQL manual, "EXPLAIN", options VERBOSE and FORMAT JSON). blocks: of the
-    tables that the query reads, as they are now.
+    tables that the query reads, as they are now. withheld: why it must not be told to the user (`withheld.py`), the
+    empty string if it may.
     """
 
     node: Mapping[str, Any]
     blocks: int = 0
+    withheld: str = NOT_ASKED
 
     @property
     def rows(self) -> int:

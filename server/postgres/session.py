@@ -13,12 +13,13 @@ from concurrent.futures import Executor
 from server import errors
 from server.postgres import statements
 from server.postgres.connection import Connection
-from server.postgres.explained import Explained
+from server.postgres.explained import NOT_ASKED, Explained
 from server.postgres.queries import Query, Row, Value
 from server.postgres.reader import RowReader
 from server.postgres.rows import Rows
 from server.postgres.server_errors import connection_lost, statement_timed_out
 from server.postgres.statements import Timeouts
+from server.postgres.withheld import WITHHELD
 from server.query import catalogue, operators, suggestions
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
@@ -90,23 +91,34 @@ class Session:
         await self._run()
 
     async def explain(
-        self, select: str, values: Sequence[Value] = (), *, timezone: str | None = None, in_order: bool = False
+        self,
+        select: str,
+        values: Sequence[Value] = (),
+        *,
+        timezone: str | None = None,
+        in_order: bool = False,
+        told_about: int | None = None,
     ) -> Explained:
         """Return PostgreSQL's plan of this SELECT, and lock what it reads. End the time-outs of opening.
 
         values: those of its parameters. timezone: the time zone of the transaction from now on. in_order: the rows
         must come in the order in which they lie in the table, so no parallel plan may be used for the rest of the
-        transaction. Raise what the SELECT itself would for a value that its column cannot take, RelationLocked,
-        RelationChanged, and the errors of `query`.
+        transaction. told_about: the OID of the relation that a request names, to find out whether the plan may be told
+        to its user; None for a plan that nobody is told. Raise what the SELECT itself would for a value that its column
+        cannot take, RelationLocked, RelationChanged, and the errors of `query`.
         """
         queries = []
         if timezone is not None:
             queries.append(Query("SELECT pg_catalog.set_config('TimeZone', $1, true)", (timezone,)))
         if in_order:
             queries.append(Query(f"SELECT {statements.set_local(statements.NO_PARALLEL_PLAN)}", prepare=True))
-        explain = Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values)
-        *_, plan, checked = await self._run(*queries, explain, self._check)
-        return Explained(plan[0]["QUERY PLAN"][0]["Plan"], blocks=_unchanged(checked[0]))
+        first = len(self._unsent) + len(queries)
+        queries.append(Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values))
+        if told_about is not None:
+            queries.append(Query(WITHHELD, (told_about,), prepare=True))
+        plan, *asked, checked = (await self._run(*queries, self._check))[first:]
+        withheld = (asked[0][0]["reason"] or "") if asked else NOT_ASKED
+        return Explained(plan[0]["QUERY PLAN"][0]["Plan"], _unchanged(checked[0]), withheld)
 
     async def read_by_blocks(self) -> None:
         """Allow only plans that read ranges of blocks from now on. Raise the errors of `query`."""

@@ -45,7 +45,8 @@ class Column:
     meanwhile. indexed: whether it is the first column of an index, so that filtering or sorting by it may be fast.
     values: the labels of an enum in sort order, None for other types. base: the type under a domain, as format_type()
     writes it, None for other types. built_in: whether the type is PostgreSQL's own. other: what filters need of it, or
-    of the base, if it is not; None if no filter is on the column.
+    of the base, if it is not; None if no filter is on the column. Of a column that the role may not read, only the name
+    is kept.
     """
 
     name: str
@@ -65,9 +66,10 @@ class Relation:
 
     kind: one of the values of KINDS. columns: in table order. estimated_rows, bytes: rows and size on disk as of the
     last VACUUM or ANALYZE, partitions included. Both are None where PostgreSQL does not know them: for views, foreign
-    tables, and tables not yet analyzed. They and the comment are None too where only the columns were asked for.
-    also_in: the further schemas that were searched and have a relation of this name, in search order; empty unless it
-    was looked up by its name alone. comment: that of COMMENT ON TABLE, VIEW and so on.
+    tables, and tables not yet analyzed. They are None too where they cover rows that a policy hides from the role, and
+    the size where it covers columns that the role may not read. They and the comment are None where only the columns
+    were asked for. also_in: the further schemas that were searched and have a relation of this name, in search order;
+    empty unless it was looked up by its name alone. comment: that of COMMENT ON TABLE, VIEW and so on.
     """
 
     oid: int
@@ -118,7 +120,11 @@ _SIZES = """
 """
 # Sizes come from pg_class, summed over the partitions and children that a SELECT reads: the size functions wait for
 # locks, and a list must not wait for an ALTER TABLE.
-_STATISTICS = "storage.estimated_rows, storage.bytes, d.description AS comment"
+# They cover the rows that a policy hides from the role, and the size also the columns that it may not read.
+_STATISTICS = """CASE WHEN NOT pg_catalog.row_security_active(c.oid) THEN storage.estimated_rows END AS estimated_rows,
+    CASE WHEN NOT pg_catalog.row_security_active(c.oid)
+        AND pg_catalog.has_table_privilege(c.oid, 'SELECT'::pg_catalog.text) THEN storage.bytes END AS bytes,
+    d.description AS comment"""
 _NO_STATISTICS = "NULL::pg_catalog.float8 AS estimated_rows, NULL::bigint AS bytes, NULL::pg_catalog.text AS comment"
 _STORAGE = f"""
 LEFT JOIN pg_catalog.pg_description AS d ON d.objoid OPERATOR(pg_catalog.=) c.oid
@@ -270,7 +276,6 @@ def with_types(relation: Relation, types: Mapping[str, OtherType]) -> Relation:
 
 def relation_from_row(row: Mapping[str, Any]) -> Relation:
     """Return the relation that a row of these queries describes."""
-    estimated = row["estimated_rows"]
     return Relation(
         oid=row["oid"],
         schema=row["schema"],
@@ -278,7 +283,7 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
         kind=KINDS[row["kind"]],
         is_partition=row["is_partition"],
         columns=tuple(map(_column, json.loads(row["columns"]))),
-        estimated_rows=None if estimated is None else int(estimated),
+        estimated_rows=None if row["estimated_rows"] is None else int(row["estimated_rows"]),
         bytes=row["bytes"],
         also_in=tuple(json.loads(row["also_in"])),
         comment=row["comment"],
@@ -287,6 +292,8 @@ def relation_from_row(row: Mapping[str, Any]) -> Relation:
 
 def _column(described: Sequence[Any]) -> Column:
     name, type, nullable, readable, indexed, labels, base, other = described
+    if not readable:
+        return Column(name, "", nullable=True, readable=readable, indexed=False)
     # The name of the schema stands before the types of PostgreSQL that a type of another schema hides.
     type = type.removeprefix(_SCHEMA)
     base = base and base.removeprefix(_SCHEMA)

@@ -198,10 +198,10 @@ class Runner:
         """Write the file: request → plan → chunks → file."""
         request = parse_export_request(claim.manifest.target, claim.manifest.query)
         async with open_writer(self._engine.threads.files, claim) as writer:
-            async with open_export(self._engine, request) as export:
+            async with open_export(self._engine, request, told=True) as export:
                 self._backoff = 0.0
-                strategy = await export.strategy()
-                reading = Reading(snapshot_at=export.snapshot_at, scan=strategy.name, ranges=len(strategy.ranges))
+                outline = await export.outline()
+                reading = Reading(snapshot_at=export.snapshot_at, scan=outline.name, ranges=outline.ranges)
                 await writer.write(export.chunks(), reading)
             await writer.complete()
 

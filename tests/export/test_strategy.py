@@ -17,9 +17,11 @@ from server.export.strategy import (
     RANGE_BLOCKS,
     Candidates,
     Limits,
+    Outline,
     Strategy,
     candidate_tables,
     make_strategy,
+    outline,
     reads_in_order,
 )
 from server.postgres.explained import Explained
@@ -307,6 +309,61 @@ def test_the_pure_python_encoder_reads_no_ranges() -> None:
 def test_the_estimate_is_the_planner_s(rows: int) -> None:
     strategy = make_strategy(plan(), Explained(seq_scan(rows=rows)), Candidates(reason="small"), [], Limits(4, 1))
     assert strategy.estimated_rows == rows
+
+
+# --- what a user is told ------------------------------------------------------------------------------------------
+
+
+def outlined(plan: ExportPlan, withheld: str, explained: Document | None = None, *, ranges: bool = False) -> Outline:
+    """Return the outline of a plan of 1,000 rows that is read by ranges, or not since the table is small."""
+    found = Explained(seq_scan() if explained is None else explained, withheld=withheld)
+    candidates = Candidates((("public", "users"),)) if ranges else Candidates(reason="small")
+    return outline(plan, found, make_strategy(plan, found, candidates, [table(LARGE)] if ranges else [], Limits(4, 1)))
+
+
+def some_readable(query: str = "select=id") -> ExportPlan:
+    """Return a plan of a relation of which the role may not read all columns."""
+    hidden = Column("secret", "", nullable=True, readable=False, indexed=False)
+    return make_plan(parse_export_request("users.csv", query), replace(USERS, columns=(*USERS.columns, hidden)))
+
+
+def test_a_strategy_that_may_be_told_is_told() -> None:
+    assert outlined(plan(), "") == Outline("cursor", 1, 0, "small", 1000)
+    ranges = -(-LARGE // RANGE_BLOCKS)
+    assert outlined(plan(), "", ranges=True) == Outline("cursor, block ranges", min(4, ranges), ranges, "", 1000)
+    parallel = node("Gather", seq_scan())
+    assert outlined(plan(kind="view"), "", parallel) == Outline("cursor, parallel plan", 1, 0, "small", 1000)
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "reason"),
+    [
+        ("", "table", "row-level security"),
+        ("", "view", "a view"),
+        ("order=id", "table", "sorted"),
+        ("limit=3", "table", "limit or offset"),
+        ("parallel=1", "table", "one reader was asked for"),
+    ],
+)
+@pytest.mark.parametrize("explained", [seq_scan(), node("Gather", seq_scan()), node("Index Scan")])
+def test_what_is_withheld_depends_on_the_request_alone(query: str, kind: str, reason: str, explained: Document) -> None:
+    told = outlined(plan(query, kind), "row-level security", explained)
+    assert told == Outline("cursor", 1, 0, reason, None)
+
+
+def test_nothing_is_told_of_a_plan_of_which_nobody_has_asked() -> None:
+    explained = Explained(seq_scan())
+    strategy = make_strategy(plan(), explained, Candidates(reason="small"), [], Limits(4, 1))
+    assert outline(plan(), explained, strategy).estimated_rows is None
+
+
+def test_a_choice_that_depends_on_unreadable_columns_is_not_told_but_the_rows_are() -> None:
+    unreadable = "a partition or column that the role may not read by itself"
+    for explained in (seq_scan(), node("Gather", seq_scan())):
+        assert outlined(some_readable(), "", explained) == Outline("cursor", 1, 0, unreadable, 1000)
+        assert outlined(some_readable("select=id&order=id"), "", explained).reason == "sorted"
+    # The partitions themselves are readable whole.
+    assert outlined(some_readable(), "", ranges=True).name == "cursor, block ranges"
 
 
 # --- batches of the whole query ----------------------------------------------------------------------------------

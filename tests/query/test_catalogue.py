@@ -45,7 +45,7 @@ def test_a_relation_name_as_text(name: RelationName, written: str) -> None:
 def row(**changes: Any) -> dict[str, Any]:
     columns = [
         ["id", "bigint", False, True, True, None, None, False],
-        ["größe, €", "mood", True, False, False, ["sad", "ok"], None, True],
+        ["größe, €", "mood", True, True, False, ["sad", "ok"], None, True],
         ["zip", "code", True, True, False, None, "character varying(5)", True],
     ]
     return {
@@ -72,12 +72,20 @@ def test_a_row_of_the_catalogue_becomes_a_relation() -> None:
         is_partition=False,
         columns=(
             Column("id", "bigint", nullable=False, readable=True, indexed=True),
-            Column("größe, €", "mood", True, readable=False, indexed=False, values=("sad", "ok"), built_in=False),
+            Column("größe, €", "mood", True, readable=True, indexed=False, values=("sad", "ok"), built_in=False),
             Column("zip", "code", True, readable=True, indexed=False, base="character varying(5)", built_in=False),
         ),
         estimated_rows=20000,
         bytes=1 << 20,
         comment="Those who signed up",
+    )
+
+
+def test_only_the_name_of_a_column_is_kept_that_the_role_may_not_read() -> None:
+    columns = [["ranks", "rank", False, False, True, ["high", "low"], None, True], ["gone", "x", *[None] * 6]]
+    assert relation_from_row(row(columns=json.dumps(columns))).columns == (
+        Column("ranks", "", nullable=True, readable=False, indexed=False),
+        Column("gone", "", nullable=True, readable=None, indexed=False),
     )
 
 

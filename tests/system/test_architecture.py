@@ -37,6 +37,7 @@ PURE = [
     "postgres.queries",
     "postgres.reader",
     "postgres.statements",
+    "postgres.withheld",
     "export.relation_faults",
     "export.strategy",
     "saved.manifest",

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from server.export.pipeline import describe, open_export, with_retries
 from server.export.preview import first_rows
-from server.export.strategy import Strategy
+from server.export.strategy import Outline
 from server.http.addresses import raw_target, refuse_parameters
 from server.http.keys import ENGINE, SETTINGS
 from server.http.responses import json_response
@@ -51,20 +51,20 @@ async def one_relation(request: web.Request) -> web.Response:
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
     wanted = parse_relation_request(target, query)
 
-    async def attempt() -> tuple[Relation, Strategy]:
-        async with open_export(request.app[ENGINE], wanted, control=True) as export:
-            return export.plan.relation, await export.strategy()
+    async def attempt() -> tuple[Relation, Outline]:
+        async with open_export(request.app[ENGINE], wanted, control=True, told=True) as export:
+            return export.plan.relation, await export.outline()
 
-    relation, strategy = await with_retries(attempt)
+    relation, outline = await with_retries(attempt)
     document = {
         "schema": relation.schema,
         "name": relation.name,
         "alsoIn": relation.also_in,
-        "scan": strategy.name,
-        "readers": strategy.readers,
-        "reason": strategy.reason or None,
-        "ranges": len(strategy.ranges),
-        "estimatedRows": strategy.estimated_rows,
+        "scan": outline.name,
+        "readers": outline.readers,
+        "reason": outline.reason or None,
+        "ranges": outline.ranges,
+        "estimatedRows": outline.estimated_rows,
     }
     return json_response(document)
 
