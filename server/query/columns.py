@@ -116,14 +116,20 @@ def is_json(column: Column) -> bool:
     return base_type(column) in _JSON_TYPES
 
 
-def check_readable(used: Iterable[Column], relation: Relation) -> None:
-    """Raise Forbidden if the database role may not SELECT one of these columns."""
+def check_readable(used: Iterable[Column], relation: Relation, fields: Iterable[Field]) -> None:
+    """Raise Forbidden if the database role may not SELECT one of these columns.
+
+    fields: those that the request names. No other column that the role may not read is named.
+    """
     unreadable = list(dict.fromkeys(column.name for column in used if not column.readable))
     if not unreadable:
         return
+    asked = {field.column for field in fields}
+    named = [name for name in unreadable if name in asked]
+    what = f"the column{'s' * (len(named) > 1)} {_listed(named)}" if named else "all columns of the relation"
     readable = [write_field_name(name, SELECT_STOPS) for name in _readable(relation)]
     raise Forbidden(
-        f"The database role may not read the column{'s' * (len(unreadable) > 1)} {_listed(unreadable)}.",
+        f"The database role may not read {what}.",
         code="columns_not_readable",
         hint=f"Select only the others: select={','.join(readable)}" if len(readable) <= MOST_NAMES else None,
     )

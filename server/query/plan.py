@@ -54,7 +54,8 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
     """
     columns = output_columns(request.select, relation)
     used = [condition.field for condition in conditions_of(request.filters)] + [key.field for key in request.order]
-    check_readable([output.column for output in columns] + find_columns(used, relation), relation)
+    selected = [item.field for item in request.select or () if item.field is not None]
+    check_readable([output.column for output in columns] + find_columns(used, relation), relation, selected + used)
     check_plus_signs(conditions_of(request.filters), relation)
     if request.format == "ndjson":
         check_json_names(columns)

@@ -343,16 +343,18 @@ PAID = relation(*GUARDED.columns, column("pay", "jsonb", readable=False))
 @pytest.mark.parametrize(
     ("select", "named"),
     [
-        ((), 'columns "salary", "notes"'),
-        (("id", "salary"), 'column "salary"'),
-        ((("id", "notes"),), 'column "notes"'),
+        ((), "all columns of the relation"),
+        (("id", "salary"), 'the column "salary"'),
+        ((("id", "notes"),), 'the column "notes"'),
     ],
 )
-def test_unreadable_columns_are_named(select: tuple[str | tuple[str, str], ...], named: str) -> None:
+def test_unreadable_columns_are_named_if_the_request_names_them(
+    select: tuple[str | tuple[str, str], ...], named: str
+) -> None:
     error = refused(GUARDED, *select)
     assert isinstance(error, Forbidden)
     assert (error.status, error.code) == (403, "columns_not_readable")
-    assert error.detail == f"The database role may not read the {named}."
+    assert error.detail == f"The database role may not read {named}."
     assert error.hint == "Select only the others: select=id,name"
 
 
@@ -364,7 +366,7 @@ def test_unreadable_columns_are_named(select: tuple[str | tuple[str, str], ...],
         ("select=id&or=(id.eq.1,not.and(salary.is.null,notes.eq.x))", 'columns "salary", "notes"'),
         ("select=id&order=notes,salary&salary=eq.1", 'columns "salary", "notes"'),
         ("select=id,x:salary::text", 'column "salary"'),
-        ("select=id,*", 'columns "salary", "notes"'),
+        ("select=notes,*", 'column "notes"'),
         ("select=pay->>a", 'column "pay"'),
         ("select=id&pay->>a=eq.1", 'column "pay"'),
         ("select=id&order=pay->0", 'column "pay"'),
