@@ -21,8 +21,8 @@ class ExportError(Exception):
     retry_after: seconds after which the request may work, for the header Retry-After. transient: the request may work
     at once on another connection, so it is retried as long as nothing has been sent. of_query: the statement itself
     failed or was ended, so another reader of the same export must not repeat it. sqlstate: that of PostgreSQL's error,
-    if there is one behind this. server_message: what PostgreSQL says about it; it may hold values of rows, so it is
-    never sent, and only logged at DEBUG.
+    if there is one behind this. server_message: what PostgreSQL says about it. It may hold values of rows, so it is
+    only logged at DEBUG, and sent only where `export/rejected_values.py` knows that it holds none.
     """
 
     status = 500

@@ -19,6 +19,7 @@ from server.errors import (
     RelationFailed,
     ServerBusy,
 )
+from server.export.rejected_values import message_about
 from server.export.relation_faults import not_populated, relation_fault
 from server.postgres.database import Database
 from server.postgres.session import Session
@@ -113,6 +114,7 @@ async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest
     parts = probes(plan)
     if not (parts or plan.timezone):
         return None
+    rejected: tuple[Probe, QueryFailed] | None = None
     async with database.control_session() as session:
         if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
             return InvalidRequest(f'The database does not know the time zone "{plan.timezone}".', code="invalid_value")
@@ -125,8 +127,9 @@ async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest
                     raise
                 return _too_complex(plan, probe)
             if reason is not None:
-                return _rejected(plan, probe, reason)
-    return None
+                rejected = probe, reason
+                break
+    return None if rejected is None else await _rejected(database, plan, *rejected)
 
 
 async def _rejected_operator(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
@@ -136,7 +139,7 @@ async def _rejected_operator(database: Database, plan: ExportPlan, error: Relati
             async with database.control_session() as session:
                 reason = await _failure(session, probe.statement)
             if reason is not None and reason.sqlstate == error.sqlstate:
-                return _rejected(plan, probe, reason)
+                return await _rejected(database, plan, probe, reason)
     return None
 
 
@@ -177,8 +180,8 @@ async def _failure(session: Session, statement: Statement) -> QueryFailed | None
     return None
 
 
-def _rejected(plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidRequest:
-    """Return the error for this probe. reason: what the probe met, which has read no row."""
+async def _rejected(database: Database, plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidRequest:
+    """Return the error for this probe. reason: what the probe met, whose message may hold a value of a row."""
     column = _named(plan, probe)
     if probe.part == "sort key":
         return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
@@ -191,7 +194,11 @@ def _rejected(plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidReq
         )
     what = "PostgreSQL does not understand its value."
     if (reason.sqlstate or "").startswith(("22", "54")):
-        what = f"PostgreSQL rejected a value: {reason.server_message}."
+        message: str | None = reason.server_message
+        if probe.names_relation:
+            async with database.control_session() as session:
+                message = await message_about(session, probe.statement)
+        what = f"PostgreSQL rejected a value: {message}." if message else what
     return InvalidRequest(f"The filter on {column} is not valid. {what}", code="invalid_value", hint=probe.hint)
 
 

@@ -7,6 +7,7 @@ repeated, since it may hold values of rows.
 from __future__ import annotations
 
 from server.errors import ExportError, ForeignServerAway, QueryFailed, RelationFailed
+from server.postgres.server_errors import in_brackets
 
 # What is wrong, by the SQLSTATE or by its class, which is its first two characters (PostgreSQL manual, appendix
 # "PostgreSQL Error Codes").
@@ -68,13 +69,13 @@ def relation_fault(error: QueryFailed) -> ExportError:
     fault: ExportError
     if state.startswith(_FOREIGN):
         fault = ForeignServerAway(
-            f"The relation reads from a foreign server that cannot be reached (SQLSTATE {state})."
+            f"The relation reads from a foreign server that cannot be reached{in_brackets(state)}."
         )
     elif what is None:
         return error
     else:
         fault = RelationFailed(
-            f"The relation itself fails: {what} (SQLSTATE {state}).",
+            f"The relation itself fails: {what}{in_brackets(state)}.",
             hint="The request is not the cause. Ask the owner of the relation to correct it.",
         )
     fault.sqlstate, fault.server_message = state, error.server_message
@@ -88,7 +89,7 @@ def not_populated(error: ExportError, *, itself: bool) -> RelationFailed:
     """
     subject = "The materialized view" if itself else "A materialized view that the relation reads"
     fault = RelationFailed(
-        f"{subject} is not populated: it holds no data until it is refreshed (SQLSTATE {error.sqlstate}).",
+        f"{subject} is not populated: it holds no data until it is refreshed{in_brackets(error.sqlstate)}.",
         hint="Ask its owner to run REFRESH MATERIALIZED VIEW.",
         code="relation_not_populated",
     )

@@ -136,7 +136,10 @@ class Connection(aiopg.Connection):
             # A pooler may give the next transaction to another server, which knows no names of this one.
             name = next(self._names) if query.prepare and self.direct else ""
             parsed.append((query.sql, name))
-            yield messages.parse(query.sql, name)
+            yield messages.parse(query.sql, name, query.types)
+        if not query.runs:
+            yield messages.describe_statement(name)
+            return
         yield messages.bind(encode_values(query.values), statement=name)
         yield messages.describe()
         yield messages.execute()

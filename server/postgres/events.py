@@ -20,12 +20,15 @@ class DatabaseUnreachable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerErrorReported(Event):
-    """PostgreSQL has sent an error. message: its primary message, which may hold a value of a row."""
+    """PostgreSQL has sent an error. Its primary message, detail, hint and context (where) may hold values of rows."""
 
     name = "PostgreSQL reports an error"
     level = logging.DEBUG
     sqlstate: str | None
     message: str
+    detail: str | None = None
+    hint: str | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

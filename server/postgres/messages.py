@@ -47,9 +47,13 @@ def _message(kind: bytes, body: bytes = b"") -> bytes:
     return kind + _LENGTH.pack(len(body) + 4) + body
 
 
-def parse(sql: str, name: str = "") -> bytes:
-    """Return Parse: prepare a statement under this name. The server infers the types of its parameters."""
-    return _message(b"P", name.encode() + b"\0" + sql.encode() + b"\0" + _COUNT.pack(0))
+def parse(sql: str, name: str = "", types: Sequence[int] = ()) -> bytes:
+    """Return Parse: prepare a statement under this name.
+
+    types: OIDs of the types of its first parameters, at most MOST_VALUES, used or not. The server infers the others.
+    """
+    declared = _COUNT.pack(len(types)) + struct.pack(f"!{len(types)}I", *types)
+    return _message(b"P", name.encode() + b"\0" + sql.encode() + b"\0" + declared)
 
 
 def bind(values: Sequence[bytes | None], *, statement: str = "", portal: str = "") -> bytes:
@@ -70,6 +74,11 @@ def bind(values: Sequence[bytes | None], *, statement: str = "", portal: str = "
 def describe(portal: str = "") -> bytes:
     """Return Describe of a portal; the answer is RowDescription, or NoData."""
     return _message(b"D", b"P" + portal.encode() + b"\0")
+
+
+def describe_statement(name: str = "") -> bytes:
+    """Return Describe of a prepared statement; the answer is ParameterDescription, then as for a portal."""
+    return _message(b"D", b"S" + name.encode() + b"\0")
 
 
 def execute(portal: str = "", rows: int = 0) -> bytes:
@@ -168,6 +177,15 @@ def columns(description: bytes) -> list[tuple[str, int]]:
     if at != len(description):
         raise ProtocolError("a malformed RowDescription")
     return found
+
+
+def parameter_types(description: bytes) -> list[int]:
+    """Return the type OID of each parameter of a ParameterDescription. Raise ProtocolError if it is malformed."""
+    try:
+        (count,) = _COUNT.unpack_from(description)
+        return list(struct.unpack(f"!{count}I", description[_COUNT.size :]))
+    except struct.error:
+        raise ProtocolError("a malformed ParameterDescription") from None
 
 
 def fields(row: bytes, count: int) -> list[bytes | None]:

@@ -34,13 +34,17 @@ class Query(NamedTuple):
     """One statement whose result is small.
 
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
-    texts of which there are few. then: called with the rows, at least one, as soon as they are there.
+    texts of which there are few. then: called with the rows, at least one, as soon as they are there. types: OIDs of
+    the types of its first parameters, which the server infers otherwise. runs: False to have the statement parsed only:
+    the rows are then its parameters, each with its `type`, an OID.
     """
 
     sql: str
     values: Sequence[Value] = ()
     prepare: bool = False
     then: Callable[[list[Row]], None] | None = None
+    types: Sequence[int] = ()
+    runs: bool = True
 
 
 def encode_value(value: Value) -> bytes | None:
@@ -95,6 +99,9 @@ class Results:
             self.error = self.error or body
         elif kind == messages.PARSE_COMPLETE:
             self.parsed += 1
+        elif kind == messages.PARAMETERS:
+            self._rows = [{"type": oid} for oid in messages.parameter_types(body)]
+            self._finish()
         return kind == messages.READY
 
     def _row(self, body: bytes) -> Row:

@@ -1,7 +1,8 @@
 """The errors of PostgreSQL as ExportErrors, whose text a user may see.
 
-A text made here never holds the server's messages or the statement: they may hold values of rows. `server_message`
-keeps the primary message, and the event `ServerErrorReported` shows it at DEBUG.
+A text made here never holds the server's messages or the statement: they may hold values of rows. It holds the class
+of the SQLSTATE, and that only if it is one of PostgreSQL's: a function may raise an error with a SQLSTATE of any five
+characters. `server_message` keeps the primary message, and the event `ServerErrorReported` shows all texts at DEBUG.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from server.postgres.messages import error_fields
 LONGEST_MESSAGE = 300
 # The detail of the errors that end sessions when the worker stops.
 SHUTTING_DOWN = "The server is shutting down."
+# The classes of PostgreSQL's SQLSTATEs (PostgreSQL manual, appendix "PostgreSQL Error Codes").
+_CLASSES = re.compile("0[0-389ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX")
 # The severities (field V) after which the server ends the session.
 _ENDS_SESSION = ("FATAL", "PANIC")
 # The SQLSTATE in an error of libpq whose verbosity is VERBOSE: `FATAL:  53300: sorry, too many clients already`.
@@ -27,7 +30,8 @@ def error_in(body: bytes) -> errors.ExportError:
     """Return the ExportError for an ErrorResponse. body: of the message, perhaps only its beginning."""
     fields = error_fields(body)
     state, message = fields.get("C"), fields.get("M", "")[:LONGEST_MESSAGE]
-    emit(ServerErrorReported(sqlstate=state, message=message))
+    detail, hint, where = ((fields.get(code) or "")[:LONGEST_MESSAGE] or None for code in "DHW")
+    emit(ServerErrorReported(sqlstate=state, message=message, detail=detail, hint=hint, where=where))
     # Without the field V (before PostgreSQL 9.6, and in poolers) the severity in S may be a translated word.
     severity = fields.get("V", fields.get("S"))
     return error_for(
@@ -71,8 +75,13 @@ def _error_for(state: str | None, *, ends_session: bool, in_function: bool) -> e
     if state.startswith("53"):
         return errors.DatabaseUnavailable("The database lacks the resources for another query.")
     if state in ("22021", "22P05"):  # also in a name, which makes a query of the catalogue fail
-        return errors.QueryFailed(f"A text in the database cannot be sent as UTF-8 (SQLSTATE {state}).")
-    return errors.QueryFailed(f"PostgreSQL stopped the query (SQLSTATE {state}).")
+        return errors.QueryFailed(f"A text in the database cannot be sent as UTF-8{in_brackets(state)}.")
+    return errors.QueryFailed(f"PostgreSQL stopped the query{in_brackets(state)}.")
+
+
+def in_brackets(state: str | None) -> str:
+    """Return what a text may say about a SQLSTATE, after a blank: its class, or nothing if PostgreSQL has no such."""
+    return f" (SQLSTATE class {state[:2]})" if state and _CLASSES.match(state) else ""
 
 
 def _is_of_connection(state: str, *, ends_session: bool, in_function: bool) -> bool:

@@ -86,6 +86,14 @@ class Session:
         """
         return (await self._run(Query(sql, values, prepare)))[-1]
 
+    async def parameter_types(self, sql: str) -> list[int]:
+        """Return the type OIDs of the parameters of a statement, which is parsed and not run. Raise as `query` does."""
+        return [row["type"] for row in (await self._run(Query(sql, runs=False)))[-1]]
+
+    async def read_values(self, values: Sequence[Value], types: Sequence[int]) -> None:
+        """Let the server read each value as one of its type, and nothing else. Raise as `query` does."""
+        await self._run(Query("SELECT", values, types=types))
+
     async def open(self) -> None:
         """Open the transaction now, without a query. Raise the errors of `query`."""
         await self._run()

@@ -98,7 +98,8 @@ class Probe:
     """A query that reads no row and fails if one part of a plan is wrong.
 
     part: what it is. field: that the part is about. operator: of a condition, None for the other parts. hint: how a
-    value of the operator is written, None if it has no form of its own.
+    value of the operator is written, None if it has no form of its own. names_relation: whether the statement names the
+    relation, so that PostgreSQL's message may hold a value of a row.
     """
 
     part: Literal["condition", "sort key", "column"]
@@ -106,6 +107,7 @@ class Probe:
     operator: str | None
     statement: Statement
     hint: str | None = None
+    names_relation: bool = True
 
 
 def probes(plan: ExportPlan) -> list[Probe]:
@@ -126,7 +128,8 @@ def probes(plan: ExportPlan) -> list[Probe]:
         if condition.operator in REGULAR_EXPRESSIONS:
             statement = Statement("")
             statement.text = regular_expression_check(condition, statement.values)
-            found.append(Probe("condition", condition.field, condition.operator_text, statement))
+            probe = Probe("condition", condition.field, condition.operator_text, statement, names_relation=False)
+            found.append(probe)
     for key in plan.order:
         statement = Statement("")
         operand = _operand(key.field, by_name, statement.values)

@@ -153,27 +153,27 @@ async def problem_of(client: Client, path: str, *, method: str = "GET") -> tuple
 
 # For each relation what its sentence says.
 FAULTS = {
-    "early": "divides by zero (SQLSTATE 22012)",
-    "planned": "divides by zero (SQLSTATE 22012)",
-    "cast_of_text": "does not fit the type that it is converted to (SQLSTATE 22P02)",
-    "constrained": "violates a constraint (SQLSTATE 23514)",
-    "several": "a subquery in it returns more than one row (SQLSTATE 21000)",
-    "deep": "calls itself without end (SQLSTATE 54001)",
-    "on_a_missing_table": "uses a relation that does not exist (SQLSTATE 42P01)",
-    "on_a_missing_table_in_sql": "uses a relation that does not exist (SQLSTATE 42P01)",
-    "on_a_missing_table_in_rows": "uses a relation that does not exist (SQLSTATE 42P01)",
-    "on_a_missing_column": "uses a column that does not exist (SQLSTATE 42703)",
-    "on_a_missing_function": "a function or an operator that does not exist (SQLSTATE 42883)",
-    "on_a_dropped_function": "uses something that was removed (SQLSTATE XX000)",
-    "raising": "a function in it raises an error (SQLSTATE P0001)",
-    "raising_a_state_of_its_own": "a function in it raises an error (SQLSTATE PT404)",
-    "without_privilege": "that it uses lacks a privilege (SQLSTATE 42501)",
-    "reading_unreadable": "that it uses lacks a privilege (SQLSTATE 42501)",
-    "as_if_unprepared": "a function in it raises an error (SQLSTATE 26000)",
-    "writing": "writes to the database, and an export may only read (SQLSTATE 25006)",
-    "own_policy": "policies or rules refers to itself without end (SQLSTATE 42P17)",
-    "rule_a": "policies or rules refers to itself without end (SQLSTATE 42P17)",
-    "in_a_wrong_state": "not in the state that this requires (SQLSTATE 55000)",
+    "early": "divides by zero (SQLSTATE class 22)",
+    "planned": "divides by zero (SQLSTATE class 22)",
+    "cast_of_text": "does not fit the type that it is converted to (SQLSTATE class 22)",
+    "constrained": "violates a constraint (SQLSTATE class 23)",
+    "several": "a subquery in it returns more than one row (SQLSTATE class 21)",
+    "deep": "calls itself without end (SQLSTATE class 54)",
+    "on_a_missing_table": "uses a relation that does not exist (SQLSTATE class 42)",
+    "on_a_missing_table_in_sql": "uses a relation that does not exist (SQLSTATE class 42)",
+    "on_a_missing_table_in_rows": "uses a relation that does not exist (SQLSTATE class 42)",
+    "on_a_missing_column": "uses a column that does not exist (SQLSTATE class 42)",
+    "on_a_missing_function": "a function or an operator that does not exist (SQLSTATE class 42)",
+    "on_a_dropped_function": "uses something that was removed (SQLSTATE class XX)",
+    "raising": "a function in it raises an error (SQLSTATE class P0)",
+    "raising_a_state_of_its_own": "a function in it raises an error.",
+    "without_privilege": "that it uses lacks a privilege (SQLSTATE class 42)",
+    "reading_unreadable": "that it uses lacks a privilege (SQLSTATE class 42)",
+    "as_if_unprepared": "a function in it raises an error (SQLSTATE class 26)",
+    "writing": "writes to the database, and an export may only read (SQLSTATE class 25)",
+    "own_policy": "policies or rules refers to itself without end (SQLSTATE class 42)",
+    "rule_a": "policies or rules refers to itself without end (SQLSTATE class 42)",
+    "in_a_wrong_state": "not in the state that this requires (SQLSTATE class 55)",
 }
 QUERIES = ["", "?q=not.is.null", "?order=q", "?select=q", "?q=neq.7&order=q.desc", "?or=(q.gt.0,i.eq.1)&timezone=UTC"]
 
@@ -263,7 +263,7 @@ async def test_a_bad_value_is_named_on_a_relation_that_fails(client: Client, rel
 
 @pytest.mark.parametrize(
     ("relation", "words"),
-    [("unfilled", "not populated"), ("over_unfilled", "not populated"), ("own_policy", "SQLSTATE 42P17")],
+    [("unfilled", "not populated"), ("over_unfilled", "not populated"), ("own_policy", "refers to itself without end")],
 )
 @pytest.mark.parametrize("path", ["/export/{}.csv?q=eq.abc", "/relations/{}/preview?i=gt.0&q=in.(1,abc)"])
 async def test_a_bad_value_does_not_hide_why_nothing_can_be_read(
@@ -402,7 +402,8 @@ async def test_other_requests_are_logged_likewise(client: Client, emitted: list[
     fields = failed.fields()
     assert (fields["status"], fields["path"], fields["reason"]) == (status, path.partition("?")[0], problem["detail"])
     assert str(fields["relation"]) in path
-    assert f"SQLSTATE {fields['sqlstate']}" in problem["detail"]
+    assert f"SQLSTATE class {str(fields['sqlstate'])[:2]})" in problem["detail"]
+    assert len(str(fields["sqlstate"])) == 5
 
 
 @pytest.mark.parametrize("path", ["/export/nothing.csv", "/export/early.csv?q=eq.abc", "/relations/nothing"])

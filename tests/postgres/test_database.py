@@ -176,8 +176,9 @@ async def cancelled_by_the_task(database: Database, postgres: Postgres) -> None:
 
 
 async def failed(database: Database, postgres: Postgres) -> None:
-    with pytest.raises(errors.QueryFailed, match="22012"):
+    with pytest.raises(errors.QueryFailed) as caught:
         await run(database, "SELECT 1 / 0")
+    assert caught.value.sqlstate == "22012"
 
 
 async def terminated(database: Database, postgres: Postgres) -> None:
@@ -501,8 +502,9 @@ async def test_values_arrive_as_the_text_that_the_server_sent(database: Database
 
 
 async def test_a_transaction_may_only_read(database: Database) -> None:
-    with pytest.raises(errors.QueryFailed, match="25006"):
+    with pytest.raises(errors.QueryFailed) as caught:
         await run(database, "CREATE TABLE written (x int)")
+    assert caught.value.sqlstate == "25006"
 
 
 # --- the catalogue as it is now ---------------------------------------------------------------------------------
@@ -565,17 +567,21 @@ async def test_a_relation_without_select_is_not_found(reader: Settings, postgres
     assert (await get_problem(reader, "/export/users.csv"))["status"] == 404
 
 
-async def test_columns_that_may_not_be_read_are_named(reader: Settings, postgres: Postgres) -> None:
+async def test_columns_that_may_not_be_read_are_named_if_the_request_names_them(
+    reader: Settings, postgres: Postgres
+) -> None:
     postgres.run("CREATE TABLE partly AS SELECT 1 AS open, 2 AS secret, 3 AS also_open, 4 AS hidden")
     postgres.run("GRANT SELECT (open, also_open) ON partly TO reader")
     problem = await get_problem(reader, "/export/partly.csv")
     assert (problem["status"], problem["code"]) == (403, "columns_not_readable")
-    assert '"secret"' in problem["detail"]
-    assert '"hidden"' in problem["detail"]
-    assert "open" not in problem["detail"]
+    assert problem["detail"] == "The database role may not read all columns of the relation."
     assert "select=open,also_open" in problem["hint"]
     assert await get(reader, "/export/partly.csv?select=also_open,open") == (200, b"also_open,open\n3,1\n")
-    assert (await get_problem(reader, "/export/partly.csv?select=open,secret"))["status"] == 403
+    problem = await get_problem(reader, "/export/partly.csv?select=open,secret")
+    assert problem["status"] == 403
+    assert '"secret"' in problem["detail"]
+    assert "hidden" not in problem["detail"]
+    assert "open" not in problem["detail"]
 
 
 async def test_a_schema_without_usage_is_not_found(reader: Settings, postgres: Postgres) -> None:

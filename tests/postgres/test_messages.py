@@ -50,6 +50,11 @@ from tests.support.fake_backend import (
 BUILT = {
     "Parse": (messages.parse("SELECT 1"), b"P\0\0\0\x10" + b"\0" + b"SELECT 1\0" + b"\0\0"),
     "Parse with a name": (messages.parse("x", "s1"), b"P\0\0\0\x0b" + b"s1\0" + b"x\0" + b"\0\0"),
+    "Parse with types": (
+        messages.parse("x", types=[23, 4_000_000_000]),
+        b"P\0\0\0\x11" + b"\0" + b"x\0" + b"\0\2" + b"\0\0\0\x17" + b"\xee\x6b\x28\0",
+    ),
+    "Describe of a statement": (messages.describe_statement("s1"), b"D\0\0\0\x08" + b"Ss1\0"),
     "Parse of no ASCII": (messages.parse("é", "ü"), b"P\0\0\0\x0c" + b"\xc3\xbc\0" + b"\xc3\xa9\0" + b"\0\0"),
     "Bind": (messages.bind([]), b"B\0\0\0\x0c" + b"\0" + b"\0" + b"\0\0" + b"\0\0" + b"\0\0"),
     "Bind with values": (
@@ -289,6 +294,17 @@ def test_the_columns_of_a_description() -> None:
     assert messages.columns(b"\x06\x80" + column(b"x", 23) * 1664) == [("x", 23)] * 1664
 
 
+def test_the_types_of_parameters() -> None:
+    assert messages.parameter_types(b"\0\0") == []
+    assert messages.parameter_types(b"\0\2" + b"\0\0\0\x17" + b"\xee\x6b\x28\0") == [23, 4_000_000_000]
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"\0\1", b"\0\1\0\0\0", b"\0\0\0", b"\0\1" + b"\0" * 5])
+def test_types_of_parameters_that_are_cut_off_or_too_long_are_an_error(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        messages.parameter_types(body)
+
+
 def test_a_description_that_is_cut_off_or_too_long_is_an_error() -> None:
     wrong = [TWO_COLUMNS[:length] for length in range(len(TWO_COLUMNS))]
     wrong += [TWO_COLUMNS + b"\0", b"\0\1" + TWO_COLUMNS[2:], b"\0\3" + TWO_COLUMNS[2:], b"\xff\xff" + TWO_COLUMNS[2:]]
@@ -448,6 +464,14 @@ def test_the_results_of_several_queries() -> None:
     assert results.finished == [[], second, [], []]
     assert seen == [(2, second)]  # at once, not at the end
     assert (results.parsed, results.error) == (3, None)
+
+
+def test_the_parameters_of_a_statement_that_is_only_parsed() -> None:
+    parameters = message(b"t", b"\0\2" + b"\0\0\0\x17" + b"\0\0\0\x19")
+    parsed = PARSED + parameters + description([INT4])
+    stream = parsed + PARSED + answer([TEXT], [b"x"]) + PARSED + message(b"t", b"\0\0") + NO_DATA + READY
+    queries = [Query("SELECT $1", runs=False), Query("SELECT 'x'"), Query("SET a = b", runs=False)]
+    assert results_of(queries, stream).finished == [[{"type": 23}, {"type": 25}], [{"c0": "x"}], []]
 
 
 UTC = datetime.UTC

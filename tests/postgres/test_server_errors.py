@@ -106,7 +106,8 @@ def test_the_message_is_kept_in_part_and_logged_at_debug_only(emitted: list[Even
     (event,) = emitted
     assert isinstance(event, ServerErrorReported)
     assert event.severity == logging.DEBUG
-    assert event.fields() == {"sqlstate": "22P02", "message": error.server_message}
+    texts = {"detail": "secret detail", "hint": "secret hint", "where": "secret context"}
+    assert event.fields() == {"sqlstate": "22P02", "message": error.server_message, **texts}
 
 
 FAILED = 'connection to server at "127.0.0.1", port 5432 failed: '

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -449,9 +449,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found: set[str] = set()
     parse = messages.parse
 
-    def record(sql: str, name: str = "") -> bytes:
+    def record(sql: str, name: str = "", types: Sequence[int] = ()) -> bytes:
         found.add(sql)
-        return parse(sql, name)
+        return parse(sql, name, types)
 
     monkeypatch.setattr(messages, "parse", record)
     return found
