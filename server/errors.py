@@ -52,6 +52,12 @@ class InvalidRequest(ExportError):
     of_query = True
 
 
+class RequestTooLarge(InvalidRequest):
+    """The URL or a form is longer, or asks for more, than a request may."""
+
+    code = "too_complex"
+
+
 class Forbidden(ExportError):
     """The database role lacks a privilege that the export needs."""
 

@@ -6,7 +6,8 @@ export, and the SQL text of a plan with its bound values. Everything here is pur
 
 Start with `request.py`.
 
-Inside: dialect, grammar, patterns, quoting, spreadsheets → fields → filters, selection → operators → catalogue →
-columns, comparisons, filter_reader, parameters, plus_signs → request → plan, suggestions → file_names, sql.
+Inside: dialect, grammar, patterns, quoting, regular_expressions, spreadsheets, tally → fields → filters, selection,
+value_reader → operators → catalogue → columns, comparisons, parameters, pattern_limits, plus_signs → filter_reader →
+request → plan, suggestions → file_names, sql.
 May import: nothing.
 """

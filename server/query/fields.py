@@ -51,6 +51,7 @@ MOST_INDEX = 2**31 - 1
 BLANKS = " \t"
 
 _INDEX = re.compile(r"-?[0-9]+")
+_ANY_BLANKS = re.compile(r"[ \t]*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +190,11 @@ def _read_key(text: str, start: int, stops: str, where: str) -> tuple[str | int,
 
 def _read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int, bool]:
     """Return the name at `start`, perhaps empty, the position after it, and whether it is in double quotes."""
-    position = _after_blanks(text, start)
+    position = after_blanks(text, start)
     quoted = text[position : position + 1] == '"'
     if quoted:
         name, position = read_quoted(text, position, where)
-        position = _after_blanks(text, position)
+        position = after_blanks(text, position)
         if position < len(text) and text[position] not in stops and not text.startswith("->", position):
             raise InvalidRequest(
                 f"Unexpected text after the closing quote in {where} at position {position + 1}.", code="invalid_quotes"
@@ -208,13 +209,14 @@ def _read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int,
 
 @functools.cache  # there are four sets of stop characters
 def _unquoted(stops: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:[^\-{re.escape(stops)}]|-(?!>))*")
+    plain = rf"[^\-{re.escape(stops)}]*+"
+    return re.compile(rf"{plain}(?:-(?!>){plain})*+")
 
 
-def _after_blanks(text: str, start: int) -> int:
-    while text[start : start + 1] in BLANKS and start < len(text):
-        start += 1
-    return start
+def after_blanks(text: str, start: int) -> int:
+    """Return the position of the first character at `start` or after it that is no blank."""
+    found = _ANY_BLANKS.match(text, start)
+    return start if found is None else found.end()
 
 
 def embedding_error(where: str) -> InvalidRequest:

@@ -51,9 +51,8 @@ QUANTIFIERS = ("any", "all")
 PATTERNS = ("like", "ilike")
 REGULAR_EXPRESSIONS = ("match", "imatch")
 IS_VALUES = ("null", "not_null", "true", "false", "unknown")
-# Conditions of one request, and levels of nesting in one of its groups. A request line of 128 kB has space for tens of
-# thousands of either, which neither the recursive reader nor PostgreSQL's parser should be given.
-MOST_CONDITIONS = 1000
+# Levels of nesting in a group. A request line of 128 kB has space for tens of thousands, which neither the recursive
+# reader nor PostgreSQL's parser should be given.
 MOST_NESTING = 20
 
 

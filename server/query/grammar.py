@@ -14,6 +14,9 @@ from server.errors import InvalidRequest
 
 # Characters of a user's text that an error message repeats: enough to recognise it, and a message stays short.
 LONGEST_IN_MESSAGE = 100
+# A text in double quotes, for re.DOTALL. Possessive, so that a quote which is not closed is read only once.
+QUOTED = r'"([^"\\]*+(?:(?:\\.|"")[^"\\]*+)*+)"'
+_QUOTED = re.compile(QUOTED, re.DOTALL)
 # A raw `+`, here as NUL, that may be a sign: it follows a word and precedes a digit, as in 12:00+02.
 _SIGN = re.compile(r"\w[ \t\0]*\0(?=[0-9])")
 
@@ -52,20 +55,25 @@ def read_quoted(text: str, start: int, where: str) -> tuple[str, int]:
     Inside, a backslash stands before a character that is meant as it is, and `""` is a quote too.
     Raise InvalidRequest if the quote is not closed.
     """
-    characters: list[str] = []
-    position = start + 1
-    while position < len(text):
-        character = text[position]
-        following = text[position + 1 : position + 2]
-        if following and (character == "\\" or character == following == '"'):
-            characters.append(following)
-            position += 2
-        elif character == '"':
-            return "".join(characters), position + 1
-        else:
-            characters.append(character)
-            position += 1
-    raise InvalidRequest(f"The double quote in {where} at position {start + 1} is not closed.", code="invalid_quotes")
+    found = _QUOTED.match(text, start)
+    if found is None:
+        raise InvalidRequest(
+            f"The double quote in {where} at position {start + 1} is not closed.", code="invalid_quotes"
+        )
+    return unescaped(found[1]), found.end()
+
+
+def unescaped(quoted: str) -> str:
+    """Return the text that stands inside double quotes, without its escapes. quoted: what QUOTED matches."""
+    first, *others = quoted.split("\\")
+    parts = [first.replace('""', '"')]
+    following = iter(others)
+    for part in following:
+        if part:
+            parts.append(part[0] + part[1:].replace('""', '"'))
+        else:  # a backslash that is escaped, and the text after it
+            parts += ("\\", next(following, "").replace('""', '"'))
+    return "".join(parts)
 
 
 def read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int]:
@@ -78,8 +86,7 @@ def read_name(text: str, start: int, stops: str, where: str) -> tuple[str, int]:
     if text[position : position + 1] == '"':
         name, position = read_quoted(text, position, where)
     else:
-        while position < len(text) and text[position] not in stops:
-            position += 1
+        position = min((at for stop in stops if (at := text.find(stop, start)) >= 0), default=len(text))
         name = text[start:position]
     if not name:
         raise InvalidRequest(f"A name is missing in {where} at position {start + 1}.", code="missing_name")

@@ -21,6 +21,8 @@ from server.query.spreadsheets import write_text
 DIALECT_PARAMETERS = ("delimiter", "quote", "header", "null", "eol", "bom", "guard", "text", "excel")
 # Bytes of the text for NULL. It is written for every NULL, so a long one would multiply the size of a chunk.
 LONGEST_NULL = 100
+# Characters of the name of a file. Each of them is looked at, and file systems take fewer.
+LONGEST_FILENAME = 1000
 # Readers that a request can ask for; the server applies its own limit too.
 MOST_READERS = 64
 # Rows: the largest value of LIMIT and OFFSET, which PostgreSQL counts in bigint.
@@ -66,6 +68,12 @@ def timezones() -> frozenset[str]:
 def _parse_filename(text: str, name: str) -> str:
     if not text.strip():
         raise InvalidRequest(f'"{name}" is empty.', code="invalid_filename")
+    if len(text) > LONGEST_FILENAME:
+        raise InvalidRequest(
+            f'"{name}" is longer than {LONGEST_FILENAME} characters.',
+            code="invalid_filename",
+            hint="File systems take names of about 200 characters.",
+        )
     return text
 
 

@@ -51,4 +51,5 @@ def elements(array: str) -> list[str]:
 
     If the text is not valid, which PostgreSQL reports, the result is some parts of it.
     """
-    return [re.sub(r"(?s)\\(.)", r"\1", quoted or plain) for quoted, plain in _ELEMENT.findall(array)]
+    found = [quoted or plain for quoted, plain in _ELEMENT.findall(array)]
+    return [re.sub(r"(?s)\\(.)", r"\1", each) if "\\" in each else each for each in found]

@@ -5,15 +5,17 @@ The plan is immutable and is all that the later stages need. Runs nothing, and k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from server.errors import RequestTooLarge
 from server.query.catalogue import Relation
 from server.query.columns import OutputColumn, check_json_names, check_readable, find_columns, output_columns
 from server.query.dialect import Dialect
 from server.query.filters import Filter, conditions_of
 from server.query.plus_signs import check_plus_signs
 from server.query.request import GZIP_SUFFIX, ExportRequest, full_format
-from server.query.selection import SortKey
+from server.query.selection import MOST_COLUMNS, SortKey
 
 # Rows of a preview: as many as fit on a screen.
 PREVIEW_ROWS = 20
@@ -56,6 +58,8 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
     used = [condition.field for condition in conditions_of(request.filters)] + [key.field for key in request.order]
     selected = [item.field for item in request.select or () if item.field is not None]
     check_readable([output.column for output in columns] + find_columns(used, relation), relation, selected + used)
+    if request.order and len(columns) + len(request.order) > MOST_COLUMNS:
+        _check_sorted_columns(columns, request.order)
     check_plus_signs(conditions_of(request.filters), relation)
     if request.format == "ndjson":
         check_json_names(columns)
@@ -73,6 +77,17 @@ def make_plan(request: ExportRequest, relation: Relation) -> ExportPlan:
         filename=file_stem(request),
         parallel=request.parallel,
     )
+
+
+def _check_sorted_columns(columns: Sequence[OutputColumn], order: Sequence[SortKey]) -> None:
+    """Raise RequestTooLarge if PostgreSQL has no room for what it sorts by beside the columns of the file."""
+    selected = {output.field for output in columns}
+    others = [key for key in order if key.field not in selected or not key.field.plain]
+    if len(columns) + len(others) > MOST_COLUMNS:
+        raise RequestTooLarge(
+            f'"select" and "order" name more than {MOST_COLUMNS:,} columns in all.',
+            hint="Select or sort by fewer columns. A sort key that is a selected column does not count twice.",
+        )
 
 
 def file_stem(request: ExportRequest) -> str:

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.fields import read_field
-from server.query.filter_reader import parse_condition, parse_group, too_many_conditions
-from server.query.filters import MOST_CONDITIONS, OPERATORS, Filter, conditions_of
+from server.query.filter_reader import parse_condition, parse_group
+from server.query.filters import OPERATORS, Filter
 from server.query.grammar import form_decode, percent_decode, read_names, shorten, write_name
 from server.query.parameters import DIALECT_PARAMETERS, PARSERS, parse_dialect
 from server.query.selection import LONGEST_NAME, SelectedColumn, SortKey
+from server.query.tally import LONGEST_QUERY, MOST_PARAMETERS, Tally
 
 FORMATS = ("csv", "tsv", "ndjson")
 GZIP_SUFFIX = "gz"
@@ -91,12 +92,13 @@ def parse_export_request(target: str, query: str) -> ExportRequest:
     return _parse_parameters(query, _relation_name(parts), format, gzip)
 
 
-def parse_relation_request(target: str, query: str) -> ExportRequest:
+def parse_relation_request(target: str, query: str, tally: Tally | None = None) -> ExportRequest:
     """Parse the target of `/relations/{target}…`, which has no format, and its query string.
 
-    Both are still percent-encoded. Raise InvalidRequest if anything is wrong.
+    Both are still percent-encoded. tally: counts the parts of several requests together. Raise InvalidRequest if
+    anything is wrong.
     """
-    return _parse_parameters(query, _relation_name(_split_target(target)), FORMATS[0], gzip=False)
+    return _parse_parameters(query, _relation_name(_split_target(target)), FORMATS[0], gzip=False, tally=tally)
 
 
 def export_path(schema: str | None, name: str, format: str) -> str:
@@ -140,41 +142,57 @@ def _relation_name(parts: list[str]) -> RelationName:
     return RelationName(parts[-1], parts[0] if len(parts) == 2 else None)
 
 
-def _parse_parameters(query: str, relation: RelationName, format: str, gzip: bool) -> ExportRequest:
-    options, filters = _read_query(query)
+def _parse_parameters(
+    query: str, relation: RelationName, format: str, gzip: bool, tally: Tally | None = None
+) -> ExportRequest:
+    options, filters = _read_query(query, Tally() if tally is None else tally)
     dialect = parse_dialect({name: options.pop(name) for name in DIALECT_PARAMETERS if name in options}, format)
     values = {name: PARSERS[name](text, name) for name, text in options.items()}
     return ExportRequest(relation, format, gzip, filters=filters, dialect=dialect, **values)
 
 
-def _read_query(query: str) -> tuple[dict[str, str], tuple[Filter, ...]]:
+def _read_query(query: str, tally: Tally) -> tuple[dict[str, str], tuple[Filter, ...]]:
     """Return the decoded text of each option by name, and the filters.
 
     Pairs and `+` for a space follow the WHATWG URL standard, "application/x-www-form-urlencoded parsing".
     """
     options: dict[str, str] = {}
     filters: list[Filter] = []
-    conditions = 0
-    for pair in query.split("&"):
-        if not pair:
-            continue
+    for pair in read_pairs(query):
         raw_name, equals, raw_value = pair.partition("=")
         name, _ = form_decode(raw_name, "the name of a parameter")
         value, signs = form_decode(raw_value, f'the value of "{shorten(name)}"')
         if name in GROUP_PARAMETERS:
             negated = name.startswith("not.")
-            filters.append(parse_group(name.removeprefix("not."), value, negated=negated, signs=signs))
+            filters.append(parse_group(name.removeprefix("not."), value, negated=negated, signs=signs, tally=tally))
         elif name in PARAMETERS and not filters_column(name, value):
             if name in options:
                 raise InvalidRequest(f'The parameter "{name}" is given twice.', code="repeated_parameter")
             options[name] = value
-            continue
         else:
-            filters.append(_parse_filter(name, value if equals else None, signs))
-        conditions += len(conditions_of(filters[-1:]))
-        if conditions > MOST_CONDITIONS:  # at once: to read the others would only take time
-            raise too_many_conditions()
+            filters.append(_parse_filter(name, value if equals else None, signs, tally))
     return options, tuple(filters)
+
+
+def read_pairs(query: str) -> list[str]:
+    """Return the pairs of a query string, still percent-encoded. Raise RequestTooLarge before any is read.
+
+    A form that is sent as a body may describe a longer query string than a request line can hold.
+    """
+    if len(query) > LONGEST_QUERY:
+        raise RequestTooLarge(
+            f"The query string is longer than {LONGEST_QUERY:,} characters.",
+            code="too_long",
+            hint="Use fewer or shorter values.",
+        )
+    pairs = [pair for pair in query.split("&") if pair]
+    if len(pairs) > MOST_PARAMETERS:
+        raise RequestTooLarge(
+            f"There are more than {MOST_PARAMETERS:,} parameters.",
+            code="too_many_conditions",
+            hint="Put several values of one column in a list: id=in.(1,2,3)",
+        )
+    return pairs
 
 
 def filters_column(name: str, value: str) -> bool:
@@ -182,7 +200,7 @@ def filters_column(name: str, value: str) -> bool:
     return name == "text" and OPERATOR_PREFIX.match(value) is not None
 
 
-def _parse_filter(name: str, value: str | None, signs: Sequence[int]) -> Filter:
+def _parse_filter(name: str, value: str | None, signs: Sequence[int], tally: Tally) -> Filter:
     """value: None if the parameter has none, not even an empty one. signs: see `grammar.form_decode`."""
     field, _ = read_field(name, 0, "", "the name of a parameter")
     if value is None or not OPERATOR_PREFIX.match(value):
@@ -192,4 +210,4 @@ def _parse_filter(name: str, value: str | None, signs: Sequence[int]) -> Filter:
             hint=f"Known parameters: {', '.join(PARAMETERS)}. Write a filter as column=operator.value with one of the "
             f"operators {', '.join(OPERATORS)}.",
         )
-    return parse_condition(field, value, signs)
+    return parse_condition(field, value, signs, tally)

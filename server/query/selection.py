@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.query.fields import Field, read_cast, read_field, read_field_name
 from server.query.grammar import shorten
+from server.query.tally import check_steps
 
 # The characters that end a name in each parameter.
 SELECT_STOPS = ",:"
@@ -70,11 +71,12 @@ def _read_items(
     text: str, where: str, read: Callable[[str, int, str], tuple[Item, int]], most: int, what: str
 ) -> tuple[Item, ...]:
     """Read items between commas. read: returns the one at a position and the position after it. what: the items."""
+    check_steps(text.count("->"))  # before any is read
     items: list[Item] = []
     position = -1
     while position < len(text):
         if len(items) == most:
-            raise InvalidRequest(f"{where} names more than {most:,} {what}.", code="too_complex")
+            raise RequestTooLarge(f"{where} names more than {most:,} {what}.", hint=f"Name at most {most:,}.")
         item, position = read(text, position + 1, where)
         items.append(item)
     return tuple(items)

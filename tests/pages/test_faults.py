@@ -132,6 +132,16 @@ def test_a_name_in_the_file_that_is_too_long() -> None:
     assert fault.text == f"The name {'é' * 32} is too long: it may have 63 bytes."
 
 
+def test_a_regular_expression_that_repeats_too_much() -> None:
+    form = form_of_fields(USERS, [("f0.column", "name"), ("f0.op", "match"), ("f0.value", "((a?){0,40}){0,40}")])
+    with pytest.raises(InvalidRequest) as caught:
+        parse_export_request("users.csv", form.query)
+    fault = fault_of(caught.value, form)
+    assert fault.field == "f0"
+    assert "repeats too much" in fault.text
+    assert "smaller counts" in (fault.hint or "")
+
+
 def test_a_list_with_an_open_quote() -> None:
     fields = [("c", "id"), ("a", ""), ("t", "0"), ("f7.column", "name"), ("f7.op", "in"), ("f7.value", 'a,"b')]
     form = form_of_fields(USERS, fields)

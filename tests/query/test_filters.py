@@ -12,14 +12,13 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.query.fields import Field, Step, write_field
 from server.query.filter_reader import parse_condition, parse_group
 from server.query.filters import (
     COMPARISONS,
     FULL_TEXT,
     IS_VALUES,
-    MOST_CONDITIONS,
     MOST_NESTING,
     OPERATORS,
     PATTERNS,
@@ -31,7 +30,8 @@ from server.query.filters import (
 )
 from server.query.grammar import form_decode, write_quoted
 from server.query.patterns import from_sql
-from tests.support.cpu import cpu_limit
+from server.query.tally import MOST_CONDITIONS, MOST_ITEMS
+from tests.support.cpu import cpu_limit, most_seconds
 from tests.support.random_filters import conditions
 
 ONE = Condition(Field("a"), "eq", ("1",))
@@ -555,17 +555,40 @@ def test_a_group_is_read_up_to_the_first_condition_too_many() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "in.(" + ",".join(["1"] * 60_000) + ")",
-        "in.(" + ",".join(['"1"'] * 30_000) + ")",
+        "in.(" + ",".join(["1"] * MOST_ITEMS) + ")",
+        "in.(" + ",".join(['"1"'] * MOST_ITEMS) + ")",
         'in.("' + '""' * 60_000 + '")',
-        "in.(" + "{" * 60_000 + "}" * 60_000 + ")",
+        'in.("' + "\\\\" * 60_000 + '")',
+        "in.(" + "{" * 4_999 + "}" * 4_999 + ")",
         'in.({"' + "\\\\" * 50_000 + '"})',
     ],
-    ids=["items", "quoted items", "quotes", "braces", "backslashes"],
+    ids=["items", "quoted items", "quotes", "escapes", "braces", "backslashes"],
 )
 def test_a_list_as_long_as_a_request_line_is_read_quickly(text: str) -> None:
-    with cpu_limit(1):
+    with cpu_limit(most_seconds(0.04)):
         assert value_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in.(" + ",".join(["1"] * (MOST_ITEMS + 1)) + ")",
+        "in.(" + ",".join(['"1"'] * (MOST_ITEMS + 1)) + ",((((",
+        "in.({" + "{}" * MOST_ITEMS + "})",
+        "in.(" + "," * MOST_ITEMS + ")",
+        "in.(" + "{" * 60_000,
+    ],
+)
+def test_a_list_is_read_up_to_the_first_item_too_many(text: str) -> None:
+    with cpu_limit(most_seconds(0.04)), pytest.raises(RequestTooLarge, match="more than 10,000 items"):
+        value_of(text)
+
+
+def test_the_items_of_all_lists_count() -> None:
+    half = ",".join(["1"] * (MOST_ITEMS // 2))
+    assert parse_group("or", f"(a.in.({half}),b.in.({half}))")
+    with pytest.raises(RequestTooLarge, match="more than 10,000 items"):
+        parse_group("or", f"(a.in.({half}),b.in.({half}),c.in.(1))")
 
 
 # --- Order, and writing and reading again. ---

@@ -17,8 +17,8 @@ from server.errors import InvalidRequest
 from server.query.catalogue import RelationName
 from server.query.dialect import Dialect
 from server.query.fields import Field, Step
-from server.query.filters import MOST_CONDITIONS, OPERATORS, Condition, Filter, Group, conditions_of
-from server.query.parameters import MOST_READERS, MOST_ROWS
+from server.query.filters import OPERATORS, Condition, Filter, Group, conditions_of
+from server.query.parameters import LONGEST_FILENAME, MOST_READERS, MOST_ROWS
 from server.query.request import (
     FORMATS,
     PARAMETERS,
@@ -28,6 +28,7 @@ from server.query.request import (
     parse_relation_request,
 )
 from server.query.selection import MOST_SORT_KEYS, SelectedColumn, SortKey
+from server.query.tally import MOST_CONDITIONS
 
 # Names that PostgreSQL allows: not empty, without NUL, and without surrogates, which UTF-8 does not have.
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -617,7 +618,7 @@ def test_a_time_zone_is_one_of_the_iana_database(name: str) -> None:
     assert parsed("users.csv", f"timezone={name.replace('+', '%2B')}").timezone == name
 
 
-@pytest.mark.parametrize("name", ["report", " report ", "../../etc/passwd", 'a"b', "größe 🦥", "x" * 8192])
+@pytest.mark.parametrize("name", ["report", " report ", "../../etc/passwd", 'a"b', "größe 🦥", "x" * LONGEST_FILENAME])
 def test_a_file_name_may_be_any_text(name: str) -> None:
     """The download replaces what a header cannot carry."""
     assert parsed("users.csv", f"filename={name}").filename == name
