@@ -18,7 +18,7 @@ from server.errors import ExportError
 from server.events import emit
 from server.export.engine import Engine
 from server.export.events import PureEncoderInUse
-from server.http.aiohttp_internals import ProblemRunner
+from server.http.aiohttp_internals import ProblemRunner, limit_paths
 from server.http.cross_site import cors_headers, cross_site_middleware
 from server.http.events import LoopError
 from server.http.forwarded import PROXIES, TrustedProxies
@@ -68,6 +68,7 @@ def create_app(
     app[RUNNER] = Runner(Queue(settings), app[ENGINE])
     for routes in (export, save, exports, saved_file, health, relations, site, static_files, listing, table, saved):
         routes.setup(app)
+    limit_paths(app.router)
     app.on_response_prepare.append(add_common_headers)
     if settings.cors_origins:
         app.on_response_prepare.append(cors_headers(settings.cors_origins))

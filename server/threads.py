@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,6 +19,11 @@ Result = TypeVar("Result")
 
 # Threads that read and write saved exports. A call takes milliseconds on a disk that answers.
 FILE_THREADS = 16
+# Seconds after which a callback that has more to do lets others run. No callback may take 20 ms.
+TURN_SECONDS = 0.002
+# Threads that make pages and read and write long documents. Python runs one of them at a time anyway; more would only
+# keep the event loop waiting longer for its turn.
+PAGE_THREADS = 1
 # Threads that resolve host names. A lookup that hangs keeps its thread until the resolver gives up.
 NAME_THREADS = 4
 
@@ -26,20 +32,31 @@ class Threads:
     """The thread pools of one worker process. A thread starts when it is first needed, hence after the fork.
 
     rows: reads rows from PostgreSQL and encodes them, one thread for each connection. compression: gzip, one thread for
-    each export. files: everything that touches the folder of saved exports. names: the resolver.
+    each export. pages: Python work whose time grows with a form, a relation or the catalogue. files: everything that
+    touches the folder of saved exports. names: the resolver.
     """
 
     def __init__(self, *, readers: int, exports: int) -> None:
         """Create the pools. readers: most connections that read rows at once. exports: most exports at once."""
         self.rows = ThreadPoolExecutor(readers, thread_name_prefix="rows")
         self.compression = ThreadPoolExecutor(exports, thread_name_prefix="compression")
+        self.pages = ThreadPoolExecutor(PAGE_THREADS, thread_name_prefix="pages")
         self.files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
         self.names = ThreadPoolExecutor(NAME_THREADS, thread_name_prefix="names")
 
     def close(self) -> None:
         """Accept no more work and drop what has not started. Does not wait for running threads."""
-        for pool in (self.rows, self.compression, self.files, self.names):
+        for pool in (self.rows, self.compression, self.pages, self.files, self.names):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def give_way(since: float) -> None:
+    """Let the other callbacks of the event loop run, if this one has taken TURN_SECONDS.
+
+    since: when it began, by `time.perf_counter`. Call it between two pieces of work whose time grows with a request.
+    """
+    if time.perf_counter() - since > TURN_SECONDS:
+        await asyncio.sleep(0)
 
 
 async def in_thread(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -30,6 +31,7 @@ from server.query.filters import conditions_of
 from server.query.plan import ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest
 from server.query.sql import select_statement
+from server.threads import give_way
 
 # Seconds to wait before each new attempt after a transient error (a connection that died in the pool, a conflict on a
 # replica). The first attempt is repeated at once: a new connection is usually enough.
@@ -79,7 +81,9 @@ class OpenExport:
         Locks the relations that the query reads. Raise ExportError as the query itself would.
         """
         if self._explained is None:
+            began = time.perf_counter()
             plan, statement = self.plan, select_statement(self.plan)
+            await give_way(began)
             with _reading_the_relation():
                 self._explained = await self.session.explain(
                     statement.text,
@@ -203,7 +207,11 @@ async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
 
 async def _plan(session: Session, request: ExportRequest) -> ExportPlan:
     filtered = {condition.column for condition in conditions_of(request.filters)}
-    return make_plan(request, await session.relation(request.relation, filtered=filtered))
+    relation = await session.relation(request.relation, filtered=filtered)
+    began = time.perf_counter()
+    plan = make_plan(request, relation)
+    await give_way(began)
+    return plan
 
 
 def _name_in_the_log(name: RelationName) -> None:

@@ -7,6 +7,6 @@ no SQL of its own and opens no file except through `saved`.
 Values and headers come first, then the transfer of a file, then the routes.
 
 Inside: addresses, byte_ranges, caching, events, forwarded, malformed, negotiation, stall → cross_site, file_headers,
-hosts, problems, transfer → aiohttp_internals, keys → responses, saving, sendfile → routes.
+hosts, problems, transfer → aiohttp_internals, keys → parsing, responses, saving, sendfile → routes.
 May import: query, export, saved.
 """

@@ -39,7 +39,7 @@ def relation_headers(relation: Relation) -> dict[str, str]:
 
 def refuse_parameters(request: web.Request, detail: str, *, hint: str | None = None) -> None:
     """Raise InvalidRequest if the address has a query string. detail: says what takes no parameters."""
-    if request.query_string:
+    if request.rel_url.raw_query_string:
         raise InvalidRequest(detail, code="unknown_parameter", hint=hint)
 
 

@@ -15,6 +15,8 @@ from multidict import MultiMapping
 
 # RFC 9110, 8.8.3.
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+# Characters of a list of ETags: a request may have a hundred lines of 8 kB.
+LONGEST_LIST = 8192
 # RFC 9110, 14.1.2: one int-range or suffix-range. Elements of a list may be empty.
 _ONE_RANGE = re.compile(r"bytes[ \t]*=[ \t,]*(\d*)-(\d*)[ \t,]*", re.IGNORECASE | re.ASCII)
 # Digits of a number. A number with more of them lies past the end of any file.
@@ -97,9 +99,11 @@ def _joined(headers: MultiMapping[str], name: str) -> str:
 
 
 def _matches(text: str, etag: str, *, weakly: bool) -> bool:
-    """Return whether a list of ETags, or `*`, includes this strong ETag (RFC 9110, 8.8.3.2)."""
+    """Return whether a list of ETags, or `*`, includes this strong ETag (RFC 9110, 8.8.3.2). A long list does not."""
     if text.strip() == "*":
         return True
+    if len(text) > LONGEST_LIST:
+        return False
     return any(given == etag or (weakly and given == f"W/{etag}") for given in _ETAG.findall(text))
 
 

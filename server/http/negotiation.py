@@ -9,15 +9,22 @@ from multidict import MultiMapping
 # RFC 9110, 12.4.2: 0 to 1 with at most three digits after the point.
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
+# Characters of a list. A request may have a hundred lines of 8 kB, which would take the event loop half a second.
+LONGEST_LIST = 8192
+
 
 def weights(headers: MultiMapping[str], name: str) -> dict[str, float]:
     """Return the items of a weighted list (RFC 9110, 12.4.2), in lower case, with their weights from 0 to 1.
 
     An item without a weight has 1; a weight that is not valid is 0; of an item that is repeated the lowest counts.
-    Parameters other than q are ignored. name: of the header, whose lines are joined (RFC 9110, 5.3).
+    Parameters other than q are ignored. name: of the header, whose lines are joined (RFC 9110, 5.3). Of a long list
+    the first LONGEST_LIST characters count.
     """
     found: dict[str, float] = {}
-    for entry in ",".join(headers.getall(name, [])).lower().split(","):
+    text = ",".join(headers.getall(name, []))
+    if len(text) > LONGEST_LIST:
+        text = text[:LONGEST_LIST].rpartition(",")[0]
+    for entry in text.lower().split(","):
         item, *parameters = (part.strip() for part in entry.split(";"))
         found[item] = min(_weight(parameters), found.get(item, 1.0))
     found.pop("", None)  # RFC 9110, 5.6.1.2: empty elements are ignored

@@ -151,4 +151,6 @@ def _problem_of_aiohttp(error: web.HTTPException, request: web.Request) -> Probl
         detail = f"The method {request.method[:_METHOD_CHARACTERS]} is not allowed here. Allowed: {allowed}."
     elif error.status == 404:
         detail = "There is nothing at this address. Exports are at /export/{relation}.csv."
+    elif error.status == 414:
+        return Problem(error.status, "path_too_long", detail, "The name of a relation has at most 63 bytes.")
     return Problem(error.status, status_code(error.status), detail)

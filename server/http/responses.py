@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from server.http.caching import NO_STORE
-from server.http.keys import SETTINGS
+from server.http.keys import ENGINE, SETTINGS
 from server.saved.status import status_json
 from server.saved.store import Entry
+from server.threads import in_thread
 
 
 def json_response(document: Mapping[str, Any], *, status: int = 200) -> web.Response:
     """Return the document as JSON that no cache stores."""
     return web.json_response(document, status=status, headers=NO_STORE)
+
+
+async def long_json_response(request: web.Request, document: Callable[[], Mapping[str, Any]]) -> web.Response:
+    """Return a document that may have megabytes as JSON that no cache stores. document: makes it, in a thread."""
+    threads = request.app[ENGINE].threads
+    body = await in_thread(threads.pages, lambda: json.dumps(document()).encode())
+    return web.Response(body=body, content_type="application/json", charset="utf-8", headers=NO_STORE)
 
 
 def status_document(request: web.Request, entry: Entry) -> dict[str, Any]:

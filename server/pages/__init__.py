@@ -5,7 +5,7 @@ JavaScript, and shows or does nothing that the API does not offer too.
 
 The form as a value comes first, then its reading, then the pages.
 
-Inside: controls, expected, formatting, relation_list, snippets, static_files → days → form, site → faults, form_reader,
-listing, notes, result → table → saved.
+Inside: controls, expected, formatting, relation_list, sent_fields, snippets, static_files → days → form, site → faults,
+form_reader, listing, notes, result, shown_form → table → saved.
 May import: query, export, saved, http.
 """

@@ -6,6 +6,7 @@ conditions as text. `days.py` adds what a date without a time means on a timesta
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -137,7 +138,11 @@ def kind_of(column: Column | None) -> str:
         return "other"
     if column.values is not None:
         return "enum"
-    type = column.base or column.type
+    return _kind_of_type(column.base or column.type)
+
+
+@functools.lru_cache(maxsize=1000)  # a page asks for it tens of thousands of times
+def _kind_of_type(type: str) -> str:
     if type in ("boolean", "date"):
         return type
     if type.endswith(("[]", "range")) or type == "jsonb":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.pages import days
 from server.pages.controls import FilterInput, condition_of, read_list, write_condition, write_members
 from server.query.catalogue import Relation
@@ -28,6 +28,7 @@ from server.query.request import (
     relation_path,
 )
 from server.query.selection import ORDER_STOPS, SELECT_STOPS
+from server.query.tally import Tally
 
 # The parameters that have an input of their own, whose text is the value.
 OPTIONS = ("limit", "offset", *DIALECT_PARAMETERS, "timezone", "filename")
@@ -175,10 +176,17 @@ def encode_pair(line: str) -> str:
     return quote(name, safe=_PLAIN + "%+") + equals + quote(value, safe=_PLAIN + "=%+")
 
 
-def parse_pair(pair: str) -> ExportRequest | None:
-    """Return what this pair of a query string asks for by itself, or None if it is invalid."""
+def parse_pair(pair: str, tally: Tally | None = None) -> ExportRequest | None:
+    """Return what this pair of a query string asks for by itself, or None if it is invalid.
+
+    tally: of all pairs that are read. With it, raise RequestTooLarge where it does.
+    """
     try:
-        return parse_relation_request("relation", pair)
+        return parse_relation_request("relation", pair, tally)
+    except RequestTooLarge:
+        if tally is not None:
+            raise
+        return None
     except InvalidRequest:
         return None
 

@@ -6,9 +6,9 @@ Pure. What is invalid or has no input is kept as it is, so that the page can sho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.pages import days
 from server.pages.controls import FilterInput, comparison_of, input_of, kind_of, write_list
 from server.pages.form import (
@@ -22,22 +22,33 @@ from server.pages.form import (
     parse_pair,
     readable_pair,
 )
-from server.query.catalogue import Relation
-from server.query.filters import MOST_CONDITIONS, Condition, conditions_of
+from server.query.catalogue import Column, Relation
+from server.query.filters import Condition, conditions_of
 from server.query.grammar import percent_decode
-from server.query.request import FORMATS, ExportRequest, filters_column
+from server.query.request import FORMATS, ExportRequest, filters_column, read_pairs
 from server.query.selection import SelectedColumn, SortKey
+from server.query.tally import LONGEST_QUERY, MOST_PARAMETERS, Tally
 
 # Filters, and sort keys, that get inputs. Each row has a list of the columns: thousands would be a page of 80 MB.
 MOST_ROWS = 100
+# Entries of all those lists together, of filters and of sort keys: 1 MB of HTML each.
+MOST_ENTRIES = 10_000
+# Lines of More conditions: as many as a request may have parameters.
+MOST_LINES = MOST_PARAMETERS
+_SHORTER = "Use fewer or shorter conditions."
 
 
 def form_of_query(relation: Relation, query: str) -> Form:
-    """Return the form that shows this query string of the page."""
+    """Return the form that shows this query string of the page. Raise RequestTooLarge if no export may be as large."""
     reader = _QueryReader(relation)
-    for pair in filter(None, query.split("&")):
+    for pair in read_pairs(query):
         reader.read(pair)
     return reader.form()
+
+
+def most_rows(relation: Relation) -> int:
+    """Return how many filters, and how many sort keys, of this relation get inputs."""
+    return min(MOST_ROWS, max(MOST_ENTRIES // max(len(relation.columns), 1), 1))
 
 
 def readable_query(query: str) -> str:
@@ -48,16 +59,20 @@ def readable_query(query: str) -> str:
 def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> Form:
     """Return the form with these fields, after what the pressed button asks for: `move` a column, `remove` a row.
 
-    fields: (name, value) as a browser sends them, decoded. Raise InvalidRequest if there are too many rows.
+    fields: (name, value) as a browser sends them, decoded. Raise RequestTooLarge if there are too many rows.
     """
     sent = _Fields(relation, fields)
+    if sent.length > LONGEST_QUERY:
+        raise RequestTooLarge("The form describes an address that is too long.", code="too_long", hint=_SHORTER)
     for rows, letter in (("filters", "f"), ("sort keys", "s")):
         if len(sent.numbered(letter)) > 2 * MOST_ROWS:  # those of the page, and some that its reader has added
-            raise InvalidRequest(
+            raise RequestTooLarge(
                 f"The form has more than {2 * MOST_ROWS} {rows}.",
-                code="too_complex",
                 hint="Write further conditions under More conditions.",
             )
+    lines = [line.strip() for line in re.split("[\r\n]+", sent.text("more")) if line.strip()]
+    if len(lines) > MOST_LINES:
+        raise RequestTooLarge(f"More conditions has more than {MOST_LINES:,} lines.", hint=_SHORTER)
     format, removed = sent.text(FORMAT_PARAMETER), sent.text("remove")
     return Form(
         relation,
@@ -72,7 +87,7 @@ def form_of_fields(relation: Relation, fields: Iterable[tuple[str, str]]) -> For
         ),
         # Spaces around the text for NULL are part of it.
         {name: text for name in OPTIONS if (text := sent.first(name) if name == "null" else sent.text(name))},
-        tuple(line.strip() for line in re.split("[\r\n]+", sent.text("more")) if line.strip()),
+        tuple(lines),
     )
 
 
@@ -81,6 +96,9 @@ class _QueryReader:
 
     def __init__(self, relation: Relation) -> None:
         self._relation = relation
+        self._by_name = {column.name: column for column in relation.columns}
+        self._most_rows = most_rows(relation)
+        self._tally = Tally()
         self._suffix: str | None = None
         self._columns: tuple[ColumnRow, ...] | None = None
         self._filters: list[FilterRow] = []
@@ -90,10 +108,7 @@ class _QueryReader:
         self._names: set[str] = set()
 
     def read(self, pair: str) -> None:
-        """Add a pair, still percent-encoded."""
-        if len(self._more) > MOST_CONDITIONS:  # the request is refused: to read it further would only take time
-            self._more.append(pair)
-            return
+        """Add a pair, still percent-encoded. Raise RequestTooLarge."""
         name, value = _decoded(pair)
         if name == FORMAT_PARAMETER and value in SUFFIXES and self._suffix is None:
             self._suffix = value
@@ -103,7 +118,7 @@ class _QueryReader:
             self._columns = ()  # no column is ticked
             self._names.add(name)
         else:
-            request = parse_pair(pair)
+            request = parse_pair(pair, self._tally)
             if request is None or not self._read_request(name, request):
                 # A `+` that is refused on a column of times must stay one, so that it is refused here too.
                 signed = request is not None and any(each.raw_plus for each in conditions_of(request.filters))
@@ -126,8 +141,8 @@ class _QueryReader:
 
     def _read_request(self, name: str, request: ExportRequest) -> bool:
         """Show what a pair of this name asks for. Return False if no input can, or has been given another pair."""
-        has_room = len(self._filters) < MOST_ROWS
-        row = _filter_row(self._relation, request, len(self._filters)) if has_room else None
+        has_room = len(self._filters) < self._most_rows
+        row = _filter_row(self._by_name, request, len(self._filters)) if has_room else None
         if row is not None:
             self._filters.append(row)
             return True
@@ -140,7 +155,7 @@ class _QueryReader:
             fields = [(item.field, item.alias or "") for item in selected if item.field is not None]
             self._columns = tuple(ColumnRow(field.column, alias) for field, alias in fields) or None
             return True
-        if name == "order" and len(request.order) <= MOST_ROWS and all(key.field.plain for key in request.order):
+        if name == "order" and len(request.order) <= self._most_rows and all(key.field.plain for key in request.order):
             keys = enumerate(request.order)
             self._sorts = tuple(SortRow(number, key.column, _direction(key)) for number, key in keys)
             return True
@@ -154,7 +169,10 @@ class _Fields:
         # HTML, "Constructing the entry list": a browser sends every line break, also one in a column's name, as CR LF.
         sent_as = {"\r\n".join(re.split("\r\n?|\n", column.name)): column.name for column in relation.columns}
         self._values: dict[str, list[str]] = {}
+        # Of the values that stand in the query string: the columns are there only if they are taken.
+        self.length = 0
         for name, value in fields:
+            self.length += 0 if name in ("c", "a", "t") else len(value)
             self._values.setdefault(name, []).append(sent_as.get(value, value))
 
     def all(self, name: str) -> list[str]:
@@ -183,14 +201,17 @@ def _decoded(pair: str) -> tuple[str, str]:
         return "", ""
 
 
-def _filter_row(relation: Relation, request: ExportRequest, number: int) -> FilterRow | None:
-    """Return the row that shows the only filter of this request, or None if there is no such filter or row."""
+def _filter_row(columns: Mapping[str, Column], request: ExportRequest, number: int) -> FilterRow | None:
+    """Return the row that shows the only filter of this request, or None if there is no such filter or row.
+
+    columns: of the relation, by name.
+    """
     if len(request.filters) != 1:
         return None
     item = request.filters[0]
     conditions = conditions_of((item,))
     name = conditions[0].column
-    column = next((column for column in relation.columns if column.name == name), None)
+    column = columns.get(name)
     kind = kind_of(column)
     if any(condition.raw_plus for condition in conditions) and "text" not in kind:
         return None

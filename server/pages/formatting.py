@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 
 # Short names of types with long ones, mostly those of PostgreSQL's manual, "Data Types", table 8.1.
@@ -52,6 +53,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+@functools.lru_cache(maxsize=1000)
 def short_type(type: str) -> str:
     """Return the short name of a type that format_type() wrote: timestamp(3) with time zone → timestamptz(3)."""
     for long, short in _SHORT_TYPES:

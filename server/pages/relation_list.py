@@ -95,7 +95,7 @@ def parse_list_query(fields: Mapping[str, str]) -> ListQuery:
             hint="Write sort=name, sort=rows or sort=size, and .desc after it to begin with the highest value.",
         )
     searched = fields.get("q", "").strip()[:LONGEST_SEARCH]
-    return ListQuery(searched, fields.get("schema", ""), key, direction == "desc")
+    return ListQuery(searched, fields.get("schema", "")[:LONGEST_SEARCH], key, direction == "desc")
 
 
 def arrange(

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
-from multidict import MultiDict
 
 from server.errors import ExportError, ExportNotFound, InvalidRequest
 from server.http.addresses import EXPORT_PREFIX
@@ -22,8 +21,9 @@ from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.http.responses import status_document
 from server.pages.form import FORMAT_PARAMETER
 from server.pages.form_reader import readable_query
+from server.pages.sent_fields import fields_of_list, read_form
+from server.pages.shown_form import TABLE
 from server.pages.site import SAVED_PAGE, render, render_with_error
-from server.pages.table import TABLE
 from server.saved.manifest import Status
 from server.saved.runner import Runner
 from server.saved.store import Entry
@@ -101,7 +101,7 @@ def _searchable(entry: Entry) -> str:
 
 async def saved(request: web.Request) -> web.Response:
     """Show the newest saved exports that match the filter."""
-    wanted = parse_filter(request.query)
+    wanted = parse_filter(fields_of_list(request))
 
     def read() -> dict[str, Any]:
         entries = request.app[RUNNER].queue.store.newest_first()
@@ -121,7 +121,7 @@ async def saved(request: web.Request) -> web.Response:
         "longest_search": LONGEST_SEARCH,
         "retention": request.app[SETTINGS].export_retention,
     }
-    return render_with_error(request, "saved.html", context, unavailable)
+    return await render_with_error(request, "saved.html", lambda: context, unavailable)
 
 
 async def _entries(request: web.Request) -> list[Entry]:
@@ -144,7 +144,7 @@ def _shown(request: web.Request, entry: Entry) -> SavedExport:
 
 async def cancel(request: web.Request) -> web.Response:
     """Cancel a saved export, then show the page again. One that has ended meanwhile stays as it is."""
-    back = parse_filter(await _fields(request)).address()
+    back = parse_filter(dict(reversed(await read_form(request)))).address()
     id = request.match_info["id"]
     if any(entry.manifest.id == id and not entry.manifest.finished for entry in await _entries(request)):
         with contextlib.suppress(ExportNotFound):  # deleted meanwhile
@@ -157,13 +157,14 @@ async def delete(request: web.Request) -> web.Response:
 
     Without the field `sure`, a deletion that removes a file or stops an export is answered with a page that asks first.
     """
-    fields = await _fields(request)
+    sent = await read_form(request)
+    fields = dict(reversed(sent))
     wanted = parse_filter(fields)
-    ids = set(fields.getall("id", ()))
+    ids = {value for name, value in sent if name == "id"}
     chosen = [entry for entry in await _entries(request) if entry.manifest.id in ids]
     if "sure" not in fields and any(entry.manifest.status not in ("failed", "cancelled") for entry in chosen):
         shown = [_shown(request, entry) for entry in chosen]
-        return render(request, "delete.html", {"exports": shown, "filter": wanted, "statuses": STATUSES})
+        return await render(request, "delete.html", {"exports": shown, "filter": wanted, "statuses": STATUSES})
     outcomes = await asyncio.gather(*(_delete(request.app[RUNNER], entry) for entry in chosen), return_exceptions=True)
     for outcome in outcomes:
         if outcome is not None:
@@ -176,11 +177,6 @@ async def _delete(runner: Runner, entry: Entry) -> None:
         await runner.delete(entry.manifest.id)
         if not entry.manifest.finished:  # it has only been cancelled
             await runner.delete(entry.manifest.id)
-
-
-async def _fields(request: web.Request) -> MultiDict[str]:
-    """Return the fields of the submitted form that are text."""
-    return MultiDict((name, value) for name, value in (await request.post()).items() if isinstance(value, str))
 
 
 def setup(app: web.Application) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,9 +20,11 @@ from aiohttp.typedefs import Handler
 from server.errors import ExportError
 from server.http.addresses import SAVED_PREFIX
 from server.http.caching import NO_STORE
+from server.http.keys import ENGINE
 from server.http.negotiation import accepts_html
 from server.http.problems import log_failure
 from server.pages.formatting import FILTERS
+from server.threads import in_thread
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -38,15 +40,24 @@ SECURITY_HEADERS = {
 }
 
 
-def render(request: web.Request, template: str, context: Mapping[str, Any], status: int = 200) -> web.Response:
-    """Return the page that this template makes of the context."""
-    response = aiohttp_jinja2.render_template(template, request, dict(context), status=status)
-    response.headers.update(SECURITY_HEADERS)
-    return response
+async def render(
+    request: web.Request, template: str, context: Mapping[str, Any] | Callable[[], Mapping[str, Any]], status: int = 200
+) -> web.Response:
+    """Return the page that this template makes of the context, in a thread: a page may have megabytes.
+
+    context: or a function that makes it, in the same thread.
+    """
+
+    def page() -> bytes:
+        values = context() if callable(context) else context
+        return aiohttp_jinja2.render_string(template, request, values).encode(errors="replace")
+
+    body = await in_thread(request.app[ENGINE].threads.pages, page)
+    return web.Response(body=body, content_type="text/html", charset="utf-8", status=status, headers=SECURITY_HEADERS)
 
 
-def render_with_error(
-    request: web.Request, template: str, context: Mapping[str, Any], error: ExportError | None
+async def render_with_error(
+    request: web.Request, template: str, context: Callable[[], Mapping[str, Any]], error: ExportError | None
 ) -> web.Response:
     """Return the page that this template makes of the context, with the status and Retry-After of the error, if any.
 
@@ -55,7 +66,8 @@ def render_with_error(
     if error is not None:
         log_failure(request, error)
     reason = None if error is None else error.detail
-    response = render(request, template, {**context, "reason": reason}, 200 if error is None else error.status)
+    status = 200 if error is None else error.status
+    response = await render(request, template, lambda: {**context(), "reason": reason}, status)
     if error is not None and error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
@@ -84,7 +96,7 @@ async def pages_for_browsers(request: web.Request, handler: Handler) -> web.Stre
         response.headers["Vary"] = "Accept"
         return response
     assert isinstance(response.body, bytes)
-    page = render(request, "error.html", {"problem": json.loads(response.body)}, response.status)
+    page = await render(request, "error.html", {"problem": json.loads(response.body)}, response.status)
     for name in ("Allow", "Retry-After"):
         if name in response.headers:
             page.headers[name] = response.headers[name]

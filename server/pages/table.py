@@ -15,9 +15,8 @@ A browser sends the form as fields to `/shape/{relation}`: what is downloaded or
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -29,39 +28,33 @@ from server.errors import (
     QueryTimeout,
     RelationFailed,
     RelationLocked,
+    RequestTooLarge,
 )
 from server.export.pipeline import describe_with_timezone, open_export, with_retries
 from server.export.preview import Preview, first_rows
 from server.http.addresses import EXPORT_PREFIX, raw_target
-from server.http.forwarded import own_origin
-from server.http.keys import ENGINE, SETTINGS
+from server.http.keys import ENGINE
 from server.http.problems import log_failure
 from server.http.responses import json_response
 from server.http.saving import accept
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
-from server.pages.faults import Fault, fault_of
-from server.pages.form import Form, parse_form
+from server.pages.faults import fault_of
 from server.pages.form_reader import form_of_fields, form_of_query
 from server.pages.notes import columns_note, notes_of
 from server.pages.result import bytes_of_export, bytes_of_relation, field_label, rows_of_export, rows_of_relation
+from server.pages.sent_fields import Fields, fields_of, read_form
+from server.pages.shown_form import FORM_ACTION, TABLE, Download, ShownForm, shown_form, shown_schema
 from server.pages.site import SAVED_PAGE, render
-from server.pages.snippets import Snippet, snippets
 from server.query.catalogue import Relation
-from server.query.file_names import file_name
 from server.query.parameters import timezones
-from server.query.plan import PREVIEW_ROWS, file_stem, make_plan
-from server.query.request import (
-    ExportRequest,
-    export_path,
-    parse_export_request,
-    parse_relation_request,
-    relation_path,
-    schema_in_path,
-)
+from server.query.plan import PREVIEW_ROWS
+from server.query.request import ExportRequest, parse_export_request, parse_relation_request, relation_path
 from server.query.selection import LONGEST_NAME
+from server.query.tally import LONGEST_QUERY
+from server.threads import in_thread
 
-TABLE = "/table/"
-FORM_ACTION = "/shape/"
+Result = TypeVar("Result")
+
 TIMEZONES = "/timezones"
 # The header by which the page's script asks only for the parts of the page that change.
 PARTIAL_HEADER = "X-Sluice-Live"
@@ -69,8 +62,6 @@ PARTIAL_HEADER = "X-Sluice-Live"
 LINKS_ONLY = "links"
 # The field that the button "Download" adds to the form.
 DOWNLOAD_FIELD = ("do", "download")
-# How a browser sends a form.
-FORM_TYPE = "application/x-www-form-urlencoded"
 # Seconds that a page waits for its preview before it is sent without one. Its script then asks again, with more time.
 FIRST_PREVIEW_SECONDS = 1.0
 # Columns that are in sight without scrolling. A form with more has a search.
@@ -96,65 +87,46 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """The percent-encoded paths of a form: of its export, of its page, of its fields, and of the page without query."""
-
-    export: str
-    page: str
-    action: str
-    reset: str
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """The export of a form without faults. filename: with its suffix."""
-
-    request: ExportRequest
-    filename: str
-    snippets: tuple[Snippet, ...]
-
-
 async def table(request: web.Request) -> web.Response:
     """Show the page of one relation."""
     relation, timezone = await _relation(request)
-    form = form_of_query(relation, request.rel_url.raw_query_string)
-    return await _answer(request, form, timezone, "table.html", seconds=FIRST_PREVIEW_SECONDS)
+    query = request.rel_url.raw_query_string
+    shown = await _in_thread(request, lambda: shown_form(request, form_of_query(relation, query)))
+    return await _answer(request, shown, timezone, "table.html", seconds=FIRST_PREVIEW_SECONDS)
 
 
 async def submit(request: web.Request) -> web.Response:
     """Redirect to the page with the query string of the submitted form or to its file, or answer the page's script."""
     relation, timezone = await _relation(request)
-    fields = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
-    form = form_of_fields(relation, fields)
+    query = request.rel_url.raw_query_string
+    shown, fields = await _in_thread(request, lambda: _sent(request, relation, fields_of(query)))
     if PARTIAL_HEADER in request.headers:
         links_only = request.headers[PARTIAL_HEADER] == LINKS_ONLY
-        return await _answer(request, form, timezone, "changes.html", links_only=links_only)
-    paths = _paths(request, form)
+        return await _answer(request, shown, timezone, "changes.html", links_only=links_only)
+    page = _address(shown.paths.page)
     if DOWNLOAD_FIELD not in fields:
-        raise web.HTTPSeeOther(paths.page)
+        raise web.HTTPSeeOther(page)
     try:
-        wanted = _download(request, form, paths).request
+        wanted = shown.export.request
         await with_retries(lambda: _check(request, wanted))
     except _SHOWN_ON_THE_PAGE:
-        raise web.HTTPSeeOther(paths.page) from None
-    raise web.HTTPSeeOther(paths.export)
+        raise web.HTTPSeeOther(page) from None
+    raise web.HTTPSeeOther(_address(shown.paths.export))
 
 
 async def save(request: web.Request) -> web.Response:
     """Save the export of the submitted form in the background."""
-    if request.content_type != FORM_TYPE:
-        raise InvalidRequest(f"The fields of the form must be sent as {FORM_TYPE}.", code="invalid_form")
+    fields = await read_form(request)
     relation, _ = await _relation(request)
-    body = (await request.read()).decode(errors="replace")
-    form = form_of_fields(relation, parse_qsl(body, keep_blank_values=True))
-    paths = _paths(request, form)
-    target, _, query = paths.export.removeprefix(EXPORT_PREFIX).partition("?")
+    shown, _ = await _in_thread(request, lambda: _sent(request, relation, fields))
+    page = _address(shown.paths.page)
+    target, _, query = shown.paths.export.removeprefix(EXPORT_PREFIX).partition("?")
     try:
-        _download(request, form, paths)
-        await accept(request, parse_export_request(target, query), target, query)
+        _ = shown.export  # raises the fault of the form
+        wanted = await _in_thread(request, lambda: parse_export_request(target, query))
+        await accept(request, wanted, target, query)
     except _SHOWN_ON_THE_PAGE:
-        raise web.HTTPSeeOther(paths.page) from None
+        raise web.HTTPSeeOther(page) from None
     raise web.HTTPSeeOther(SAVED_PAGE)
 
 
@@ -180,7 +152,7 @@ async def _relation(request: web.Request) -> tuple[Relation, str]:
 
 async def _answer(
     request: web.Request,
-    form: Form,
+    shown: ShownForm,
     timezone: str,
     template: str,
     *,
@@ -193,43 +165,55 @@ async def _answer(
     links_only: without a preview. seconds: the time for the preview, for a page that asks for it again; None for as
     much as a preview may take.
     """
-    paths = _paths(request, form)
-    download: Download | None = None
     preview: Preview | None = None
-    fault: Fault | None = None
+    fault: ExportError | None = None
     try:
         # What is wrong with the form is shown even if no export slot is free.
-        download = _download(request, form, paths)
+        wanted = shown.export.request
         if not links_only:
-            preview = await first_rows(request.app[ENGINE], download.request, estimate=True, seconds=seconds)
+            preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:
         raise
     except ExportError as error:
         if not isinstance(error, QueryTimeout | RelationLocked):  # the page's script asks again
             log_failure(request, error)
-        fault = fault_of(error, form)
-    context = {
-        **_numbers(form.relation, preview, download),
+        fault = error
+
+    def context() -> dict[str, Any]:
+        return {
+            **_context(request, shown, preview, fault, timezone),
+            "links_only": links_only,
+            "slow": isinstance(fault, QueryTimeout | RelationLocked) and seconds is not None,
+        }
+
+    return await render(request, template, context)
+
+
+def _context(
+    request: web.Request, shown: ShownForm, preview: Preview | None, error: ExportError | None, timezone: str
+) -> dict[str, Any]:
+    """Return the values for the templates. error: of the form or of its preview."""
+    form = shown.form
+    fault = None if error is None else fault_of(error, form)
+    return {
+        **_numbers(form.relation, preview, shown.download),
         "form": form,
         "columns": {column.name: column for column in form.relation.columns},
-        "paths": paths,
-        "schema": form.relation.schema if form.relation.also_in else _schema(request, form.relation),
+        "paths": shown.paths,
+        "schema": form.relation.schema if form.relation.also_in else shown_schema(request, form.relation),
         "also_in": {schema: TABLE + relation_path(schema, form.relation.name) for schema in form.relation.also_in},
-        "links_only": links_only,
-        "download": download,
+        "download": shown.download,
         "preview": preview,
         "fault": fault,
         "notes": notes_of(form, timezone),
         "columns_note": columns_note(form),
         "default_timezone": timezone,
         "faulty_field": field_label(fault.field, form) if fault is not None else "",
-        "correctable": fault is not None and isinstance(fault.error, InvalidRequest | Forbidden),
+        "correctable": isinstance(error, InvalidRequest | Forbidden),
         # Other errors leave the link: the export itself may still succeed.
-        "usable": fault is None or not isinstance(fault.error, InvalidRequest | Forbidden | RelationFailed),
-        "slow": fault is not None and isinstance(fault.error, QueryTimeout | RelationLocked) and seconds is not None,
+        "usable": not isinstance(error, InvalidRequest | Forbidden | RelationFailed),
         **_FIXED,
     }
-    return render(request, template, context)
 
 
 def _numbers(relation: Relation, preview: Preview | None, download: Download | None) -> dict[str, Any]:
@@ -243,30 +227,20 @@ def _numbers(relation: Relation, preview: Preview | None, download: Download | N
     }
 
 
-def _download(request: web.Request, form: Form, paths: Paths) -> Download:
-    """Return the export that the form describes, from the text of its fields and the names of the columns alone.
-
-    Raise InvalidRequest or Forbidden if it describes none.
-    """
-    wanted = parse_form(form)
-    plan = make_plan(wanted, form.relation)
-    filename = file_name(file_stem(wanted), wanted.full_format)
-    return Download(wanted, filename, snippets(own_origin(request) + paths.export, filename, plan))
+def _sent(request: web.Request, relation: Relation, fields: Fields) -> tuple[ShownForm, Fields]:
+    """Return what the page shows of these fields of its form, and the fields."""
+    return shown_form(request, form_of_fields(relation, fields)), fields
 
 
-def _paths(request: web.Request, form: Form) -> Paths:
-    schema, name = _schema(request, form.relation), form.relation.name
-    relation = relation_path(schema, name)
-    return Paths(
-        export=export_path(schema, name, form.full_format) + (f"?{form.query}" if form.query else ""),
-        page=TABLE + relation + (f"?{form.page_query}" if form.page_query else ""),
-        action=FORM_ACTION + relation,
-        reset=TABLE + relation,
-    )
+def _address(path: str) -> str:
+    """Return the path of a redirection. Raise RequestTooLarge if no browser could ask for it."""
+    if len(path) > LONGEST_QUERY:
+        raise RequestTooLarge("The form describes an address that is too long.", code="too_long")
+    return path
 
 
-def _schema(request: web.Request, relation: Relation) -> str | None:
-    return schema_in_path(relation.schema, request.app[SETTINGS].export_schemas)
+async def _in_thread(request: web.Request, work: Callable[[], Result]) -> Result:
+    return await in_thread(request.app[ENGINE].threads.pages, work)
 
 
 def setup(app: web.Application) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.postgres import messages, tls
 from server.postgres.queries import Query, Results, Row, encode_values
 from server.postgres.server_errors import connection_lost, error_in
 from server.postgres.wire import Wire
+from server.threads import give_way
 
 # The length that the first message after those of libpq may state. If libpq has read the beginning of a message, the
 # rest of it comes first, which is the end of a text. The four bytes that are taken for a length there hold characters
@@ -160,12 +162,14 @@ class Connection(aiopg.Connection):
             if received is None:
                 await self.ready(sending=bool(data))
                 continue
+            began = time.perf_counter()
             self._messages.feed(received)
             for kind, body in self._messages:
                 if results.take(kind, body):
                     self.unanswered -= 1
                     self._status = body
                     return
+            await give_way(began)  # the list of all relations may have megabytes
 
     def _lose(self) -> None:
         """Close the connection, on which no answer can come any more."""

@@ -26,7 +26,7 @@ from server.postgres.statements import Timeouts
 from server.query import catalogue
 from server.settings import Settings
 from server.shutdown import DATABASE_SECONDS
-from server.threads import Threads
+from server.threads import Threads, in_thread
 
 # Connections reserved for the catalogue, health checks and cancelling, which must work when all export slots are in
 # use.
@@ -80,7 +80,7 @@ class Database:
         self._spare_readers = SpareReaders(settings.most_readers, _spare_readers(settings))
         most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
         self._connections = Connections(settings.dsn, most_idle, threads.names)
-        self._threads = threads.rows
+        self._threads = threads
         # The sessions that are in use, each with a future that is done when the session is left. From then on its
         # `_finish` is in the background.
         self._sessions: dict[Session, asyncio.Future[None]] = {}
@@ -170,7 +170,8 @@ class Database:
         listing = catalogue.LIST_RELATIONS if columns else catalogue.LIST_WITHOUT_COLUMNS
         async with self.control_session() as session:
             rows = await session.query(listing, (self._schemas,), prepare=True)
-        return [catalogue.relation_from_row(row) for row in rows]
+        # There may be ten thousand of them.
+        return await in_thread(self._threads.pages, lambda: [catalogue.relation_from_row(row) for row in rows])
 
     async def matching_columns(self, words: Sequence[str]) -> dict[int, dict[str, list[str]]]:
         """Return the first columns whose names contain a word, by the OID of their relation and the word.

@@ -36,7 +36,8 @@ class Query(NamedTuple):
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
     texts of which there are few. then: called with the rows, at least one, as soon as they are there. types: OIDs of
     the types of its first parameters, which the server infers otherwise. runs: False to have the statement parsed only:
-    the rows are then its parameters, each with its `type`, an OID.
+    the rows are then its parameters, each with its `type`, an OID. as_text: return
+    the values as text, which may be long JSON.
     """
 
     sql: str
@@ -45,6 +46,7 @@ class Query(NamedTuple):
     then: Callable[[list[Row]], None] | None = None
     types: Sequence[int] = ()
     runs: bool = True
+    as_text: bool = False
 
 
 def encode_value(value: Value) -> bytes | None:
@@ -65,9 +67,10 @@ def encode_values(values: Sequence[Value]) -> list[bytes | None]:
 
 
 @functools.lru_cache(maxsize=64)  # there are fewer queries than that
-def _decoders(description: bytes) -> tuple[tuple[str, Callable[[str], Any]], ...]:
+def _decoders(description: bytes, *, as_text: bool) -> tuple[tuple[str, Callable[[str], Any]], ...]:
     """Return the name and the decoder of each column of a RowDescription. Raise ProtocolError if it is malformed."""
-    return tuple((name, _DECODERS.get(oid, str)) for name, oid in messages.columns(description))
+    decoders = {} if as_text else _DECODERS
+    return tuple((name, decoders.get(oid, str)) for name, oid in messages.columns(description))
 
 
 class Results:
@@ -92,7 +95,7 @@ class Results:
         if kind == messages.DATA_ROW:
             self._rows.append(self._row(body))
         elif kind == messages.ROW_DESCRIPTION:
-            self._columns = _decoders(body)
+            self._columns = _decoders(body, as_text=self._queries[len(self.finished)].as_text)
         elif kind in (messages.COMMAND_COMPLETE, messages.EMPTY_QUERY):
             self._finish()
         elif kind == messages.ERROR:

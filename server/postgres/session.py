@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Executor
 
 from server import errors
 from server.postgres import statements
@@ -21,6 +21,7 @@ from server.postgres.server_errors import connection_lost, statement_timed_out
 from server.postgres.statements import Timeouts
 from server.postgres.withheld import WITHHELD
 from server.query import catalogue, operators, suggestions
+from server.threads import Threads, in_thread
 
 # Seconds for a query of the catalogue and for cancelling: short enough for a person who waits.
 CONTROL_TIMEOUT = 10.0
@@ -29,6 +30,10 @@ ANSWER_MARGIN = 30.0
 # A statement that was cancelled after this share of STATEMENT_TIMEOUT was ended by the timeout; PostgreSQL has one
 # SQLSTATE (57014) for both. Less than 1, since two clocks measure the time.
 TIMEOUT_SHARE = 0.9
+
+
+# Characters of a plan that is read on the event loop, in about a millisecond.
+LONG_PLAN = 100_000
 
 
 class Session:
@@ -40,10 +45,10 @@ class Session:
     the transaction.
     """
 
-    def __init__(self, connection: Connection, timeouts: Timeouts, schemas: Sequence[str], threads: Executor) -> None:
+    def __init__(self, connection: Connection, timeouts: Timeouts, schemas: Sequence[str], threads: Threads) -> None:
         """schemas: those whose relations may be exported, in search order.
 
-        threads: one for each connection that reads rows at once.
+        threads: `rows` must have one for each connection that reads rows at once.
         """
         self.connection = connection
         self._threads = threads
@@ -121,12 +126,16 @@ class Session:
         if in_order:
             queries.append(Query(f"SELECT {statements.set_local(statements.NO_PARALLEL_PLAN)}", prepare=True))
         first = len(self._unsent) + len(queries)
-        queries.append(Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values))
+        queries.append(Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values, as_text=True))
         if told_about is not None:
             queries.append(Query(WITHHELD, (told_about,), prepare=True))
         plan, *asked, checked = (await self._run(*queries, self._check))[first:]
         withheld = (asked[0][0]["reason"] or "") if asked else NOT_ASKED
-        return Explained(plan[0]["QUERY PLAN"][0]["Plan"], _unchanged(checked[0]), withheld)
+        blocks = _unchanged(checked[0])
+        text = plan[0]["QUERY PLAN"]
+        # That of a thousand partitions has megabytes.
+        document = json.loads(text) if len(text) < LONG_PLAN else await in_thread(self._threads.pages, json.loads, text)
+        return Explained(document[0]["Plan"], blocks, withheld)
 
     async def read_by_blocks(self) -> None:
         """Allow only plans that read ranges of blocks from now on. Raise the errors of `query`."""
@@ -169,7 +178,8 @@ class Session:
         if not rows:
             names = await self.query(suggestions.LIST_NAMES, (self._schemas, wanted.name, str(wanted)))
             known = [catalogue.RelationName(row["name"], row["schema"]) for row in names]
-            raise suggestions.relation_not_found(wanted, known, self._schemas)
+            # Comparing names takes long.
+            raise await in_thread(self._threads.pages, suggestions.relation_not_found, wanted, known, self._schemas)
         relation = catalogue.relation_from_row(rows[0])
         if any(column.readable is None for column in relation.columns):  # dropped during the query
             raise errors.RelationGone("The relation no longer exists.")
@@ -193,7 +203,7 @@ class Session:
             raise RuntimeError("the transaction was not opened yet")
         if not self.connection.still_open():
             raise connection_lost()
-        self._rows = Rows(self.connection, reader, self._threads, self._statement_timeout)
+        self._rows = Rows(self.connection, reader, self._threads.rows, self._statement_timeout)
         return self._rows
 
     async def end(self) -> bool:

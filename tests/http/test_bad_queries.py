@@ -20,8 +20,9 @@ from yarl import URL
 
 from server.app import MAX_REQUEST_LINE, create_app
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES
-from server.query.filters import FULL_TEXT, MOST_CONDITIONS, MOST_NESTING, OPERATORS, QUANTIFIED
+from server.query.filters import FULL_TEXT, MOST_NESTING, OPERATORS, QUANTIFIED
 from server.query.request import FORMATS, PARAMETERS
+from server.query.tally import MOST_CONDITIONS
 from server.settings import Settings
 from tests.support.cpu import loop_limit
 from tests.support.live_server import eventually
@@ -35,8 +36,9 @@ LONGEST_BODY = 8192
 INSIDES = re.compile(
     r"SELECT|DECLARE|CURSOR|FETCH|ROLLBACK|WHERE|CAST\(|row_to_json|LINE 1|%\(|Traceback|psycopg|\.py\b"
 )
-# Seconds of CPU time that one callback may take on the event loop.
-LONGEST_PAUSE = 0.5
+# Seconds of CPU time that the event loop may be busy between two passes. One callback of the server takes less (see
+# tests/security/test_event_loop.py); the client of these tests reads its answers on the same loop.
+LONGEST_PAUSE = 0.2
 
 # For each type a column, a valid value, an invalid value, and PostgreSQL's message about the invalid one.
 TYPES: dict[str, tuple[str, str, str, str]] = {
@@ -625,7 +627,7 @@ MANY = [str(number) for number in range(10_000)]
         (f"or=(id.in.({','.join(MANY)}),id.lt.0)", 50),
         (f"ratio=in.({','.join(MANY)})", 0),
         (f"price=in.({','.join(MANY)})", 0),
-        ("name=in.(" + ",".join(f"%22{text}%22" for text in MANY[:9_000]) + ",odd)", 25),
+        ("name=in.(" + ",".join(f"%22{text}%22" for text in MANY[1:]) + ",odd)", 25),
     ],
     ids=["in", "not in", "in brackets", "double precision", "numeric", "quoted"],
 )
@@ -639,7 +641,7 @@ async def test_a_list_of_ten_thousand_works(client: TestClient[Any, Any], query:
 
 async def test_one_bad_value_among_ten_thousand_is_found(client: TestClient[Any, Any]) -> None:
     async with loop_limit(LONGEST_PAUSE):
-        problem = await refused(client, f"id=in.({','.join(MANY)},abc)")
+        problem = await refused(client, f"id=in.({','.join(MANY[1:])},abc)")
     assert '"id" (integer)' in problem["detail"]
     assert '"abc"' in problem["detail"]
 
@@ -672,12 +674,12 @@ LONG = 127 * 1024
 @pytest.mark.parametrize(
     ("piece", "around", "status"),
     [
-        ("1,", "id=in.({}1)", 200),
+        ("1,", "id=in.({}1)", 400),
         ("x", "name=eq.{}", 200),
         ("%22", "name=eq.{}", 200),
         ("%5C", "name=eq.{}", 200),
         ("'", "name=eq.{}", 200),
-        ("*", "name=like.{}", 200),
+        ("*", "name=like.{}", 400),
         ("id,", "select=id&order={}id", 400),
         ("id,", "select={}id", 400),
         ("x,", "select={}id", 400),
@@ -697,7 +699,7 @@ LONG = 127 * 1024
         ("x", "timezone={}", 400),
         # 127 kB for every NULL would exhaust the memory of the server.
         ("x", "null={}", 400),
-        ("x", "filename={}", 200),
+        ("x", "filename={}", 400),
         ("not.", "id={}eq.1", 400),
     ],
 )

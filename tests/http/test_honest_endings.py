@@ -23,7 +23,8 @@ import pytest
 
 from server.export.scan import FIRST_CHUNK_BYTES
 from server.export.strategy import RANGE_BLOCKS
-from server.pages.table import FORM_ACTION, PARTIAL_HEADER
+from server.pages.shown_form import FORM_ACTION
+from server.pages.table import PARTIAL_HEADER
 from server.postgres.reader import BATCH_ROWS
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres

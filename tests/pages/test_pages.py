@@ -24,6 +24,7 @@ from yarl import URL
 from server.app import create_app
 from server.errors import ServerBusy
 from server.pages import listing, static_files, table
+from server.pages.sent_fields import FORM_TYPE
 from server.query.parameters import parse_dialect
 from server.saved.runner import Runner
 from server.settings import Settings
@@ -455,7 +456,7 @@ async def test_the_save_button_sends_the_form(
 async def test_only_the_fields_of_a_form_are_saved(client: TestClient[Any, Any]) -> None:
     async with client.post("/shape/users", json={"limit": 1}) as response:
         assert (response.status, (await response.json())["code"]) == (400, "invalid_form")
-    async with client.post("/shape/users", data=b"limit=\xff", headers={"Content-Type": table.FORM_TYPE}) as response:
+    async with client.post("/shape/users", data=b"limit=\xff", headers={"Content-Type": FORM_TYPE}) as response:
         assert response.status == 200  # the page, which shows the fault
     async with client.get("/exports") as response:
         assert not (await response.json())["exports"]
@@ -587,6 +588,7 @@ async def test_null_and_the_empty_string_look_different(client: TestClient[Any, 
         ("select=gone", "fault-columns", "There is no column “gone”."),
         ("or=(id.eq.1", "fault-more", "not closed"),
         ("nonsense=1", "fault-more", "not known"),
+        ("name=match.((a%3F){0,40}){0,40}", "fault-more", "repeats too much"),
     ],
 )
 async def test_an_error_is_shown_at_its_field(client: TestClient[Any, Any], query: str, slot: str, says: str) -> None:

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
+import threading
 import time
+from asyncio import events
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Seconds of CPU time that no callback of the event loop may take.
+LONGEST_CALLBACK = 0.02
+# How many times longer code may take that is traced, as `make test` does for its coverage.
+TRACED = 4
+
+
+def most_seconds(seconds: float) -> float:
+    """Return the limit for a piece of code that takes so many seconds by itself: more if it is traced."""
+    return seconds * TRACED if sys.gettrace() is not None else seconds
 
 
 @contextlib.contextmanager
@@ -40,3 +56,51 @@ async def loop_limit(seconds: float) -> AsyncIterator[None]:
         over.set()
         await ticker
     assert longest < seconds, f"the event loop was busy for {longest:.3f} s of CPU time, at most {seconds:g}"
+
+
+@dataclass(slots=True)
+class Callbacks:
+    """The callback of this thread's event loop that has taken the most CPU time so far. which: its name."""
+
+    seconds: float = 0.0
+    which: str = ""
+
+    def reset(self) -> None:
+        """Forget it."""
+        self.seconds, self.which = 0.0, ""
+
+
+@contextlib.contextmanager
+def watched_callbacks() -> Iterator[Callbacks]:
+    """Measure each callback of asyncio's event loop in this thread. Does not count the garbage of the test process."""
+    longest = Callbacks()
+    thread = threading.get_ident()
+    run = events.Handle._run
+    collecting = [0.0, 0.0]  # when the collection began, and how long those of this callback have taken
+
+    def collected(phase: str, _: dict[str, int]) -> None:
+        if threading.get_ident() != thread:
+            return
+        if phase == "start":
+            collecting[0] = time.thread_time()
+        else:
+            collecting[1] += time.thread_time() - collecting[0]
+
+    def measured(handle: Any) -> None:
+        if threading.get_ident() != thread:
+            run(handle)
+            return
+        collecting[1] = 0.0
+        started = time.thread_time()
+        run(handle)
+        used = time.thread_time() - started - collecting[1]
+        if used > longest.seconds:
+            longest.seconds, longest.which = used, repr(handle)[:500]
+
+    gc.callbacks.append(collected)
+    events.Handle._run = measured  # type: ignore[method-assign, assignment]
+    try:
+        yield longest
+    finally:
+        events.Handle._run = run  # type: ignore[method-assign]
+        gc.callbacks.remove(collected)

@@ -16,7 +16,7 @@ from server.query.request import FORMATS, PARAMETERS, parse_export_request
 from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("architecture", "deployment", "performance", "postgrest")
+DOCUMENTS = ("architecture", "deployment", "errors", "performance", "postgrest")
 README = (ROOT / "README.md").read_text()
 CODE_MAP = (ROOT / "docs" / "architecture.md").read_text()
 

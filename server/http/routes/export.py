@@ -8,15 +8,16 @@ from aiohttp import web
 
 from server.events import emit
 from server.export.pipeline import open_export, plan_headers, with_retries
-from server.http.addresses import EXPORT_PREFIX, raw_target
+from server.http.addresses import EXPORT_PREFIX
 from server.http.events import ExportStreamed
 from server.http.file_headers import make_response
 from server.http.keys import DOWNLOADS, ENGINE, SETTINGS
 from server.http.negotiation import accepts_gzip
+from server.http.parsing import requested_export
 from server.http.problems import LOGGED
 from server.http.transfer import Transfer
 from server.query.catalogue import LONGEST_RELATION_NAME
-from server.query.request import ExportRequest, parse_export_request
+from server.query.request import ExportRequest
 
 
 async def export(request: web.Request) -> web.StreamResponse:
@@ -25,7 +26,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     An error before the first byte is raised and becomes a status; some errors are worth another attempt. An error after
     the first byte resets the connection.
     """
-    wanted = parse_export_request(raw_target(request), request.rel_url.raw_query_string)
+    wanted = await requested_export(request)
     compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:
@@ -56,7 +57,7 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 async def headers_only(request: web.Request) -> web.StreamResponse:
     """Answer HEAD with the headers of GET. Run no query on the relation."""
-    wanted = parse_export_request(raw_target(request), request.rel_url.raw_query_string)
+    wanted = await requested_export(request)
     compressed = not wanted.gzip and accepts_gzip(request.headers)
 
     async def attempt() -> web.StreamResponse:

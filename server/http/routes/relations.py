@@ -11,7 +11,8 @@ from server.export.preview import first_rows
 from server.export.strategy import Outline
 from server.http.addresses import raw_target, refuse_parameters
 from server.http.keys import ENGINE, SETTINGS
-from server.http.responses import json_response
+from server.http.parsing import requested_relation
+from server.http.responses import json_response, long_json_response
 from server.query.catalogue import Relation
 from server.query.request import FORMATS, export_path, parse_relation_request, schema_in_path
 
@@ -24,7 +25,9 @@ async def list_relations(request: web.Request) -> web.Response:
     """Return all relations that may be exported."""
     refuse_parameters(request, "The list of relations takes no parameters.")
     relations = await request.app[ENGINE].database.relations()
-    return json_response({"relations": [_as_json(request, relation) for relation in relations]})
+    return await long_json_response(
+        request, lambda: {"relations": [_as_json(request, relation) for relation in relations]}
+    )
 
 
 async def one_relation(request: web.Request) -> web.Response:
@@ -49,7 +52,7 @@ async def one_relation(request: web.Request) -> web.Response:
 
 
 async def _explanation(request: web.Request, target: str, query: str) -> web.Response:
-    wanted = parse_relation_request(target, query)
+    wanted = await requested_relation(request, target, query)
 
     async def attempt() -> tuple[Relation, Outline]:
         async with open_export(request.app[ENGINE], wanted, control=True, told=True) as export:
@@ -70,16 +73,17 @@ async def _explanation(request: web.Request, target: str, query: str) -> web.Res
 
 
 async def _preview(request: web.Request, target: str, query: str) -> web.Response:
-    wanted = parse_relation_request(target, query)
+    wanted = await requested_relation(request, target, query)
     preview = await first_rows(request.app[ENGINE], wanted)
-    document = {
-        "columns": [
-            {"name": name, "type": output.column.type}
-            for name, output in zip(preview.names, preview.columns, strict=True)
-        ],
-        "rows": preview.rows,
-    }
-    return json_response(document)
+
+    def document() -> dict[str, Any]:
+        columns = zip(preview.names, preview.columns, strict=True)
+        return {
+            "columns": [{"name": name, "type": output.column.type} for name, output in columns],
+            "rows": preview.rows,
+        }
+
+    return await long_json_response(request, document)
 
 
 def _as_json(request: web.Request, relation: Relation) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from aiohttp import web
 from server.errors import InvalidRequest
 from server.http.addresses import EXPORT_PREFIX, SAVED_PREFIX, raw_target
 from server.http.keys import ENGINE, RUNNER
+from server.http.parsing import requested_export
 from server.http.responses import status_response
 from server.http.saving import accept
-from server.query.request import parse_export_request
 from server.threads import in_thread
 
 # The draft "The Idempotency-Key HTTP Header Field" allows any text. Sluice takes up to 255 printable characters.
@@ -25,7 +25,7 @@ async def save(request: web.Request) -> web.Response:
     """
     target = raw_target(request)
     query = request.rel_url.raw_query_string
-    wanted = parse_export_request(target, query)
+    wanted = await requested_export(request)
     key = _key(request)
     if request.body_exists:
         raise InvalidRequest("The request must have no body: the address says what to export.", code="unexpected_body")
