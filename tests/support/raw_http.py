@@ -56,12 +56,18 @@ class Client:
         self.socket.close()
 
     def send(
-        self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        http: str = "1.1",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
     ) -> None:
-        """Send a request. The path and the headers are not changed."""
+        """Send a request. The path, the headers and the body are not changed."""
         lines = [f"{method} {path} HTTP/{http}"]
         lines += [f"{name}: {value}" for name, value in {"Host": HOST, **(headers or {})}.items()]
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
     def ask(
         self, path: str, *, method: str = "GET", http: str = "1.1", headers: Mapping[str, str] | None = None
@@ -82,6 +88,8 @@ class Client:
             assert name.lower() not in headers, f"the header {name} is repeated"
             headers[name.lower()] = value.strip()
         status = int(status_line.split(" ")[1])
+        if status == 100:  # the response follows (RFC 9110, 15.2)
+            return self.read(method=method)
         body, ending = self._body(headers, empty=method == "HEAD" or status in (204, 304))
         return Answer(status, head, headers, body, ending)
 
