@@ -38,6 +38,13 @@ MOST_LINES = MOST_PARAMETERS
 _SHORTER = "Use fewer or shorter conditions."
 
 
+def check_size(query: str) -> None:
+    """Raise RequestTooLarge if this query string of a page asks for more than an export may, whatever the relation."""
+    tally = Tally()
+    for pair in read_pairs(query):
+        parse_pair(pair, tally)
+
+
 def form_of_query(relation: Relation, query: str) -> Form:
     """Return the form that shows this query string of the page. Raise RequestTooLarge if no export may be as large."""
     reader = _QueryReader(relation)

@@ -34,12 +34,13 @@ from server.export.pipeline import describe_with_timezone, open_export, with_ret
 from server.export.preview import Preview, first_rows
 from server.http.addresses import EXPORT_PREFIX, raw_target
 from server.http.keys import ENGINE
+from server.http.parsing import SHORT_QUERY
 from server.http.problems import log_failure
 from server.http.responses import json_response
 from server.http.saving import accept
 from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
 from server.pages.faults import fault_of
-from server.pages.form_reader import form_of_fields, form_of_query
+from server.pages.form_reader import check_size, form_of_fields, form_of_query
 from server.pages.notes import columns_note, notes_of
 from server.pages.result import bytes_of_export, bytes_of_relation, field_label, rows_of_export, rows_of_relation
 from server.pages.sent_fields import Fields, fields_of, read_form
@@ -89,8 +90,10 @@ _FIXED = {
 
 async def table(request: web.Request) -> web.Response:
     """Show the page of one relation."""
-    relation, timezone = await _relation(request)
     query = request.rel_url.raw_query_string
+    if len(query) > SHORT_QUERY:  # before the database is asked for anything
+        await _in_thread(request, lambda: check_size(query))
+    relation, timezone = await _relation(request)
     shown = await _in_thread(request, lambda: shown_form(request, form_of_query(relation, query)))
     return await _answer(request, shown, timezone, "table.html", seconds=FIRST_PREVIEW_SECONDS)
 

@@ -147,6 +147,16 @@ async def test_a_page_refuses_what_is_too_large(app: WatchedApp) -> None:
     await attack(app, "/table/wide?", [one for one in ATTACKS if one.too_large])
 
 
+async def test_what_is_too_large_is_refused_before_the_relation_is_looked_up(app: WatchedApp) -> None:
+    for before in (
+        "/export/no_such.csv?",
+        "/table/no_such?",
+        "/relations/no_such?explain&",
+        "/relations/no_such/preview?",
+    ):
+        await attack(app, before, [one for one in ATTACKS if one.too_large])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["/export/wide.ndjson.gz?", "/relations/wide?explain&", "/relations/wide/preview?"])
 async def test_no_query_string_keeps_the_loop(app: WatchedApp, before: str) -> None:
