@@ -36,8 +36,8 @@ class Query(NamedTuple):
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
     texts of which there are few. then: called with the rows, at least one, as soon as they are there. types: OIDs of
     the types of its first parameters, which the server infers otherwise. runs: False to have the statement parsed only:
-    the rows are then its parameters, each with its `type`, an OID. as_text: return
-    the values as text, which may be long JSON.
+    the rows are then its parameters, each with its `type`, an OID. as_text: return the
+    values as text, which may be long JSON.
     """
 
     sql: str
