@@ -36,8 +36,8 @@ class Query(NamedTuple):
     sql: with the parameters $1, $2, … values: theirs. prepare: keep the statement prepared on the connection; only for
     texts of which there are few. then: called with the rows, at least one, as soon as they are there. types: OIDs of
     the types of its first parameters, which the server infers otherwise. runs: False to have the statement parsed only:
-    the rows are then its parameters, each with its `type`, an OID. as_text: return the
-    values as text, which may be long JSON.
+    the rows are then its parameters, each with its `type`, an OID. as_text: return the values as text, which may be
+    long JSON.
     """
 
     sql: str
@@ -94,7 +94,8 @@ class Results:
             raise messages.ProtocolError("fewer results than queries")
         if kind == messages.DATA_ROW:
             self._rows.append(self._row(body))
-        elif kind == messages.ROW_DESCRIPTION:
+        # That of a statement which is parsed only comes after its parameters, which are its rows.
+        elif kind == messages.ROW_DESCRIPTION and len(self.finished) < len(self._queries):
             self._columns = _decoders(body, as_text=self._queries[len(self.finished)].as_text)
         elif kind in (messages.COMMAND_COMPLETE, messages.EMPTY_QUERY):
             self._finish()
