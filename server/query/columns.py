@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from server.errors import Forbidden, InvalidRequest
 from server.query.catalogue import Column, Relation
 from server.query.fields import CASTS, Field, embedding_error, write_field_name
-from server.query.grammar import LONGEST_IN_MESSAGE
+from server.query.grammar import LONGEST_IN_MESSAGE, shorten
 from server.query.selection import LONGEST_NAME, MOST_COLUMNS, SELECT_STOPS, SelectedColumn
 
+# Times that a file may have the same column, or the same part of one, as it is or cast. A row may be as large as its
+# largest value times this number and the number of its columns.
+MOST_REPEATS = 10
 # Names that an error message lists: more do not help, and a relation may have 1,600 columns.
 MOST_NAMES = 50
 
@@ -59,7 +62,22 @@ def output_columns(select: Sequence[SelectedColumn] | None, relation: Relation) 
             found.append(OutputColumn(name, item.field, _typed(item.field, column)))
         if len(found) > MOST_COLUMNS:
             raise InvalidRequest(f'"select" names more than {MOST_COLUMNS:,} columns.', code="too_complex")
+    if select is not None:
+        _check_repeats(found)
     return tuple(found)
+
+
+def _check_repeats(outputs: Iterable[OutputColumn]) -> None:
+    """Raise InvalidRequest if a column, or a part of one, is repeated too often."""
+    times = Counter((output.field.column, output.field.path) for output in outputs)
+    for output in outputs:
+        if times[output.field.column, output.field.path] > MOST_REPEATS:
+            name = shorten(str(replace(output.field, cast=None)))
+            raise InvalidRequest(
+                f'"select" names "{name}" more than {MOST_REPEATS} times.',
+                code="too_complex",
+                hint="Select it fewer times, and repeat it where you read the file.",
+            )
 
 
 def find_columns(fields: Iterable[Field], relation: Relation) -> list[Column]:
