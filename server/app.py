@@ -27,6 +27,7 @@ from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
 from server.http.problems import add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
 from server.http.transfer import Downloads
+from server.memory import Memory
 from server.pages import listing, saved, site, static_files, table
 from server.postgres.database import Database, reading_connections
 from server.postgres.events import DatabaseNotReady
@@ -63,6 +64,7 @@ def create_app(
         Database(settings, threads, workers),
         choose_encoders(addresses(), PortalReader, pure_python=settings.pure_python),
         threads,
+        Memory(settings.most_memory),
     )
     app[DOWNLOADS] = Downloads()
     app[RUNNER] = Runner(Queue(settings), app[ENGINE])

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
@@ -20,7 +20,7 @@ def available_cpus() -> int:
     """
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = cgroup_quota(_OWN_CGROUP, _CGROUPS)
+    quota = cgroup_quota(OWN_CGROUP, CGROUPS)
     return count if quota is None else min(count, math.ceil(quota))
 
 
@@ -30,19 +30,22 @@ def cgroup_quota(own_cgroup: Path, mount: Path) -> float | None:
     own_cgroup: a file in the format of /proc/self/cgroup. mount: where the hierarchies are mounted. Return None if no
     group has a quota or the system has no control groups.
     """
-    quotas = [quota for folder in _cgroup_folders(own_cgroup, mount) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in cgroup_folders(own_cgroup, mount, "cpu") if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _cgroup_folders(own_cgroup: Path, mount: Path) -> Iterator[Path]:
-    """Yield the folders of the process's groups and of all groups above them (cgroups(7), "/proc/pid/cgroup")."""
+def cgroup_folders(own_cgroup: Path, mount: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the process's groups and of all groups above them (cgroups(7), "/proc/pid/cgroup").
+
+    controller: whose hierarchy; that of version 2 counts for every one.
+    """
     try:
         lines = own_cgroup.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = mount / controllers if controllers else mount
         folder = root / path.lstrip("/")

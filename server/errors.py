@@ -58,6 +58,12 @@ class RequestTooLarge(InvalidRequest):
     code = "too_complex"
 
 
+class ValueTooLarge(InvalidRequest):
+    """A value is larger than the memory that values may take, and has to be held to know whether it needs quotes."""
+
+    code = "value_too_large"
+
+
 class Forbidden(ExportError):
     """The database role lacks a privilege that the export needs."""
 
@@ -118,6 +124,15 @@ class ServerBusy(ExportError):
     retry_after = 5
 
 
+class MemoryBusy(ExportError):
+    """Other exports take the memory for large values, and did not give enough of it back in time."""
+
+    status = 503
+    code = "memory_busy"
+    of_query = True
+    retry_after = 5
+
+
 class DatabaseUnavailable(ExportError):
     """The database cannot be reached, or it closed the connection."""
 
@@ -151,6 +166,13 @@ class SnapshotConflict(ExportError):
     code = "conflict_with_recovery"
     transient = True
     retry_after = 1
+
+
+class AnswerTooLarge(ExportError):
+    """PostgreSQL's answer to a question about the relation or the query is too large to be held."""
+
+    code = "answer_too_large"
+    of_query = True
 
 
 class RelationChanged(ExportError):

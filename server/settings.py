@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,8 @@ from urllib.parse import quote
 
 from server.cpus import available_cpus
 from server.network_names import parse_allowed_hosts, parse_origins, parse_proxies
+from server.ram import memory_for_values
+from server.setting_values import byte_count, flag, names, one_of, retention, seconds, whole
 
 
 class SettingsError(ValueError):
@@ -27,77 +28,12 @@ def _setting(variable: str, doc: str, default: Any, parse: Callable[[str], Any] 
     return field(default=default, repr=not secret, metadata={"variable": variable, "doc": doc, "parse": parse})
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text)
-        if not least <= number <= most:
-            raise ValueError(f"a whole number from {least} to {most} is needed")
-        return number
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 2_000_000:  # PostgreSQL's timeouts are 32-bit integers in milliseconds
-        raise ValueError("a number of seconds from 0 to 2000000 is needed")
-    return number
-
-
-def _retention(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 3_200_000_000:  # a hundred years
-        raise ValueError("a number of seconds from 0 to 3200000000 is needed")
-    return number
-
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-
-
-def _bytes(text: str) -> int:
-    """Parse a number of bytes: `500000000`, `10GB` (decimal unit) or `512MiB` (binary unit)."""
-    found = re.fullmatch(r"(\d{1,18})\s*(?:([KMGTP]?)(I?)B)?", text.strip().upper(), re.ASCII)
-    if found is None or (found[3] and not found[2]):
-        raise ValueError("a number of bytes is needed, such as 500000000 or 500MB")
-    unit = _UNITS[found[2] or ""]
-    if found[3]:
-        unit = 1024 ** list(_UNITS).index(found[2])
-    number = int(found[1]) * unit
-    if number >= 2**63:
-        raise ValueError("the number is larger than any disk")
-    return number
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise ValueError("at least one name is needed")
-    return names
-
-
-def _flag(text: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    try:
-        return known[text.lower()]
-    except KeyError:
-        raise ValueError("1 or 0 is needed") from None
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)} is needed")
-        return text
-
-    return parse
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings. Times are in seconds, sizes in bytes."""
 
     api_host: str = _setting("API_HOST", "Address to listen on", "127.0.0.1")
-    api_port: int = _setting("API_PORT", "Port to listen on; 0 selects a free one", 8080, _whole(0, 65535))
+    api_port: int = _setting("API_PORT", "Port to listen on; 0 selects a free one", 8080, whole(0, 65535))
     allowed_hosts: tuple[str, ...] = _setting(
         "ALLOWED_HOSTS",
         "Hosts that a request may name besides this machine, separated by commas: `sluice.example.org`, `.example.org` "
@@ -118,12 +54,12 @@ class Settings:
         (),
         parse_proxies,
     )
-    workers: int = _setting("WEB_CONCURRENCY", "Worker processes, each with its own connections", 1, _whole(1, 256))
+    workers: int = _setting("WEB_CONCURRENCY", "Worker processes, each with its own connections", 1, whole(1, 256))
     database_url: str | None = _setting(
         "DATABASE_URL", "libpq URI of the database; overrides the `DB_…` variables", None, secret=True
     )
     db_host: str | None = _setting("DB_HOST", "Host name or socket folder of the database", None)
-    db_port: int = _setting("DB_PORT", "Port of the database", 5432, _whole(1, 65535))
+    db_port: int = _setting("DB_PORT", "Port of the database", 5432, whole(1, 65535))
     db_user: str | None = _setting("DB_USER", "Role to connect as", None)
     db_password: str | None = _setting("DB_PASSWORD", "Password of the role", None, secret=True)
     db_name: str | None = _setting("DB_NAME", "Name of the database", None)
@@ -131,7 +67,7 @@ class Settings:
         "EXPORT_SCHEMAS",
         "Schemas whose relations may be exported, in search order, separated by commas",
         ("public",),
-        _names,
+        names,
     )
     max_concurrent_exports: int = _setting(
         "MAX_CONCURRENT_EXPORTS",
@@ -139,40 +75,47 @@ class Settings:
         "downloads get a 503. Each worker has up to 2 + 2 × (`PARALLEL_READERS` - 1) connections more, for the "
         "catalogue, cancellation and parallel readers",
         8,
-        _whole(1, 1000),
+        whole(1, 1000),
     )
     parallel_readers: int | None = _setting(
         "PARALLEL_READERS",
         "Maximum number of connections that read one large table in parallel; default: the processors that the process "
         "may use, at most 4",
         None,
-        _whole(1, 64),
+        whole(1, 64),
+    )
+    memory_limit: int | None = _setting(
+        "MEMORY_LIMIT",
+        "Bytes that each worker may use for values of more than 1 MiB that have to be held, such as `256MiB`; default: "
+        "a quarter of the memory of the machine or the container, divided by the workers, at most 1 GiB",
+        None,
+        byte_count,
     )
     statement_timeout: float = _setting(
         "STATEMENT_TIMEOUT",
         "Longest wait for the next rows of a query, in seconds; 0 disables it. A shorter `statement_timeout` of the "
         "database role takes its place",
         600.0,
-        _seconds,
+        seconds,
     )
     lock_timeout: float = _setting(
         "LOCK_TIMEOUT",
         "Longest wait for a table that another session has locked, in seconds; then the answer is 503. 0: as long as "
         "`STATEMENT_TIMEOUT`. A shorter `lock_timeout` of the database role takes its place",
         3.0,
-        _seconds,
+        seconds,
     )
     stall_timeout: float = _setting(
         "STALL_TIMEOUT",
         "Time after which a client that reads nothing is disconnected, in seconds; 0 disables it",
         300.0,
-        _seconds,
+        seconds,
     )
     shutdown_timeout: int = _setting(
         "SHUTDOWN_TIMEOUT",
         "How long running downloads may continue after SIGTERM, in seconds",
         30,
-        _whole(5, 86400),
+        whole(5, 86400),
     )
     export_storage_path: Path = _setting(
         "EXPORT_STORAGE_PATH", "Folder of the saved exports; servers may share it", Path("exports"), Path
@@ -181,45 +124,48 @@ class Settings:
         "MAX_RUNNING_EXPORTS",
         "Saved exports that run at once, in all processes on the folder together; the others wait in the queue",
         2,
-        _whole(1, 1000),
+        whole(1, 1000),
     )
     export_retention: float = _setting(
         "EXPORT_RETENTION",
         "Time for which a finished export is kept, in seconds; 0 keeps it without limit",
         604800.0,
-        _retention,
+        retention,
     )
     export_storage_limit: int = _setting(
         "EXPORT_STORAGE_LIMIT",
         "Bytes that saved exports may use, such as `10GB`; beyond it the oldest finished ones are removed; 0: no limit",
         0,
-        _bytes,
+        byte_count,
     )
     export_min_free_space: int = _setting(
-        "EXPORT_MIN_FREE_SPACE", "Bytes that saved exports leave free on the disk, such as `10GB`", 500_000_000, _bytes
+        "EXPORT_MIN_FREE_SPACE",
+        "Bytes that saved exports leave free on the disk, such as `10GB`",
+        500_000_000,
+        byte_count,
     )
     export_max_attempts: int = _setting(
         "EXPORT_MAX_ATTEMPTS",
         "Attempts at a saved export that are killed or end with a transient error, before the export counts as failed",
         3,
-        _whole(1, 1000),
+        whole(1, 1000),
     )
     embedded_data_path: Path = _setting(
         "EMBEDDED_DATA_PATH", "Data folder of the embedded PostgreSQL", Path(".data/postgres"), Path
     )
     seed_rows: int = _setting(
-        "SEED_ROWS", "Users in the sample data of an empty embedded database", 1_000_000, _whole(1, 10**9)
+        "SEED_ROWS", "Users in the sample data of an empty embedded database", 1_000_000, whole(1, 10**9)
     )
     pure_python: bool = _setting(
-        "SLUICE_PURE_PYTHON", "1 selects the pure-Python encoder even if the native one is built", False, _flag
+        "SLUICE_PURE_PYTHON", "1 selects the pure-Python encoder even if the native one is built", False, flag
     )
-    log_format: str = _setting("LOG_FORMAT", "`text` (key=value) or `json`", "text", _one_of("text", "json"))
+    log_format: str = _setting("LOG_FORMAT", "`text` (key=value) or `json`", "text", one_of("text", "json"))
     log_level: str = _setting(
         "LOG_LEVEL",
         "Least severe level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. "
         "`DEBUG` adds PostgreSQL's own error messages, which may hold values of rows",
         "INFO",
-        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        one_of("DEBUG", "INFO", "WARNING", "ERROR"),
     )
 
     @property
@@ -231,6 +177,11 @@ class Settings:
     def most_readers(self) -> int:
         """Most connections that read one relation in parallel. The processors are counted once."""
         return self.parallel_readers or min(available_cpus(), 4)
+
+    @functools.cached_property
+    def most_memory(self) -> int:
+        """Bytes that each worker may use for large values. The memory of the machine is looked up once."""
+        return memory_for_values(self.workers) if self.memory_limit is None else self.memory_limit
 
     @property
     def dsn(self) -> str:

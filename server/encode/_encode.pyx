@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyByte
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 cdef extern from "poll.h" nogil:
@@ -64,8 +64,9 @@ cdef enum:
     LOST = 3
     TIMED_OUT = 4
     WOKEN = 5
+    ROOM = 6
     # Not the end of a read: the next message, or the next part of a large one, has not arrived.
-    INCOMPLETE = 6
+    INCOMPLETE = 7
 
 # The same numbers and reasons in server/postgres/reader.py.
 cdef enum:
@@ -86,6 +87,21 @@ cdef enum:
 # docs/performance.md.
 cdef enum:
     RECEIVE_BYTES = 64 << 10
+# Bytes of a value beyond which it is written in parts. It is held only as long as it is not known whether it needs
+# quotes: up to HELD_BYTES at once, and beyond them when the caller allows it. The same number in
+# server/postgres/reader.py.
+cdef enum:
+    LARGE_BYTES = 64 << 10
+    HELD_BYTES = 1 << 20
+    # Of a value that is held, written in one step.
+    PART_BYTES = 32 << 10
+
+# What is done with a value of more than LARGE_BYTES: it is searched for bytes that need quotes, its first quote is
+# written, or its bytes are.
+cdef enum:
+    DECIDING = 0
+    OPENING = 1
+    WRITING = 2
 # Bytes of an ErrorResponse or a RowDescription that are kept. 1,664 columns, the most that a SELECT can have, take less
 # than 140 kB; the SQLSTATE and the message of an error come first.
 cdef enum:
@@ -168,6 +184,22 @@ cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
     return (word - ONES) & ~word & HIGHS
 
 
+cdef inline bint breaks_lines(const uint8_t *value, Py_ssize_t length) noexcept nogil:
+    """Return whether the value holds LF or CR. Look at eight bytes at a time, as long as there are so many."""
+    cdef uint64_t word
+    cdef Py_ssize_t i = 0
+    while length - i >= WORD:
+        memcpy(&word, value + i, WORD)
+        if zero_bytes(word ^ (ONES * 10)) | zero_bytes(word ^ (ONES * 13)):
+            return True
+        i += WORD
+    while i < length:
+        if value[i] == 10 or value[i] == 13:
+            return True
+        i += 1
+    return False
+
+
 cdef inline int32_t int_at(const uint8_t *at) noexcept nogil:
     """Return the 32-bit number in network byte order."""
     return <int32_t>(<uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3])
@@ -226,11 +258,29 @@ cdef class Encoder:
     # Of a row that does not fit the receive buffer: whether one was begun, its next field, and how many bytes of its
     # message are still to come.
     cdef bint in_row
-    cdef int column
+    cdef int current
     cdef Py_ssize_t row_left
     # Of its current field: bytes still to come, -1 without one; and where its value begins in the output.
     cdef Py_ssize_t value_left
     cdef Py_ssize_t value_at
+    # Of a value of more than LARGE_BYTES: whether the current one is such, its length, what is done with it (DECIDING, …),
+    # and whether it is written in quotes.
+    cdef bint large
+    cdef Py_ssize_t size
+    cdef int stage
+    cdef bint quoted
+    # What is held of it until then: its memory, of so many bytes, and the bytes in it that are not written yet, from
+    # `held_at` up to `held_end`. `may_hold`: whether it may be held whole.
+    cdef uint8_t *held
+    cdef Py_ssize_t capacity
+    cdef Py_ssize_t held_at
+    cdef Py_ssize_t held_end
+    cdef bint may_hold
+    # For apostrophes in it: whether a cell may begin at its next byte, whether that is its first one, and how many
+    # bytes of what may be a full-width sign are not written yet.
+    cdef bint begins
+    cdef bint starts
+    cdef int sign_bytes
     # Of a message that is no row: its type, and how many bytes of it are still to come, -1 without one.
     cdef uint8_t control
     cdef Py_ssize_t control_left
@@ -271,6 +321,7 @@ cdef class Encoder:
         self.since_nap = NAP_BYTES
         self.buffer = NULL
         self.value_left = -1
+        self.held = NULL
         self.control_left = -1
         self.unsent = b""
         self.more = b""
@@ -284,6 +335,7 @@ cdef class Encoder:
 
     def __dealloc__(self):
         self.drop()
+        free(self.held)
         free(self.inbox)
 
     def start(self, bytes messages, int units, bytes more):
@@ -340,6 +392,39 @@ cdef class Encoder:
             raise
         return None if ended == INCOMPLETE else self.result(ended)
 
+    @property
+    def wanted(self):
+        """The bytes of the value that a read after ROOM has to hold: see `RowReader.wanted`."""
+        if self.large and self.stage == DECIDING and self.capacity and self.held_end == self.capacity:
+            return self.size
+        return 0
+
+    @property
+    def column(self):
+        """The number of the column of that value: see `RowReader.column`."""
+        return self.current
+
+    @property
+    def held_bytes(self):
+        """How many bytes of a value are held since `hold`: see `RowReader.held_bytes`."""
+        return self.capacity if self.capacity > HELD_BYTES else 0
+
+    def hold(self):
+        """Let the next read hold the value: see `RowReader.hold`."""
+        self.may_hold = True
+
+    def pass_over(self):
+        """Let the next read write the value as if it needed no quotes: see `RowReader.pass_over`."""
+        self.stage = WRITING
+
+    def close(self):
+        """Give the memory of a value back: see `RowReader.close`."""
+        if self.value_left >= 0:
+            self.broken = True
+        free(self.held)
+        self.held = NULL
+        self.capacity = self.held_at = self.held_end = 0
+
     def failure(self):
         """Return the body of the first ErrorResponse, or its beginning; None if there was none."""
         return self.error
@@ -373,8 +458,8 @@ cdef class Encoder:
         cdef Py_ssize_t count
         cdef int ready, wait
         cdef short wanted
-        # A value that was begun must stay in the buffer.
-        cdef bint lingers = self.out > self.first and self.value_left < 0
+        # A value that was begun must stay in the buffer, unless it is written in parts.
+        cdef bint lingers = self.out > self.first and (self.value_left < 0 or self.large)
         cdef bint naps = self.out - self.first + self.last_size >= FLOW_BYTES
         watched[0].fd = descriptor
         watched[1].fd = wake
@@ -517,7 +602,7 @@ cdef class Encoder:
                 if count_at(at + 5) != self.columns:
                     return LOST
                 self.in_row = True
-                self.column = 0
+                self.current = 0
                 self.row_left = length - 6
                 self.low += 7
 
@@ -688,11 +773,19 @@ cdef class Encoder:
     cdef int take_fields(self, Py_ssize_t most) except -1 nogil:
         """Write the fields of a large row as they arrive. Return END with its last byte; else as `take` does.
 
-        The read may end between two fields, and goes on there.
+        The read may end between two fields, or within a value of more than LARGE_BYTES, and goes on there.
         """
         cdef Py_ssize_t size
+        cdef int ended
         while True:
-            if self.value_left >= 0:
+            if self.value_left >= 0 and self.large:
+                ended = self.take_parts(most)
+                if ended != END:
+                    return ended
+                self.value_left = -1
+                self.large = False
+                self.current += 1
+            elif self.value_left >= 0:
                 size = min(self.high - self.low, self.value_left)
                 self.append(<const char *>self.inbox + self.low, size)
                 self.low += size
@@ -702,8 +795,8 @@ cdef class Encoder:
                     return INCOMPLETE
                 self.value_left = -1
                 self.finish_value()
-                self.column += 1
-            if self.column == self.columns:
+                self.current += 1
+            if self.current == self.columns:
                 if self.row_left:
                     return LOST
                 self.append(self.eol_at, self.eol_length)
@@ -721,14 +814,17 @@ cdef class Encoder:
             self.row_left -= 4
             if size < -1 or size > self.row_left:
                 return LOST
-            if self.column:
+            if self.current:
                 self.append(<const char *>&self.delimiter, 1)
             if size == -1:
                 self.append(self.null_at, self.null_length)
-                self.column += 1
+                self.current += 1
             else:
                 self.value_left = size
                 self.value_at = self.out - self.first
+                # A shorter value may be what stands for NULL.
+                if size > LARGE_BYTES and size > self.null_length:
+                    self.begin_large(size)
 
     cdef int append(self, const char *data, Py_ssize_t length) except -1 nogil:
         if self.end - self.out < length:
@@ -740,7 +836,7 @@ cdef class Encoder:
     cdef int finish_value(self) except -1 nogil:
         """Make the field out of the value that was copied to the end of the output as it arrived."""
         cdef Py_ssize_t length = self.out - self.first - self.value_at
-        cdef uint8_t kind = self.kinds_at[self.column]
+        cdef uint8_t kind = self.kinds_at[self.current]
         cdef uint8_t *value = <uint8_t *>self.first + self.value_at
         cdef Py_ssize_t added = 0
         cdef Py_ssize_t extra
@@ -758,6 +854,191 @@ cdef class Encoder:
             self.out = <char *>value + self.quote_in_place(value, length, extra)
         elif kind & JSON:
             self.put_json(<char *>value, value, length)
+        return 0
+
+    # --- Values of more than LARGE_BYTES. ---
+
+    cdef void begin_large(self, Py_ssize_t size) noexcept nogil:
+        cdef uint8_t kind = self.kinds_at[self.current]
+        self.large = True
+        self.size = size
+        # Such a value is neither what stands for NULL nor a lone \. mark, and no spreadsheet takes it for a number.
+        if kind & JSON or kind == PLAIN:
+            self.stage = WRITING
+        else:
+            self.stage = OPENING if kind & ALWAYS else DECIDING
+        self.quoted = self.stage == OPENING
+        self.held_at = self.held_end = 0
+        self.may_hold = False
+        self.starts = kind & GUARD
+        self.begins = False
+        self.sign_bytes = 0
+
+    cdef int take_parts(self, Py_ssize_t most) except -1 nogil:
+        """Write a large value in parts as soon as it is known whether it needs quotes. Return END with its last byte.
+
+        Otherwise return as `take` does.
+        """
+        cdef Py_ssize_t part
+        cdef int ended
+        while True:
+            if self.out - self.first >= most:
+                return MORE
+            if self.stage == DECIDING:
+                ended = self.decide()
+                if ended != END:
+                    return ended
+            elif self.stage == OPENING:
+                self.append(<const char *>&self.quote, 1)
+                self.stage = WRITING
+            elif self.held_at < self.held_end:
+                part = min(self.held_end - self.held_at, PART_BYTES)
+                self.put_part(self.held + self.held_at, part)
+                self.held_at += part
+                if self.held_at == self.held_end:
+                    self.release()
+            elif self.value_left:
+                part = self.arrived()
+                if part == 0:
+                    return INCOMPLETE
+                self.put_part(self.inbox + self.low, part)
+                self.take_part(part)
+            else:
+                self.finish_parts()
+                return END
+
+    cdef int decide(self) except -1 nogil:
+        """Find out whether the large value needs quotes, and hold what has arrived of it until then.
+
+        Return END once it is known; else ROOM or INCOMPLETE.
+        """
+        cdef Py_ssize_t part
+        while self.value_left:
+            part = self.arrived()
+            if part == 0:
+                return INCOMPLETE
+            if self.needs_quotes(self.inbox + self.low, part):
+                self.stage = OPENING
+                self.quoted = True
+                return END
+            if self.held_end == self.capacity:
+                if self.capacity and not self.may_hold:
+                    return ROOM
+                self.allocate(self.size if self.capacity else HELD_BYTES)
+            part = min(part, self.capacity - self.held_end)
+            memcpy(self.held + self.held_end, self.inbox + self.low, part)
+            self.held_end += part
+            self.take_part(part)
+        self.stage = WRITING
+        return END
+
+    cdef inline Py_ssize_t arrived(self) noexcept nogil:
+        """Return how many bytes of the large value are in the receive buffer."""
+        return min(self.high - self.low, self.value_left)
+
+    cdef void take_part(self, Py_ssize_t part) noexcept nogil:
+        """Count this part of a large value as taken from the receive buffer."""
+        self.low += part
+        self.row_left -= part
+        self.value_left -= part
+
+    cdef int allocate(self, Py_ssize_t capacity) except -1 nogil:
+        """Make the memory of the value that is held so large."""
+        cdef void *memory = realloc(self.held, capacity)
+        if memory == NULL:
+            with gil:
+                raise MemoryError
+        self.held = <uint8_t *>memory
+        self.capacity = capacity
+        return 0
+
+    cdef void release(self) noexcept nogil:
+        """Hold nothing of a value any more. Give memory beyond HELD_BYTES back."""
+        self.held_at = self.held_end = 0
+        if self.capacity > HELD_BYTES:
+            free(self.held)
+            self.held = NULL
+            self.capacity = 0
+
+    cdef int put_part(self, const uint8_t *value, Py_ssize_t length) except -1 nogil:
+        """Write the next part of a large value."""
+        cdef uint8_t kind = self.kinds_at[self.current]
+        # Each byte may need a second one: its quote, or an apostrophe. Before them stands what may be a sign.
+        cdef Py_ssize_t needed = 2 * length + 2
+        cdef Py_ssize_t i
+        cdef char *out
+        if self.end - self.out < needed:
+            self.grow(needed)
+        if kind & GUARD:
+            self.put_guarded(value, length)
+        elif self.quoted:
+            out = self.out
+            for i in range(length):
+                if value[i] == self.quote:
+                    out[0] = <char>self.quote
+                    out += 1
+                out[0] = <char>value[i]
+                out += 1
+            self.out = out
+        elif kind & JSON:
+            self.out = self.put_json(self.out, value, length)
+        else:
+            memcpy(self.out, value, length)
+            self.out += length
+        return 0
+
+    cdef void put_guarded(self, const uint8_t *value, Py_ssize_t length) noexcept nogil:
+        """Write a part of a text with an apostrophe before each beginning of a formula, as `put_text` does."""
+        cdef char *out = self.out
+        cdef Py_ssize_t i
+        cdef uint8_t byte
+        for i in range(length):
+            byte = value[i]
+            if self.sign_bytes == 1 and byte == 0xBC:
+                self.sign_bytes = 2
+                continue
+            if self.sign_bytes:
+                if self.sign_bytes == 2 and (byte == 0x8B or byte == 0x8D or byte == 0x9D or byte == 0xA0):
+                    out[0] = 39
+                    out += 1
+                out = self.put_sign_bytes(out)
+            elif self.starts or self.begins:
+                if byte == 0xEF:
+                    self.sign_bytes = 1
+                    self.starts = self.begins = False
+                    continue
+                if meanings[byte] & SIGN or (self.starts and (byte == 9 or byte == 10 or byte == 13)):
+                    out[0] = 39
+                    out += 1
+                self.starts = False
+            self.begins = begins_cell(byte, self.begins)
+            if self.quoted and byte == self.quote:
+                out[0] = <char>byte
+                out += 1
+            out[0] = <char>byte
+            out += 1
+        self.out = out
+
+    cdef char *put_sign_bytes(self, char *out) noexcept nogil:
+        """Write what may have been the beginning of a full-width sign. Return the end of what was written."""
+        if self.sign_bytes:
+            out[0] = <char>0xEF
+            out += 1
+        if self.sign_bytes == 2:
+            out[0] = <char>0xBC
+            out += 1
+        self.sign_bytes = 0
+        return out
+
+    cdef int finish_parts(self) except -1 nogil:
+        """Write what is left to write after the last byte of a large value."""
+        cdef Py_ssize_t needed = 3
+        if self.end - self.out < needed:
+            self.grow(needed)
+        self.out = self.put_sign_bytes(self.out)
+        if self.quoted:
+            self.out[0] = <char>self.quote
+            self.out += 1
         return 0
 
     cdef uint8_t *room_after_value(self, Py_ssize_t extra) except NULL nogil:
@@ -831,9 +1112,10 @@ cdef class Encoder:
     cdef inline char *put_json(self, char *out, const uint8_t *value, Py_ssize_t length) noexcept nogil:
         cdef Py_ssize_t i
         memmove(out, value, length)
-        for i in range(length):
-            if out[i] == 10 or out[i] == 13:
-                out[i] = 32
+        if breaks_lines(<const uint8_t *>out, length):
+            for i in range(length):
+                if out[i] == 10 or out[i] == 13:
+                    out[i] = 32
         return out + length
 
     # --- The output. ---
@@ -850,8 +1132,8 @@ cdef class Encoder:
         return 0
 
     cdef object result(self, int ended):
-        # A value is written in one read: what has arrived of it goes away with the buffer.
-        if ended == LOST or self.value_left >= 0:
+        # A value that is not large is written in one read: what has arrived of it goes away with the buffer.
+        if ended == LOST or (self.value_left >= 0 and not self.large):
             self.broken = True
         return self.taken(), self.rows, ended
 

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from server.encode.kinds import ALWAYS, GUARD, JSON, LONG, PLAIN, PROTECT, SCAN, TEXT, for_spreadsheets, kinds_for
+from server.encode.large_values import LargeValue
 from server.postgres.messages import ProtocolError, columns
 from server.postgres.reader import RowReader
 from server.query.dialect import Dialect
@@ -23,56 +25,6 @@ try:
     import server.encode._encode as _encode  # noqa: PLR0402
 except ImportError:  # it was installed without a compiler; an event says that the pure-Python encoder is in use
     _encode = None  # type: ignore[assignment]
-
-# How the values of a column are written. `_encode.pyx` has the same numbers and says what each means.
-PLAIN, SCAN, ALWAYS, GUARD, JSON, PROTECT, LONG = 0, 1, 2, 4, 8, 16, 32
-
-# Types by OID (PostgreSQL's pg_type.dat). The output of the plain ones holds no delimiter, quote, CR or LF and is never
-# empty, given the session's fixed DateStyle, IntervalStyle and bytea_output.
-# bool int8 int2 int4 oid float4 float8 date time timestamp timestamptz interval timetz numeric uuid
-_PLAIN_VALUES = frozenset((16, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950))
-# bytea
-_PLAIN_TEXT = frozenset((17,))
-_TEXT = 25
-# money: a number whose output may hold commas
-_OTHER_VALUES = frozenset((790,))
-# Text that holds nothing but numbers and times, in which a minus sign begins no formula: points and other shapes;
-# arrays of the values above, such as {1,-2}; ranges and multiranges; int2vector, tid, oidvector.
-_SHAPES = frozenset((600, 601, 602, 603, 604, 628, 718, 1017, 1018, 1019, 1020, 1027, 629, 719))
-_ARRAYS_OF_VALUES = frozenset(
-    (1000, 1016, 1005, 1007, 1028, 1021, 1022, 1182, 1183, 1115, 1185, 1187, 1270, 1231, 2951, 791)
-)
-_RANGES = frozenset((3904, 3906, 3908, 3910, 3912, 3926, 4451, 4532, 4533, 4534, 4535, 4536))
-_ONLY_NUMBERS = _SHAPES | _ARRAYS_OF_VALUES | _RANGES | frozenset((22, 27, 30))
-# int8, numeric: may have more digits than a spreadsheet keeps.
-_LONG_NUMBERS = frozenset((20, 1700))
-
-
-def kinds_for(dialect: Dialect, format: str) -> Callable[[int], int]:
-    """Return a function from a type OID to the kind of a column of that type: how its values are written."""
-    if format == "ndjson":
-        return lambda oid: JSON
-
-    def kind_of(oid: int) -> int:
-        text = oid not in _PLAIN_VALUES and oid not in _OTHER_VALUES
-        if dialect.quote_style == "all" or (dialect.quote_style == "strings" and text):
-            kind = ALWAYS
-        else:
-            kind = PLAIN if oid in _PLAIN_VALUES or oid in _PLAIN_TEXT else SCAN
-        return kind | _for_spreadsheets(dialect, oid, text=text and kind != PLAIN)
-
-    return kind_of
-
-
-def _for_spreadsheets(dialect: Dialect, oid: int, *, text: bool) -> int:
-    """Return what is added to the kind of a column. text: whether its values are text that may need quotes."""
-    if oid in _LONG_NUMBERS:
-        return LONG if dialect.protect else 0
-    if not text:
-        return 0
-    # Only text can be a formula: a negative number stays as it is.
-    guard = dialect.guard and oid not in _ONLY_NUMBERS
-    return (GUARD if guard else 0) | (PROTECT if dialect.protect else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +113,10 @@ class PureEncoder:
             raise ProtocolError("a DataRow whose values do not fill it")
         return self._dialect.delimiter.join(parts) + self._dialect.eol
 
+    def in_parts(self) -> LineInParts:
+        """Return what writes one row value by value."""
+        return LineInParts(self)
+
     def lines(self, rows: Iterable[Sequence[bytes | None]], kinds: Sequence[int]) -> bytes:
         """Return the rows as lines. rows: the fields of each, None for NULL. kinds: one for each column."""
         alone = len(kinds) == 1
@@ -190,13 +146,40 @@ class PureEncoder:
         return value
 
 
+class LineInParts:
+    """A line that is written while its row arrives: a `large_row.LineWriter`. columns: the number of its values."""
+
+    def __init__(self, encoder: PureEncoder) -> None:
+        self._encoder = encoder
+        self._kinds = iter(encoder._kinds)
+        self._delimiter = b""
+        self.columns = len(encoder._kinds)
+
+    def value(self, value: bytes | None) -> bytes:
+        """Return the bytes of the next value, which is whole."""
+        encoder = self._encoder
+        return self._next() + encoder._field(value, next(self._kinds), self.columns == 1)
+
+    def large_value(self, length: int) -> LargeValue:
+        """Return what writes the next value, of this length. It needs more than `LONGEST_NULL` bytes."""
+        return LargeValue(self._encoder._dialect, next(self._kinds), self._next())
+
+    def end(self) -> bytes:
+        """Return the end of the line."""
+        return self._encoder._dialect.eol
+
+    def _next(self) -> bytes:
+        delimiter, self._delimiter = self._delimiter, self._encoder._dialect.delimiter
+        return delimiter
+
+
 def file_start(names: Sequence[str], dialect: Dialect, format: str) -> bytes:
     """Return the bytes before the first row: the byte order mark and the header, if the dialect has them."""
     if format == "ndjson":
         return b""
     start = "\ufeff".encode() if dialect.bom else b""
     if dialect.header:
-        kind = SCAN | _for_spreadsheets(dialect, _TEXT, text=True)
+        kind = SCAN | for_spreadsheets(dialect, TEXT, text=True)
         encoder = PureEncoder(dialect, lambda oid: kind)
         start += encoder.lines([[name.encode() for name in names]], [kind] * len(names))
     return start

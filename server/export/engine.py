@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.encode.encoders import Encoders
+from server.memory import Memory
 from server.postgres.database import Database
 from server.threads import Threads
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The database, the encoders and the threads of one worker process. Every export is opened with it."""
+    """The database, the encoders, the threads and the memory of one worker process. Every export is opened with it.
+
+    memory: for values that have to be held whole.
+    """
 
     database: Database
     encoders: Encoders
     threads: Threads
+    memory: Memory

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from server.encode.encoders import ALWAYS, JSON, PLAIN, SCAN, PureEncoder, file_start, kinds_for
+from server.encode.encoders import PureEncoder, file_start
+from server.encode.kinds import ALWAYS, JSON, PLAIN, SCAN, kinds_for
 from server.errors import QueryTimeout
 from server.export.engine import Engine
 from server.export.pipeline import open_export, with_retries
@@ -26,8 +28,8 @@ PREVIEW_TIMEOUT = 5.0
 LOCK_SHARE = 0.8
 # Characters of a value or a line in a preview. A longer one ends in an ellipsis.
 PREVIEW_CHARACTERS = 1000
-# All that a value needs to be shown and to be seen as too long: UTF-8 has at most four bytes a character.
-_MOST_BYTES = 4 * PREVIEW_CHARACTERS + 4
+# Characters of a row, all its values together. With more columns than fit, each value gets an equal share of them.
+ROW_CHARACTERS = 50_000
 # Kinds of columns whose values a reader of the file gets as they are in the database.
 _UNCHANGED = {PLAIN, SCAN, ALWAYS}
 
@@ -116,6 +118,9 @@ class ShownRows:
         self._kinds: list[int] = []
         self._changes = False
         self._encoder = PureEncoder(plan.dialect, self._kind_of)
+        self._characters = min(PREVIEW_CHARACTERS, ROW_CHARACTERS // max(len(plan.columns), 1))
+        # All that a value needs to be shown and to be seen as too long: UTF-8 has at most four bytes a character.
+        self._most_bytes = 4 * self._characters + 4
         names = [output.name for output in plan.columns]
         header = file_start(names, replace(plan.dialect, header=True, bom=False), "csv")
         self.names = tuple(_read(header, plan.dialect)) if names else ()
@@ -128,32 +133,95 @@ class ShownRows:
 
     def line(self, row: bytes) -> bytes:
         values = fields(row, len(self._kinds))
-        self.lengths.append(sum(len(value) for value in values if value is not None) + max(len(values), 1))
-        cut = [value if value is None or len(value) <= _MOST_BYTES else value[:_MOST_BYTES] for value in values]
-        self.rows.append(self._as_read(cut))
-        self.lines.append(self._as_written(cut))
+        length = sum(len(value) for value in values if value is not None)
+        most = self._most_bytes
+        self._add([value if value is None or len(value) <= most else value[:most] for value in values], length)
         return b""
+
+    def in_parts(self) -> ShownLine:
+        return ShownLine(len(self._kinds), self._most_bytes, self._add)
+
+    def _add(self, values: list[bytes | None], length: int) -> None:
+        """Add a row. values: or their beginnings. length: of all values together."""
+        self.lengths.append(length + max(len(values), 1))
+        self.rows.append(self._as_read(values))
+        self.lines.append(self._as_written(values))
 
     def _as_read(self, values: list[bytes | None]) -> list[str | None]:
         """Return the values as a reader of the file gets them."""
         if not self._changes:
-            return [None if value is None else _shortened(value) for value in values]
+            return [None if value is None else self._shortened(value) for value in values]
         line = self._encoder.lines([values], self._kinds)
         if self._kinds[0] & JSON:
             return [_shortened(line.removesuffix(self._dialect.eol))]
         read = _read(line, self._dialect)
-        return [None if value is None else _shortened(text.encode()) for value, text in zip(values, read, strict=True)]
+        return [
+            None if value is None else self._shortened(text.encode()) for value, text in zip(values, read, strict=True)
+        ]
+
+    def _shortened(self, value: bytes) -> str:
+        return _shortened(value, self._characters)
 
     def _as_written(self, values: list[bytes | None]) -> str:
         """Return the beginning of the line. Of a row of many values, only the first ones are encoded."""
         needed = used = 0
         for value in values:
-            if used >= _MOST_BYTES or needed >= PREVIEW_CHARACTERS:
+            if used >= 4 * PREVIEW_CHARACTERS + 4 or needed >= PREVIEW_CHARACTERS:
                 break
             used += 1 if value is None else len(value) + 1
             needed += 1
         line = self._encoder.lines([values[:needed]], self._kinds[:needed]).removesuffix(self._dialect.eol)
         return _shortened(line if needed == len(values) else line + self._dialect.delimiter * PREVIEW_CHARACTERS)
+
+
+class ShownLine:
+    """A `large_row.LineWriter` that keeps the beginnings of the values."""
+
+    def __init__(self, columns: int, most: int, add: Callable[[list[bytes | None], int], None]) -> None:
+        """most: bytes of a value. add: takes the values and the length of the whole ones together."""
+        self.columns = columns
+        self._most = most
+        self._add = add
+        self._values: list[bytes | Beginning | None] = []
+        self._length = 0
+
+    def value(self, value: bytes | None) -> bytes:
+        self._length += len(value or b"")
+        self._values.append(value if value is None else value[: self._most])
+        return b""
+
+    def large_value(self, length: int) -> Beginning:
+        self._length += length
+        beginning = Beginning(self._most)
+        self._values.append(beginning)
+        return beginning
+
+    def end(self) -> bytes:
+        self._add([value.data if isinstance(value, Beginning) else value for value in self._values], self._length)
+        return b""
+
+
+class Beginning:
+    """A `large_row.ValueWriter` that keeps the first bytes of a value. data: these bytes."""
+
+    held_bytes = 0
+
+    def __init__(self, most: int) -> None:
+        self.data = b""
+        self._most = most
+
+    def add(self, part: bytes, *, may_hold: bool) -> bool:
+        self.data += part[: self._most - len(self.data)]
+        return True
+
+    def end(self) -> None:
+        pass
+
+    def pass_over(self) -> None:
+        pass
+
+    def take(self) -> bytes | None:
+        return None
 
 
 def _read(line: bytes, dialect: Dialect) -> list[str]:
@@ -163,6 +231,6 @@ def _read(line: bytes, dialect: Dialect) -> list[str]:
     return next(reader) or [""]
 
 
-def _shortened(value: bytes) -> str:
+def _shortened(value: bytes, most: int = PREVIEW_CHARACTERS) -> str:
     text = value.decode(errors="replace")
-    return text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"
+    return text if len(text) <= most else text[:most] + "…"

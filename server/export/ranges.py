@@ -1,13 +1,14 @@
 """The ranges of one file: read by several readers at once and yielded in order.
 
 Holds the order of the ranges, the look-ahead limits and what happens when a reader fails. Must not know SQL or
-connections. All state belongs to one event loop: only `take`, `put` and `chunks` suspend, and between two suspensions
-the state changes at once.
+connections. All state belongs to one event loop: only `take`, `put`, `lead` and `chunks` suspend, and between two
+suspensions the state changes at once.
 
 Why there is no deadlock: the file waits for one range, the first that has not been handed over completely. Either its
 reader is reading it, or no reader has taken it yet and the next one that calls `take` gets it, or its reader has failed
-and has given it back. In the last case the permanent reader takes it: it calls `take`, or it waits in `put` for the
-file and exchanges its own range for that one. If the permanent reader has failed, the range ends with that error.
+and has given it back. In the last case the permanent reader takes it: it calls `take`, or it waits in `put` or `lead`
+for the file and exchanges its own range for that one. If the permanent reader has failed, the range ends with its
+error.
 """
 
 from __future__ import annotations
@@ -233,23 +234,39 @@ class RangeReader:
         """Add a chunk to the reader's range. Wait while RANGE_BUFFER_BYTES of it wait for the file.
 
         Return False if the reader now has another range: one that was given back and that the file waits for. The
-        chunk is dropped, and so is all that was read of the old range, which another reader takes later, as it does the
-        reserved one.
+        chunk is dropped, and all that was read of the old range, which another reader takes later, as the reserved one.
         """
         ranges, mine = self._ranges, self._held()
         while mine.buffered >= RANGE_BUFFER_BYTES:
-            head = ranges._take_head(self)
-            if head is not None:
-                mine.give_back()
-                if self._reserved is not None:
-                    self._reserved.give_back()
-                    self._reserved = None
-                self._range = head
-                ranges._notify()
+            if self._exchange():
                 return False
             await _wait(ranges._changed)
         mine.append(chunk)
         ranges._arrived.set()
+        return True
+
+    async def lead(self) -> bool:
+        """Wait until the file waits for the reader's range. Return False as `put` does.
+
+        A reader that is ahead must not hold a large value: the range before it might wait for that memory.
+        """
+        while self._ranges._taken[0] is not self._held():
+            if self._exchange():
+                return False
+            await _wait(self._ranges._changed)
+        return True
+
+    def _exchange(self) -> bool:
+        """Take the range that the file waits for instead of the reader's own, if it was given back."""
+        head = self._ranges._take_head(self)
+        if head is None:
+            return False
+        self._held().give_back()
+        if self._reserved is not None:
+            self._reserved.give_back()
+            self._reserved = None
+        self._range = head
+        self._ranges._notify()
         return True
 
     def end(self, chunk: Chunk) -> None:

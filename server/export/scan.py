@@ -14,18 +14,20 @@ from typing import Any
 
 from server.chunk import Chunk
 from server.encode.encoders import file_start
-from server.errors import ExportError
+from server.errors import ExportError, MemoryBusy, ValueTooLarge
 from server.events import emit
 from server.export.engine import Engine
 from server.export.events import ReaderFailed
 from server.export.ranges import RangeReader, Ranges
 from server.export.strategy import FACTS, Limits, Strategy, candidate_tables, make_strategy
+from server.memory import Memory, Reservation
 from server.postgres.database import Database
 from server.postgres.explained import Explained
 from server.postgres.portal import PortalReader, RowWriter
 from server.postgres.reader import RowReader
 from server.postgres.rows import Rows, Select
 from server.postgres.session import Session
+from server.query.grammar import shorten
 from server.query.plan import ExportPlan
 from server.query.sql import Statement, lock_statements, select_statement
 from server.threads import wait_until_ended
@@ -93,7 +95,7 @@ async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: St
     further = strategy.readers - 1
     shared = await session.export_snapshot() if further else ("", {})
     ranges = Ranges(max(1, len(strategy.ranges)), ahead=RANGES_OF_ONE_READER)
-    scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges)
+    scan = _Scan(plan, strategy, lambda: engine.encoders.reader(plan.dialect, plan.format), ranges, engine.memory)
     # The first task takes the first range before any other reader has connected.
     tasks = [asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))]
     tasks += [asyncio.create_task(scan.read_on_another_connection(engine.database, *shared)) for _ in range(further)]
@@ -110,12 +112,16 @@ async def _rows(engine: Engine, session: Session, plan: ExportPlan, strategy: St
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """One scan: what its readers share. make_reader: returns what reads and encodes the rows of one connection."""
+    """One scan: what its readers share.
+
+    make_reader: returns what reads and encodes the rows of one connection. memory: for large values.
+    """
 
     plan: ExportPlan
     strategy: Strategy
     make_reader: Callable[[], RowReader]
     ranges: Ranges
+    memory: Memory
 
     async def read_on_another_connection(self, database: Database, snapshot: str, settings: dict[str, str]) -> None:
         """Read ranges under the snapshot of the first reader. Raise nothing: emit the error as an event.
@@ -151,12 +157,12 @@ class _Scan:
         reserves = False
         try:
             more = await reader.take()
-            with session.rows(self.make_reader()) as rows:
+            with Reservation(self.memory) as reserved, session.rows(self.make_reader()) as rows:
                 while more:
                     if not rows.pending:  # the range was not reserved
                         rows.start(self._select(reader.number))
                     untouched = False
-                    if await self._read_range(rows, reader, reserves=reserves and not stops()):
+                    if await self._read_range(rows, reader, reserved, reserves=reserves and not stops()):
                         reserves = True
                         more = (bool(rows.pending) or not stops()) and await reader.take()
                     else:
@@ -167,25 +173,48 @@ class _Scan:
             reader.fail(error, give_back=untouched or not _of_query(error))
             raise
 
-    async def _read_range(self, rows: Rows, reader: RangeReader, *, reserves: bool) -> bool:
+    async def _read_range(self, rows: Rows, reader: RangeReader, reserved: Reservation, *, reserves: bool) -> bool:
         """Read the range of the reader, whose SELECT was started, to its end. Start that of the next range meanwhile.
 
-        reserves: whether to start it. Return False if the reader has exchanged its range for another one. What was
-        started is then still pending.
+        reserved: of the reader. reserves: whether to start the next range. Return False if the reader has
+        exchanged its range for another one. What was started is then still pending.
         """
         most = FILE_CHUNK_BYTES if reader.number else FIRST_CHUNK_BYTES
         while True:
-            reserved = reader.reserve() if reserves else None
-            if reserved is not None:
-                rows.start(self._select(reserved))
+            number = reader.reserve() if reserves else None
+            if number is not None:
+                rows.start(self._select(number))
             pending = rows.pending
             chunk = await rows.read(most)
+            reserved.keep(rows.held_bytes)
+            if rows.wanted:
+                if not await reader.lead():
+                    return False
+                await self._reserve(rows, reserved)
             if rows.pending < pending:
                 reader.end(chunk)
                 return True
             if not await reader.put(chunk):
                 return False
             most = FILE_CHUNK_BYTES
+
+    async def _reserve(self, rows: Rows, reserved: Reservation) -> None:
+        """Wait until there is memory for the value that stops the reader. Raise ValueTooLarge, MemoryBusy."""
+        if rows.wanted > self.memory.limit:
+            name = self.plan.columns[rows.wanted_column].name
+            raise ValueTooLarge(
+                f'A value of "{shorten(name)}" has {rows.wanted:,} bytes, and this server may hold '
+                f"{self.memory.limit:,}. A value is held until it is known whether it needs quotes.",
+                hint="Add quote=all: then no value is held. Or select the other columns.",
+            )
+        try:
+            await reserved.take(rows.wanted, rows.patience)
+        except TimeoutError:
+            raise MemoryBusy(
+                "Other exports use the memory that this server has for large values.",
+                hint="Try again later, or add quote=all: then no value is held.",
+            ) from None
+        rows.hold()
 
     def _select(self, number: int) -> Select:
         """Return the SELECT of the range of this number, or of the whole query."""
@@ -204,3 +233,5 @@ async def _discard(rows: Rows) -> None:
     """Read what is pending and drop it: only then can the connection take another statement."""
     while rows.pending:
         await rows.read(FILE_CHUNK_BYTES)
+        if rows.wanted:
+            rows.pass_over()

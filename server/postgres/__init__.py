@@ -6,7 +6,7 @@ translation of the server's errors. It must not know plans, dialects or HTTP.
 
 Start with `database.py`.
 
-Inside: events, explained, libpq, messages, reader, sessions_of_workers, spare_readers, statements, withheld → portal,
-queries, server_errors, tls → wire → connection → connections, rows → session → database.
+Inside: events, explained, libpq, messages, reader, sessions_of_workers, spare_readers, statements, withheld →
+large_row, queries, server_errors, tls → portal, wire → connection → connections, rows → session → database.
 May import: query.
 """

@@ -29,6 +29,8 @@ from server.threads import give_way
 # of the text. If only the zeros at its end are left, they are followed by the type of the next message (0x31 or more)
 # and a zero. Either way the number is at least 0x3000. Notifications begin otherwise, but Sluice listens to none.
 LONGEST_FIRST = 0x2FFF
+# Bytes of one row of a small query. The plan of a query is a row. It repeats the conditions for each partition.
+LONGEST_ROW = 24 << 20
 
 
 class Connection(aiopg.Connection):
@@ -46,7 +48,7 @@ class Connection(aiopg.Connection):
         # Held by the thread that reads, and by `close`.
         self._reading = threading.Lock()
         self._wire: Wire | None = None
-        self._messages = messages.Messages(LONGEST_FIRST)
+        self._messages = messages.Messages(LONGEST_FIRST, LONGEST_ROW)
         self.unanswered = 0
         self._status = b""
         self._waiting: asyncio.Future[None] | None = None
@@ -108,9 +110,9 @@ class Connection(aiopg.Connection):
     async def run(self, queries: Sequence[Query]) -> list[list[Row]]:
         """Send the queries together and return the rows of each, as dictionaries by column name.
 
-        If one fails, those after it are not run. Raise what `server_errors.error_for` makes of the server's error, or
-        ConnectionLost, after which the connection is closed. If the caller is cancelled, the queries may still run. The
-        connection is not `clean` then and takes no more queries.
+        If one fails, those after it are not run. Raise what `server_errors.error_for` makes of the server's error; or
+        ConnectionLost, AnswerTooLarge, after which the connection is closed. If the caller is cancelled, the queries
+        may still run. The connection is not `clean` then and takes no more queries.
         """
         if self.unanswered:
             raise connection_lost()
@@ -169,6 +171,9 @@ class Connection(aiopg.Connection):
                     self.unanswered -= 1
                     self._status = body
                     return
+            if self._messages.row_left:
+                self._lose()
+                raise errors.AnswerTooLarge("PostgreSQL's answer about the relation is too large.")
             await give_way(began)  # the list of all relations may have megabytes
 
     def _lose(self) -> None:

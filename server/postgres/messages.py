@@ -29,12 +29,15 @@ _ANY_LENGTH = frozenset(
 )
 # The length that a message may state: a signed number of 32 bits.
 _LONGEST = (1 << 31) - 1
+# Bytes of an ErrorResponse that are kept. PostgreSQL repeats a value that it rejects, of any length. The SQLSTATE and
+# the message come first.
+KEPT_BYTES = 256 << 10
 # Most values of one Bind message, which counts them in 16 bits.
 MOST_VALUES = 65535
 
 _HEADER = struct.Struct("!BI")
-_COUNT = struct.Struct("!H")
-_LENGTH = struct.Struct("!i")
+COUNT = struct.Struct("!H")
+LENGTH = struct.Struct("!i")
 # What follows the name of a column in a RowDescription: table, column, type, size, modifier, format.
 _COLUMN = struct.Struct("!IHIhih")
 
@@ -44,7 +47,7 @@ class ProtocolError(Exception):
 
 
 def _message(kind: bytes, body: bytes = b"") -> bytes:
-    return kind + _LENGTH.pack(len(body) + 4) + body
+    return kind + LENGTH.pack(len(body) + 4) + body
 
 
 def parse(sql: str, name: str = "", types: Sequence[int] = ()) -> bytes:
@@ -52,7 +55,7 @@ def parse(sql: str, name: str = "", types: Sequence[int] = ()) -> bytes:
 
     types: OIDs of the types of its first parameters, at most MOST_VALUES, used or not. The server infers the others.
     """
-    declared = _COUNT.pack(len(types)) + struct.pack(f"!{len(types)}I", *types)
+    declared = COUNT.pack(len(types)) + struct.pack(f"!{len(types)}I", *types)
     return _message(b"P", name.encode() + b"\0" + sql.encode() + b"\0" + declared)
 
 
@@ -61,13 +64,13 @@ def bind(values: Sequence[bytes | None], *, statement: str = "", portal: str = "
 
     The columns of the result are sent in text form too.
     """
-    parts = [portal.encode(), b"\0", statement.encode(), b"\0", _COUNT.pack(0), _COUNT.pack(len(values))]
+    parts = [portal.encode(), b"\0", statement.encode(), b"\0", COUNT.pack(0), COUNT.pack(len(values))]
     for value in values:
         if value is None:
-            parts.append(_LENGTH.pack(-1))
+            parts.append(LENGTH.pack(-1))
         else:
-            parts += (_LENGTH.pack(len(value)), value)
-    parts.append(_COUNT.pack(0))
+            parts += (LENGTH.pack(len(value)), value)
+    parts.append(COUNT.pack(0))
     return _message(b"B", b"".join(parts))
 
 
@@ -83,7 +86,7 @@ def describe_statement(name: str = "") -> bytes:
 
 def execute(portal: str = "", rows: int = 0) -> bytes:
     """Return Execute: the next rows of the portal, at most `rows`; 0 for all of them."""
-    return _message(b"E", portal.encode() + b"\0" + _LENGTH.pack(rows))
+    return _message(b"E", portal.encode() + b"\0" + LENGTH.pack(rows))
 
 
 def close(portal: str) -> bytes:
@@ -99,12 +102,19 @@ FLUSH = _message(b"H")
 class Messages:
     """Received bytes, split into messages. Feed it, then iterate over the messages that are complete.
 
-    Messages that belong to no statement (notices, notifications, parameters of the session) are dropped.
+    Messages that belong to no statement (notices, notifications, parameters of the session) are dropped. row_left: how
+    many bytes of a DataRow that is too long to be put together were not taken.
     """
 
-    def __init__(self, longest_first: int = _LONGEST) -> None:
-        """longest_first: the length that the first message may state."""
+    def __init__(self, longest_first: int = _LONGEST, longest_row: int = _LONGEST) -> None:
+        """longest_first: the length that the first message may state. longest_row: of a DataRow that is put together.
+
+        The iteration stops at a longer one, whose body `take_part` returns in parts.
+        """
         self._longest = longest_first
+        self._longest_row = longest_row
+        # Bytes of its body that were not taken.
+        self.row_left = 0
         self._data = b""
         self._at = 0
         # Of a message that is longer than what has arrived of it: joined once, when it is complete.
@@ -116,7 +126,7 @@ class Messages:
     @property
     def empty(self) -> bool:
         """Whether every received byte belongs to a message that was taken."""
-        return self._at == len(self._data) and not (self._pieces or self._dropped)
+        return self._at == len(self._data) and not (self._pieces or self._dropped or self.row_left)
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
@@ -133,11 +143,21 @@ class Messages:
         else:
             self._data, self._at = self._data[self._at :] + data, 0
 
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the type and the body of each complete message. The iteration may stop anywhere and start again.
+    def take_part(self) -> bytes:
+        """Return what has arrived of the body of a long DataRow, or b"". `row_left` is 0 after its last part."""
+        part = self._data[self._at : self._at + self.row_left]
+        self._at += len(part)
+        self.row_left -= len(part)
+        return part
 
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the type and the body of each complete message, or of an error of more than KEPT_BYTES its beginning.
+
+        The iteration may stop anywhere and start again.
         Raise ProtocolError at a type that is unknown here, or a length that it cannot have.
         """
+        if self.row_left:
+            return
         data, at, size = self._data, self._at, len(self._data)
         while size - at >= _HEADER.size:
             kind, length = _HEADER.unpack_from(data, at)
@@ -152,20 +172,30 @@ class Messages:
                 self._at = at = min(end, size)
                 continue
             if end > size:
-                self._pieces, self._missing = [data[at:]], end - size
-                self._data, self._at = b"", 0
-                return
+                if kind == DATA_ROW and length > self._longest_row:
+                    self.row_left = length - LENGTH.size
+                    self._at = at + _HEADER.size
+                    return
+                kept = at + KEPT_BYTES if kind == ERROR and length > KEPT_BYTES else end
+                if kept > size:
+                    self._pieces, self._missing = [data[at:]], kept - size
+                    self._data, self._at = b"", 0
+                    return
+                self._dropped = end - size
+                end = size
+            else:
+                kept = end
             self._at = end
             self._longest = _LONGEST
-            yield kind, data[at + _HEADER.size : end]
+            yield kind, data[at + _HEADER.size : kept]
             at = end
 
 
 def columns(description: bytes) -> list[tuple[str, int]]:
     """Return the name and the type OID of each column of a RowDescription. Raise ProtocolError if it is malformed."""
     try:
-        (count,) = _COUNT.unpack_from(description)
-        at = _COUNT.size
+        (count,) = COUNT.unpack_from(description)
+        at = COUNT.size
         found = []
         for _ in range(count):
             end = description.index(b"\0", at)
@@ -182,8 +212,8 @@ def columns(description: bytes) -> list[tuple[str, int]]:
 def parameter_types(description: bytes) -> list[int]:
     """Return the type OID of each parameter of a ParameterDescription. Raise ProtocolError if it is malformed."""
     try:
-        (count,) = _COUNT.unpack_from(description)
-        return list(struct.unpack(f"!{count}I", description[_COUNT.size :]))
+        (count,) = COUNT.unpack_from(description)
+        return list(struct.unpack(f"!{count}I", description[COUNT.size :]))
     except struct.error:
         raise ProtocolError("a malformed ParameterDescription") from None
 
@@ -191,13 +221,13 @@ def parameter_types(description: bytes) -> list[int]:
 def fields(row: bytes, count: int) -> list[bytes | None]:
     """Return the values of a DataRow in text form, None for NULL. Raise ProtocolError if it has not `count` of them."""
     values: list[bytes | None] = []
-    append, unpack = values.append, _LENGTH.unpack_from
-    end = _COUNT.size
+    append, unpack = values.append, LENGTH.unpack_from
+    end = COUNT.size
     try:
-        if _COUNT.unpack_from(row)[0] != count:
+        if COUNT.unpack_from(row)[0] != count:
             raise ProtocolError("a DataRow with another number of columns")
         for _ in range(count):
-            start = end + _LENGTH.size
+            start = end + LENGTH.size
             end = start + unpack(row, end)[0]
             if end >= start:
                 append(row[start:end])

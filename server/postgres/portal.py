@@ -1,6 +1,6 @@
 """Rows of portals, read in Python: for the pure-Python encoder and for previews.
 
-Reads as the native encoder does (`encode/_encode.pyx`), with each DataRow whole in memory.
+Reads as the native encoder does (`encode/_encode.pyx`). A DataRow of up to HELD_BYTES is whole in memory.
 """
 
 from __future__ import annotations
@@ -9,8 +9,21 @@ import select
 from typing import Protocol
 
 from server.postgres import messages
+from server.postgres.large_row import LargeRow, LineWriter
 from server.postgres.messages import DATA_ROW, ERROR, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION, Messages, ProtocolError
-from server.postgres.reader import END, FAILED, LINGER, LOST, MORE, TIMED_OUT, UNITS_AHEAD, WOKEN, Bytes
+from server.postgres.reader import (
+    END,
+    FAILED,
+    HELD_BYTES,
+    LINGER,
+    LOST,
+    MORE,
+    ROOM,
+    TIMED_OUT,
+    UNITS_AHEAD,
+    WOKEN,
+    Bytes,
+)
 
 
 class RowWriter(Protocol):
@@ -22,13 +35,17 @@ class RowWriter(Protocol):
         """Return the line of a DataRow, given as the body of the message."""
         ...
 
+    def in_parts(self) -> LineWriter:
+        """Return what writes the line of a DataRow that is not given as a whole."""
+        ...
+
 
 class PortalReader:
     """A `reader.RowReader` in Python."""
 
     def __init__(self, writer: RowWriter) -> None:
         self._writer = writer
-        self._messages = Messages()
+        self._messages = Messages(longest_row=HELD_BYTES)
         self._unsent = b""
         self._unanswered = 0
         self._more = b""
@@ -38,7 +55,10 @@ class PortalReader:
         self._broken = False
         # Lines that `read_arrived` has left to `read`.
         self._lines: list[bytes] = []
+        self._rows = 0
         self._used = 0
+        # A row that is written as it arrives.
+        self._row: LargeRow | None = None
 
     def start(self, messages: bytes, units: int, more: bytes) -> None:
         """See `RowReader.start`."""
@@ -65,9 +85,40 @@ class PortalReader:
         return None if ended is None else self._result(ended)
 
     def _result(self, ended: int) -> tuple[bytes, int, int]:
-        lines, self._lines, self._used = self._lines, [], 0
+        lines, rows = b"".join(self._lines), self._rows
+        self._lines, self._rows, self._used = [], 0, 0
         self._broken |= ended == LOST
-        return b"".join(lines), len(lines), ended
+        return lines, rows, ended
+
+    @property
+    def wanted(self) -> int:
+        """See `RowReader.wanted`."""
+        return 0 if self._row is None else self._row.wanted
+
+    @property
+    def column(self) -> int:
+        """See `RowReader.column`."""
+        return 0 if self._row is None else self._row.column
+
+    @property
+    def held_bytes(self) -> int:
+        """See `RowReader.held_bytes`."""
+        return 0 if self._row is None else self._row.held_bytes
+
+    def hold(self) -> None:
+        """See `RowReader.hold`."""
+        if self._row is not None:
+            self._row.hold()
+
+    def pass_over(self) -> None:
+        """See `RowReader.pass_over`."""
+        if self._row is not None:
+            self._row.pass_over()
+
+    def close(self) -> None:
+        """See `RowReader.close`."""
+        self._broken |= self._row is not None
+        self._row = None
 
     def failure(self) -> bytes | None:
         """See `RowReader.failure`."""
@@ -87,9 +138,45 @@ class PortalReader:
                 return MORE if self._lines and ended == TIMED_OUT else ended
 
     def _take_all(self, most: int) -> int | None:
-        """Take the messages that have arrived. Return how the read ends, or None."""
+        """Take what has arrived. Return how the read ends, or None."""
         if self._broken:
             return LOST
+        while True:
+            if self._row is not None:
+                ended = self._take_parts(self._row, most)
+                if ended is not None or self._row is not None:
+                    return ended
+            ended = self._take_messages(most)
+            if ended is not None or not self._messages.row_left:
+                return ended
+            if not self._described:
+                raise ProtocolError("a row before the description of its columns")
+            self._row = LargeRow(self._writer.in_parts(), self._messages.row_left)
+
+    def _take_parts(self, row: LargeRow, most: int) -> int | None:
+        """Take what has arrived of a large row. Return how the read ends, or None."""
+        row.feed(self._messages.take_part())
+        while (written := row.take()) is not None:
+            self._lines.append(written)
+            self._used += len(written)
+            if row.complete:
+                self._row = None
+                self._rows += 1
+            if self._used >= most:
+                return MORE
+            if row.complete:
+                return None
+        return ROOM if row.wanted else None
+
+    def _take_messages(self, most: int) -> int | None:
+        """Take the messages that have arrived whole. Return how the read ends, or None."""
+        before = len(self._lines)
+        try:
+            return self._take_each(most)
+        finally:
+            self._rows += len(self._lines) - before
+
+    def _take_each(self, most: int) -> int | None:
         used, line_of, append = self._used, self._writer.line, self._lines.append
         for kind, body in self._messages:
             if kind == DATA_ROW:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 # How a read ended: the enum MORE, END, … of server/encode/_encode.pyx has the same numbers.
-MORE, END, FAILED, LOST, TIMED_OUT, WOKEN = range(6)
+MORE, END, FAILED, LOST, TIMED_OUT, WOKEN, ROOM = range(7)
 
 # Rows that one Execute of a batch asks for. Fewer than a thousand cost time; a suspended portal costs nothing. Measured
 # in docs/performance.md.
@@ -22,6 +22,13 @@ UNITS_AHEAD = 3
 
 # Milliseconds to wait for more rows when there are some already, but less than the caller wants.
 LINGER = 10
+
+# Bytes of a value beyond which it is written in parts, as it arrives.
+LARGE_BYTES = 64 << 10
+
+# Bytes of such a value that a reader may hold at once as long as it does not know whether the value needs quotes. It
+# has to be allowed to hold more. The reader in Python also has rows of fewer bytes whole in memory.
+HELD_BYTES = 1 << 20
 
 
 class Bytes(Protocol):
@@ -52,8 +59,9 @@ class RowReader(Protocol):
         wake: a descriptor; the call ends (WOKEN) when it is readable. patience: milliseconds to wait for the next bytes
         (TIMED_OUT), -1 for no limit. Return the lines, the number of rows that end in them, and how the read ended:
         MORE; END of the oldest statement; FAILED, and the server has answered everything; LOST: the connection ended,
-        or the server sent what the protocol does not allow; TIMED_OUT; WOKEN. After the last two a reader may be LOST,
-        since it need not keep the beginning of a row.
+        or the server sent what the protocol does not allow; TIMED_OUT; WOKEN; ROOM: a value has to be held that is too
+        large for that, so call `hold` or `pass_over` before the next read. After TIMED_OUT and WOKEN a reader may be
+        LOST, since it need not keep the beginning of a row.
         """
         ...
 
@@ -63,6 +71,33 @@ class RowReader(Protocol):
         Return as `read` does if that ends the read. Otherwise return None; the lines so far are those with which the
         next `read` begins. A row that is larger than the receive buffer is left to that.
         """
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """After ROOM, how many bytes have to be held: the length of the value."""
+        ...
+
+    @property
+    def column(self) -> int:
+        """After ROOM, the number of the value's column, counted from 0."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of a value are held since `hold`, at most what was wanted."""
+        ...
+
+    def hold(self) -> None:
+        """Hold the value that ended the last read (ROOM)."""
+        ...
+
+    def pass_over(self) -> None:
+        """Do not hold the value that ended the last read (ROOM): nobody uses the lines from now on."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held. Nothing is read afterwards."""
         ...
 
     def failure(self) -> bytes | None:

@@ -19,7 +19,7 @@ from server.chunk import Chunk
 from server.postgres import messages
 from server.postgres.connection import Connection
 from server.postgres.queries import Value, encode_values
-from server.postgres.reader import BATCH_ROWS, END, FAILED, LOST, TIMED_OUT, WOKEN, RowReader
+from server.postgres.reader import BATCH_ROWS, END, FAILED, LOST, ROOM, TIMED_OUT, WOKEN, RowReader
 from server.postgres.server_errors import SHUTTING_DOWN, connection_lost, error_in, statement_timed_out
 from server.threads import in_thread
 
@@ -50,21 +50,23 @@ _NEXT_BATCH = messages.execute(PORTAL, BATCH_ROWS) + messages.SYNC
 class Rows:
     """SELECTs on one connection, one after another. Nothing else may use the connection within the `with` block.
 
-    pending: statements that were started and have not ended, 0 once the connection is lost.
+    patience: seconds to wait for the next row, 0 for no limit. pending: statements that were started and have not
+    ended, 0 once the connection is lost. wanted: how many bytes of a value have to be held before the next read can go
+    on (`hold`, `pass_over`), 0 for none.
     """
 
     def __init__(self, connection: Connection, reader: RowReader, threads: Executor, patience: float) -> None:
-        """patience: seconds to wait for the next row, 0 for no limit."""
         self._connection = connection
         self._reader = reader
         self._threads = threads
-        self._patience = patience
+        self.patience = patience
         self._parsed = ""
         self._begun = False
         self._stopped = False
         # Made when a thread is needed. A byte sent at one end ends the read of the thread, which polls the other end.
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self.pending = 0
+        self.wanted = 0
 
     def __enter__(self) -> Rows:
         return self
@@ -74,6 +76,7 @@ class Rows:
     ) -> None:
         for end in self._wake or ():
             end.close()
+        self._reader.close()
 
     @property
     def clean(self) -> bool:
@@ -102,8 +105,9 @@ class Rows:
         What arrives within AT_ONCE is read and encoded on the event loop.
 
         most: a read ends with the row that reaches this many bytes. It ends with fewer bytes at the end of the
-        statement, after which `pending` is smaller by one, and when the next row takes long to come. There may be no
-        row at all, and a row that is larger than `most` may come in several reads.
+        statement, after which `pending` is smaller by one, when the next row takes long to come, and before a value
+        that has to be held (`wanted`). There may be no row at all, and a row that is larger than `most` may come in
+        several reads.
 
         Raise QueryTimeout if nothing comes within the patience, ConnectionLost if the server closes the connection,
         QueryCancelled after `stop`, and otherwise the error that the server sent, as `server_errors.error_for`
@@ -126,11 +130,30 @@ class Rows:
             self.pending = 0
             raise connection_lost() if failure is None else error_in(failure)
         if ended == TIMED_OUT:
-            raise statement_timed_out(self._patience)
+            raise statement_timed_out(self.patience)
         if ended == WOKEN:
             raise _stopped()
         self.pending -= ended == END
+        self.wanted = self._reader.wanted if ended == ROOM else 0
         return Chunk(lines, rows)
+
+    @property
+    def wanted_column(self) -> int:
+        """The number of the column of the value that has to be held, counted from 0."""
+        return self._reader.column
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of a value are held since `hold`."""
+        return self._reader.held_bytes
+
+    def hold(self) -> None:
+        """Let the next read hold the value of `wanted` bytes."""
+        self._reader.hold()
+
+    def pass_over(self) -> None:
+        """Let the reads go on without holding the value of `wanted` bytes, for lines that nobody uses."""
+        self._reader.pass_over()
 
     def stop(self) -> None:
         """Make every later read raise QueryCancelled, and the current one unless it ends by itself within AT_ONCE.
@@ -158,7 +181,7 @@ class Rows:
 
     def _read(self, wake: int, most: int) -> tuple[bytes, int, int]:
         # In the thread.
-        patience = round(self._patience * 1000) if self._patience else -1
+        patience = round(self.patience * 1000) if self.patience else -1
         with self._connection.reading() as wire:
             if wire is None:
                 return b"", 0, LOST

@@ -129,7 +129,13 @@ class Session:
         queries.append(Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values, as_text=True))
         if told_about is not None:
             queries.append(Query(WITHHELD, (told_about,), prepare=True))
-        plan, *asked, checked = (await self._run(*queries, self._check))[first:]
+        try:
+            plan, *asked, checked = (await self._run(*queries, self._check))[first:]
+        except errors.AnswerTooLarge:
+            raise errors.RequestTooLarge(
+                "PostgreSQL's plan of this request is too large.",
+                hint="The plan repeats the filters for each partition. Use shorter ones, or export the partitions.",
+            ) from None
         withheld = (asked[0][0]["reason"] or "") if asked else NOT_ASKED
         blocks = _unchanged(checked[0])
         text = plan[0]["QUERY PLAN"]

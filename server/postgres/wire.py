@@ -22,13 +22,14 @@ class Wire:
     def __init__(self, descriptor: int, ssl: int = 0) -> None:
         self.descriptor = descriptor
         self.ssl = ssl
-        self._buffer = ctypes.create_string_buffer(RECEIVE_BYTES if ssl else 0)
+        self._buffer = ctypes.create_string_buffer(RECEIVE_BYTES)
 
     def receive(self) -> bytes | None:
         """Return bytes that have arrived; None if there are none, b"" at the end of the connection. Raise OSError."""
         try:
             if not self.ssl:
-                return os.read(self.descriptor, RECEIVE_BYTES)
+                # A bytes object of RECEIVE_BYTES that is made smaller afterwards may leave a hole in the memory.
+                return ctypes.string_at(self._buffer, os.readv(self.descriptor, [self._buffer]))
             # The call that finds nothing has emptied OpenSSL's own buffer, so it is right to wait for the socket then.
             return ctypes.string_at(self._buffer, tls.receive(self.ssl, self._buffer))
         except BlockingIOError:

@@ -18,6 +18,8 @@ _FORMULA = re.compile(rb"[\t\r\n]|" + _SIGN)
 # around a value, begins cells within it, and removes quotes where a cell begins. The space is left out: a spreadsheet
 # splits at it only if told so, and a sign stands after one in too many texts.
 _FORMULA_WITHIN = re.compile(rb'[,;|\t\r\n]"*(?=' + _SIGN + rb")")
+_FORMULA_AFTER_QUOTES = re.compile(rb'"*(?=' + _SIGN + rb")")
+_SEPARATORS = [bytes([byte]) for byte in b",;|\t\r\n"]
 
 # Bytes of the longest text in a formula that Excel reads.
 LONGEST_PROTECTED = 255
@@ -48,6 +50,41 @@ def write_text(text: bytes, *, guard: bool, protect: bool) -> bytes:
     if protect and guarded == text and is_changed(text):
         return b'="' + text + b'"'
     return b"'" + guarded if guard and _FORMULA.match(text) else guarded
+
+
+class GuardInParts:
+    """Does what `write_text` does with the guard, to a text that comes in parts. Such a text is never protected."""
+
+    def __init__(self) -> None:
+        self._first = True
+        # Whether a cell may begin at the next byte.
+        self._begins = False
+        # The end of the last part, if a full-width sign may begin with it.
+        self._kept = b""
+
+    def write(self, part: bytes) -> bytes:
+        """Return the next bytes of the guarded text. part: not empty."""
+        text = self._kept + part
+        self._kept = b""
+        for beginning in (b"\xef\xbc", b"\xef"):
+            if text.endswith(beginning):
+                text, self._kept = text.removesuffix(beginning), beginning
+                break
+        if not text:
+            return b""
+        guarded = _FORMULA_WITHIN.sub(rb"\g<0>'", text)
+        if self._first and _FORMULA.match(text):
+            guarded = b"'" + guarded
+        elif self._begins and (quotes := _FORMULA_AFTER_QUOTES.match(text)):
+            guarded = quotes[0] + b"'" + guarded[quotes.end() :]
+        unquoted = text.rstrip(b'"')
+        self._begins = unquoted[-1:] in _SEPARATORS if unquoted else self._begins
+        self._first = False
+        return guarded
+
+    def end(self) -> bytes:
+        """Return the end of the text."""
+        return self._kept
 
 
 def write_number(number: bytes) -> bytes:

@@ -11,6 +11,7 @@ from server.errors import (
     DatabaseUnavailable,
     ExportError,
     ForeignServerAway,
+    MemoryBusy,
     QueryCancelled,
     RelationLocked,
     SnapshotConflict,
@@ -48,7 +49,7 @@ def next_attempt(error: BaseException | None, claim: Claim) -> Retry | None:
         return Retry(LOCKED_SECONDS)
     forgiven = isinstance(error, DatabaseUnavailable | ForeignServerAway | SnapshotConflict | StorageUnavailable)
     fails = isinstance(error, ExportError) and not (
-        forgiven or error.transient or isinstance(error, QueryCancelled | RelationLocked)
+        forgiven or error.transient or isinstance(error, MemoryBusy | QueryCancelled | RelationLocked)
     )
     tries = claim.manifest.setbacks if forgiven else claim.attempts_with_this
     if fails or tries >= (MOST_SETBACKS if forgiven else claim.max_attempts):

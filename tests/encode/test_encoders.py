@@ -27,7 +27,7 @@ from server.encode import encoders as pure_encoder
 from server.encode.encoders import choose_encoders, file_start
 from server.postgres import reader as row_reader
 from server.postgres.portal import PortalReader
-from server.postgres.reader import END, LOST, MORE, RowReader
+from server.postgres.reader import END, LOST, MORE, ROOM, RowReader
 from server.postgres.wire import Wire
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from tests.support.engines import encoders
@@ -62,7 +62,8 @@ def test_the_native_encoder_is_among_those_compared() -> None:
 def numbers_in_the_native_encoder() -> dict[str, int]:
     """Every constant of an enum in `_encode.pyx`, by name."""
     source = (ROOT / "server" / "encode" / "_encode.pyx").read_text()
-    return {name: int(number) for name, number in re.findall(r"^    ([A-Z_]+) = (\d+)\b", source, re.MULTILINE)}
+    found = re.findall(r"^    ([A-Z_]+) = (\d+)(?: << (\d+))?\b", source, re.MULTILINE)
+    return {name: int(number) << int(shift or 0) for name, number, shift in found}
 
 
 @pytest.mark.parametrize("module", [pure_encoder, row_reader], ids=["kinds of columns", "reads"])
@@ -71,7 +72,8 @@ def test_python_and_the_native_encoder_have_the_same_numbers(module: ModuleType)
     shared = {name: number for name, number in vars(module).items() if name in native}
     expected = {"PLAIN", "SCAN", "ALWAYS", "GUARD", "JSON", "PROTECT", "LONG"}
     if module is row_reader:
-        expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN", "LINGER", "UNITS_AHEAD"}
+        expected = {"MORE", "END", "FAILED", "LOST", "TIMED_OUT", "WOKEN", "ROOM", "LINGER", "UNITS_AHEAD"}
+        expected |= {"LARGE_BYTES", "HELD_BYTES"}
     assert shared == {name: native[name] for name in expected}
 
 
@@ -249,7 +251,9 @@ def encode(reader: RowReader, rows: Sequence[Row], types: Sequence[int] | None =
             backend.send(stream)
         else:
             backend.play([stream])
-        while ended == MORE:
+        while ended in (MORE, ROOM):
+            if ended == ROOM:
+                reader.hold()
             some, more, ended = reader.read(backend.wire, backend.wake, 1 << 40, 20_000)
             lines.append(some)
             count += more

@@ -51,10 +51,14 @@ static int guarded_resize(PyObject **object, Py_ssize_t size) {
 #define _PyBytes_Resize guarded_resize
 """
 
-# In the copy the encoder's output buffer begins with one byte and grows by what is needed, so that each bound is met.
+# In the copy the encoder's output buffer begins with one byte and grows by what is needed, so that each bound is met,
+# and smaller values are written in parts and held.
 TIGHT = {
     "capacity = self.last_size + self.last_size // 8 + 4096": "capacity = 1",
     "(used + room) + (used + room) // 2": "used + room",
+    "LARGE_BYTES = 64 << 10": "LARGE_BYTES = 20 << 10",
+    "HELD_BYTES = 1 << 20": "HELD_BYTES = 50 << 10",
+    "PART_BYTES = 32 << 10": "PART_BYTES = 5000",
 }
 # Here the access is that of the function that the encoder calls, which is written in Python.
 OF_OPENSSL = "an SSL_read of a byte too many"
@@ -98,6 +102,24 @@ MISTAKES = {
     "a part of an error that is longer than what has arrived": (
         "count = min(self.high - self.low, self.control_left)",
         "count = min(self.high - self.low + HERE, self.control_left)",
+    ),
+    # Large values.
+    "a part of a large value that is longer than what has arrived": (
+        "return min(self.high - self.low, self.value_left)",
+        "return min(self.high - self.low + HERE, self.value_left)",
+    ),
+    "a part of a large value that is not doubled": ("needed = 2 * length", "needed = (1 if HERE else 2) * length"),
+    "less memory for what is held than it says": (
+        "realloc(self.held, capacity)",
+        "realloc(self.held, capacity - HERE)",
+    ),
+    "more is held than there is memory for": (
+        "min(part, self.capacity - self.held_end)",
+        "min(part, self.capacity - self.held_end + HERE)",
+    ),
+    "a part that is longer than what is held": (
+        "part = min(self.held_end - self.held_at, PART_BYTES)",
+        "part = min(self.held_end - self.held_at + HERE, PART_BYTES)",
     ),
     # Values.
     "the last word read a byte too far": ("i = length - 8", "i = length - (7 if HERE else 8)"),

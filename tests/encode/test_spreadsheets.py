@@ -19,8 +19,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.encode import encoders
-from server.encode.encoders import PureEncoder, file_start, kinds_for
+from server.encode import kinds
+from server.encode.encoders import PureEncoder, file_start
+from server.encode.kinds import kinds_for
 from server.query.dialect import DELIMITERS, LINE_ENDS, QUOTE_STYLES, Dialect
 from server.query.spreadsheets import is_changed
 from tests.support.fake_backend import INT4, TEXT
@@ -131,13 +132,13 @@ def test_types_that_hold_only_numbers_are_what_they_are_taken_for(postgres: Post
     shapes = {oid for (oid,) in postgres.run(known + "typcategory = 'G'")}
     ranges = {oid for (oid,) in postgres.run(known + "typtype IN ('r', 'm')")}
     assert shapes | {oid for (oid,) in postgres.run(known + "typelem = ANY (%s) AND typlen = -1", (list(shapes),))} == (
-        encoders._SHAPES
+        kinds._SHAPES
     )
-    assert ranges == encoders._RANGES
-    values = list(encoders._PLAIN_VALUES | encoders._OTHER_VALUES)
+    assert ranges == kinds._RANGES
+    values = list(kinds._PLAIN_VALUES | kinds._OTHER_VALUES)
     arrays = {oid for (oid,) in postgres.run(known + "typelem = ANY (%s) AND typlen = -1", (values,))}
     others = {oid for (oid,) in postgres.run(known + "typname IN ('int2vector', 'oidvector', 'tid')")}
-    assert arrays | others == encoders._ARRAYS_OF_VALUES | {22, 27, 30}
+    assert arrays | others == kinds._ARRAYS_OF_VALUES | {22, 27, 30}
 
 
 # --- LibreOffice. ---

@@ -23,6 +23,7 @@ from server import errors
 from server.export.pipeline import OpenExport
 from server.export.ranges import Ranges
 from server.export.scan import _Scan
+from server.memory import Memory
 from server.postgres.database import Database
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
@@ -619,9 +620,8 @@ async def test_a_first_reader_that_has_lost_its_connection_raises_it(settings: S
         strategy = await export.strategy()
         postgres.run(f"SELECT pg_terminate_backend({session.backend_pid})")
         ranges = Ranges(1, 1)
-        scan = _Scan(
-            export.plan, strategy, lambda: encoders(native=True).reader(export.plan.dialect, export.plan.format), ranges
-        )
+        make_reader = lambda: encoders(native=True).reader(export.plan.dialect, export.plan.format)  # noqa: E731
+        scan = _Scan(export.plan, strategy, make_reader, ranges, Memory(0))
         reading = asyncio.create_task(scan.read(session, ranges.reader(permanent=True)))
         async with asyncio.timeout(10):
             with pytest.raises(errors.ConnectionLost):

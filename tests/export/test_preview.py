@@ -7,7 +7,8 @@ import io
 
 import pytest
 
-from server.encode.encoders import PureEncoder, file_start, kinds_for
+from server.encode.encoders import PureEncoder, file_start
+from server.encode.kinds import kinds_for
 from server.export.preview import PREVIEW_CHARACTERS, ShownRows, row_count
 from server.query.catalogue import Column, Relation
 from server.query.plan import PREVIEW_ROWS, make_plan

@@ -646,3 +646,58 @@ async def test_in_any_order_of_events_the_file_is_whole_or_ends_with_the_error(c
                 assert not simulation.errors
                 simulation.expect_whole()
                 await asyncio.gather(*tasks)  # nobody waits for a range that will not come
+
+
+# --- Values that have to be held. ---
+
+
+async def test_a_reader_leads_as_soon_as_the_file_waits_for_its_range() -> None:
+    ranges = Ranges(3, ahead=3)
+    first, second = await take(ranges, permanent=True), await take(ranges)
+    assert await first.lead()
+    leading = asyncio.ensure_future(second.lead())
+    chunks = ranges.chunks()
+    await settle()
+    assert not leading.done()
+    first.end(Chunk(b"a", 1))
+    assert (await anext(chunks)).data == b"a"
+    following = asyncio.ensure_future(anext(chunks))
+    await settle()
+    assert leading.done()
+    assert leading.result()
+    second.end(Chunk(b"b", 1))
+    assert (await following).data == b"b"
+    await chunks.aclose()
+
+
+async def test_the_permanent_reader_that_waits_to_lead_takes_a_range_that_was_given_back() -> None:
+    ranges = Ranges(2, ahead=3)
+    first = await take(ranges)
+    permanent = await take(ranges, permanent=True)
+    leading = asyncio.ensure_future(permanent.lead())
+    await settle()
+    assert not leading.done()
+    first.fail(LOST, give_back=True)
+    await settle()
+    assert leading.done()
+    assert not leading.result()  # it has another range now
+    assert permanent.number == 0
+    permanent.end(Chunk(b"a", 1))
+    assert await permanent.take()
+    permanent.end(Chunk(b"b", 1))
+    assert plain([chunk async for chunk in ranges.chunks()]) == [b"a", b"b"]
+
+
+async def test_a_reader_that_waits_to_lead_can_be_cancelled() -> None:
+    ranges = Ranges(2, ahead=3)
+    first, second = await take(ranges, permanent=True), await take(ranges)
+    leading = asyncio.ensure_future(second.lead())
+    await settle()
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+    second.fail(LOST, give_back=True)
+    first.end(Chunk(b"a", 1))
+    assert await first.take()
+    first.end(Chunk(b"b", 1))
+    assert plain([chunk async for chunk in ranges.chunks()]) == [b"a", b"b"]

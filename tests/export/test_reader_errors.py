@@ -23,6 +23,7 @@ from server.export.events import ReaderFailed
 from server.export.ranges import RangeReader, Ranges
 from server.export.scan import _Scan
 from server.export.strategy import RANGE_BLOCKS, BlockRanges, Strategy
+from server.memory import Memory
 from server.postgres.database import Database
 from server.postgres.reader import RowReader
 from server.postgres.rows import Select
@@ -74,7 +75,9 @@ WHOLE = b"".join(chunk_of(number, place) for number in range(RANGES) for place i
 
 
 class FakeRows:
-    """`Rows` of a FakeSession."""
+    """`Rows` of a FakeSession. No value is large."""
+
+    held_bytes = wanted = 0
 
     def __init__(self, session: FakeSession) -> None:
         self._session = session
@@ -176,7 +179,7 @@ class Scan:
         )
         self.ranges = Ranges(RANGES, ahead=4)
         # Nothing is encoded: the fake rows are lines already.
-        self.scan = _Scan(plan, strategy, lambda: cast("RowReader", None), self.ranges)
+        self.scan = _Scan(plan, strategy, lambda: cast("RowReader", None), self.ranges, Memory(0))
         self.sessions = first, further
 
     def start(self) -> list[asyncio.Task[None]]:

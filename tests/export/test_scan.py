@@ -113,7 +113,9 @@ async def test_a_chunk_ends_with_the_value_that_makes_it_large(
     chunks = await read_all(database, "sudden", native=native)
     data = b"".join(chunk.data for chunk in chunks)
     assert data == postgres.copy("SELECT * FROM sudden")
-    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + 1_000_100
+    # The reader in Python writes a row of less than a megabyte at once.
+    most = 2 * FILE_CHUNK_BYTES if native else FILE_CHUNK_BYTES + 1_000_100
+    assert max(len(chunk.data) for chunk in chunks) < most
 
 
 @both_encoders
@@ -130,7 +132,7 @@ async def test_a_row_of_many_large_values_is_not_held_whole(database: Database, 
     postgres.run(f"CREATE VIEW wide AS SELECT {columns}")
     chunks = await read_all(database, "wide")
     assert b"".join(chunk.data for chunk in chunks) == postgres.copy("SELECT * FROM wide")
-    assert max(len(chunk.data) for chunk in chunks) < FILE_CHUNK_BYTES + 1_000_100
+    assert max(len(chunk.data) for chunk in chunks) < 2 * FILE_CHUNK_BYTES
     assert sum(chunk.rows for chunk in chunks) == 1
 
 

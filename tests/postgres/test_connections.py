@@ -39,6 +39,7 @@ from server.threads import NAME_THREADS
 from tests.support.engines import encoders, make_threads, open_connections, open_database
 from tests.support.live_server import eventually, wait_until
 from tests.support.postgres import Postgres
+from tests.support.rows import HoldsNothing
 
 SLEEP = Select("SELECT pg_sleep(3600)::text")
 MANY = Select("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
@@ -152,7 +153,7 @@ async def test_one_class_uses_one_private_part_of_aiopg(database_url: str) -> No
 # --- closing while a thread reads -------------------------------------------------------------------------------
 
 
-class BlockedReader:
+class BlockedReader(HoldsNothing):
     """A RowReader that does not return before it is released, not even when it is woken."""
 
     clean = False
@@ -300,7 +301,7 @@ async def test_a_reader_that_is_stopped_between_two_reads_reads_no_more(settings
 
 
 async def test_a_reader_to_which_rows_always_come_is_stopped_too(settings: Settings) -> None:
-    class BusyReader:
+    class BusyReader(HoldsNothing):
         """Never waits at the socket, so it never sees that it is woken."""
 
         clean = False

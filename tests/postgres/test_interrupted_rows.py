@@ -364,6 +364,11 @@ class Cut:
 CUTS = {
     "a value": Cut("SELECT 'first', repeat('x', 20000)", b"x" * 10_000, b"first," + b"x" * 20_000 + b"\n"),
     "a large value": Cut("SELECT 'first', repeat('\"', 200000)", b'"' * 150_000, b'first,"' + b'"' * 400_000 + b'"\n'),
+    "a value beside a large one": Cut(
+        "SELECT repeat('x', 100000), repeat('y', 50000)",
+        b"y" * 10_000,
+        b"x" * 100_000 + b"," + b"y" * 50_000 + b"\n",
+    ),
     # A length of 100,000 is the bytes 0, 1, 134 and 160.
     "the length of a large value": Cut(
         "SELECT repeat('x', 100000), repeat('y', 100000)",
@@ -425,7 +430,7 @@ async def test_a_row_is_whole_or_lost_if_reading_goes_on_after_a_timeout(
             with pytest.raises(errors.QueryTimeout):
                 await reading
             await asyncio.to_thread(held.pass_on, READY)
-            if native and name == "a large value":  # what it had of the value is gone
+            if native and name == "a value beside a large one":  # what it had of the value is gone
                 with pytest.raises(errors.ConnectionLost):
                     await read()
                 assert not rows.clean

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
 from server.postgres import messages
-from server.postgres.messages import MOST_VALUES, Messages, ProtocolError
+from server.postgres.messages import KEPT_BYTES, MOST_VALUES, Messages, ProtocolError
 from server.postgres.queries import Query, Results, Row, Value, encode_value, encode_values
 from tests.support.fake_backend import (
     BOOL,
@@ -183,6 +183,78 @@ def test_a_large_message_in_many_pieces(kind: bytes) -> None:
     stream = b"".join(sent)
     found, received = split_up(split(stream, range(3, len(stream), 10_007)))
     assert found == taken(sent)
+    assert received.empty
+
+
+def taken_with_long_rows(received: Messages, pieces: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Return the messages, and the bodies of all rows that are too long."""
+    found: list[tuple[int, bytes]] = []
+    bodies = b""
+    for piece in pieces:
+        received.feed(piece)
+        found += received
+        while received.row_left and (part := received.take_part()):
+            bodies += part
+            found += received
+    return found, bodies
+
+
+def test_the_body_of_a_long_row_is_taken_in_parts() -> None:
+    long = message(b"D", bytes(range(256)) * 4)
+    stream = READY + row(b"a") + long + row(b"b") + long + READY
+    for step in (1, 7, 300, 1000):
+        received = Messages(longest_row=1000)
+        found, bodies = taken_with_long_rows(received, split(stream, range(step, len(stream), step)))
+        assert found == taken([READY, row(b"a"), row(b"b"), READY])
+        assert bodies == 2 * long[5:]
+        assert received.empty
+
+
+def test_a_long_row_is_no_message_and_leaves_something() -> None:
+    received = Messages(longest_row=1000)
+    received.feed(message(b"D", bytes(100), length=1001))
+    assert list(received) == []
+    assert not received.empty
+    assert received.take_part() == bytes(100)
+    assert received.take_part() == b""
+    assert received.row_left == 1001 - 4 - 100
+    assert not received.empty
+
+
+def test_of_a_long_error_the_beginning_is_kept() -> None:
+    failure = message(b"E", b"CXX000\0M" + b"m" * 3_000_000 + b"\0\0")
+    for step in (10_007, 65_536, KEPT_BYTES, 5 * KEPT_BYTES):
+        stream = READY + failure + READY
+        received = Messages()
+        tracemalloc.start()
+        try:
+            found: list[tuple[int, bytes]] = []
+            for start in range(0, len(stream), step):
+                received.feed(stream[start : start + step])
+                found += received
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        (first, (kind, body), last) = found
+        assert (first, last) == ((ord("Z"), b"T"), (ord("Z"), b"T"))
+        assert kind == ord("E")
+        assert failure[5:].startswith(body)
+        assert len(body) > KEPT_BYTES - 10
+        assert received.empty
+        if step <= KEPT_BYTES:
+            assert most < 6 * KEPT_BYTES
+
+
+@pytest.mark.parametrize("size", range(KEPT_BYTES - 6, KEPT_BYTES + 6))
+def test_an_error_as_long_as_what_is_kept(size: int) -> None:
+    failure = message(b"E", b"x" * size)
+    received = Messages()
+    found: list[tuple[int, bytes]] = []
+    for piece in split(READY + failure + READY, [3, 70_000, 200_000, KEPT_BYTES, KEPT_BYTES + 7]):
+        received.feed(piece)
+        found += received
+    assert [kind for kind, _ in found] == [ord("Z"), ord("E"), ord("Z")]
+    assert size - 10 <= len(found[1][1]) <= size
     assert received.empty
 
 

@@ -16,8 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.encode.encoders import PureEncoder, kinds_for
-from server.postgres.reader import END, FAILED, LOST, MORE, TIMED_OUT, UNITS_AHEAD, WOKEN, RowReader
+from server.encode.encoders import PureEncoder
+from server.encode.kinds import kinds_for
+from server.postgres.reader import (
+    END,
+    FAILED,
+    HELD_BYTES,
+    LARGE_BYTES,
+    LOST,
+    MORE,
+    ROOM,
+    TIMED_OUT,
+    UNITS_AHEAD,
+    WOKEN,
+    RowReader,
+)
 from server.query.dialect import Dialect
 from tests.support.engines import encoders
 from tests.support.fake_backend import (
@@ -88,7 +101,9 @@ def make_reader(native: bool, dialect: Dialect | None = None, format: str = "csv
 def read_on(reader: RowReader, backend: FakeBackend, most: int = ALL, *, arrived: int = 0) -> Result:
     """Read until the statement has ended, in one way or another. arrived: how often to read what has arrived first."""
     lines, count, ended = b"", 0, MORE
-    while ended == MORE:
+    while ended in (MORE, ROOM):
+        if ended == ROOM:
+            reader.hold()
         result = None
         while result is None and arrived:
             result = reader.read_arrived(backend.wire, most)
@@ -379,13 +394,19 @@ def test_rows_larger_than_the_receive_buffer(
     assert read_on(reader, backend, most) == Result(expected, len(LARGE_ROWS), END, True)
 
 
-def test_the_native_read_of_a_large_row_may_end_between_two_fields(backend: FakeBackend) -> None:
+def test_a_read_of_a_large_row_may_end_within_a_value(backend: FakeBackend) -> None:
     reader = started(native=True)
     backend.play([description([TEXT] * 3) + row(BIG, BIG, BIG) + CLOSING])
-    reads = [reader.read(backend.wire, backend.wake, 1, PATIENCE) for _ in range(3)]
-    assert [(rows, ended) for _, rows, ended in reads] == [(0, MORE), (0, MORE), (1, MORE)]
-    assert b"".join(lines for lines, _, _ in reads) == b",".join([BIG] * 3) + b"\n"
-    assert read_on(reader, backend) == Result(b"", 0, END, True)
+    line = b",".join([BIG] * 3) + b"\n"
+    lines = b""
+    while len(lines) < len(line) - 1:
+        more, rows, ended = reader.read(backend.wire, backend.wake, len(BIG) // 2, PATIENCE)
+        assert (rows, ended) == (0, MORE)
+        assert len(more) < len(BIG)
+        lines += more
+    rest = read_on(reader, backend)
+    assert lines + rest.lines == line
+    assert (rest.rows, rest.ended, rest.clean) == (1, END, True)
 
 
 @pytest.mark.parametrize("size", range(BUFFER - 12, BUFFER + 4))
@@ -393,6 +414,136 @@ def test_rows_about_as_large_as_the_receive_buffer(native: bool, size: int) -> N
     value = b"v" * size
     stream = description([TEXT]) + row(value) + row(b"a") + row(value) + CLOSING
     assert read_stream(native, [stream]) == Result(value + b"\na\n" + value + b"\n", 3, END, True)
+
+
+# --- Values that have to be held. ---
+
+# More than a reader holds without being asked.
+HELD = b"h" * (HELD_BYTES + 100_000)
+
+
+def held_stream(*rows: tuple[bytes, bytes]) -> bytes:
+    return description([TEXT, TEXT]) + b"".join(row(*values) for values in rows) + CLOSING
+
+
+@pytest.mark.parametrize("after", [b"", b"\n", b'"'])
+@pytest.mark.parametrize("most", [1000, ALL])
+def test_a_reader_asks_before_it_holds_a_value(native: bool, backend: FakeBackend, most: int, after: bytes) -> None:
+    rows = [(b"small", b"1"), (b"2", HELD + after), (b"3", b"3")]
+    reader = started(native)
+    backend.play([held_stream(*rows)])
+    lines, count, ended = b"", 0, MORE
+    while ended == MORE:
+        more, some, ended = reader.read(backend.wire, backend.wake, most, PATIENCE)
+        lines, count = lines + more, count + some
+    # What comes before it was written.
+    assert (lines, count, ended) == (b"small,1\n2,", 1, ROOM)
+    assert (reader.wanted, reader.column, reader.held_bytes) == (len(HELD + after), 1, 0)
+    # It asks again as long as it is not told.
+    assert reader.read(backend.wire, backend.wake, most, PATIENCE) == (b"", 0, ROOM)
+    reader.hold()
+    most_held = 0
+    ended = MORE
+    while ended == MORE:
+        more, some, ended = reader.read(backend.wire, backend.wake, most, PATIENCE)
+        assert len(more) <= most + 3 * LARGE_BYTES
+        lines, count = lines + more, count + some
+        most_held = max(most_held, reader.held_bytes)
+    assert lines == expected_lines(rows, [TEXT, TEXT], Dialect(), "csv")
+    assert (count, ended, reader.clean, reader.held_bytes, reader.wanted) == (3, END, True, 0, 0)
+    if most < LARGE_BYTES:
+        assert most_held > HELD_BYTES
+
+
+def test_a_value_is_not_held_once_it_is_known_that_it_needs_quotes(native: bool, backend: FakeBackend) -> None:
+    value = b"x" * 500_000 + b"," + b"y" * 5_000_000
+    reader = started(native)
+    backend.play([held_stream((value, b"1"))])
+    ended = MORE
+    lines = b""
+    while ended == MORE:
+        more, _, ended = reader.read(backend.wire, backend.wake, 1000, PATIENCE)
+        assert len(more) <= 1000 + 3 * LARGE_BYTES
+        lines += more
+    assert (lines, ended) == (b'"%b",1\n' % value, END)
+
+
+@pytest.mark.parametrize(("dialect", "format"), [(Dialect(quote_style="all"), "csv"), (Dialect(), "ndjson")])
+def test_a_value_is_not_held_if_its_quotes_do_not_depend_on_it(
+    native: bool, backend: FakeBackend, dialect: Dialect, format: str
+) -> None:
+    rows: list[list[bytes | None]] = [[HELD * 3], [None], [b"1"]]
+    reader = make_reader(native, dialect, format)
+    reader.start(b"messages", 1, b"")
+    backend.play([description([TEXT]) + b"".join(row(*values) for values in rows) + CLOSING])
+    ended = MORE
+    lines = b""
+    while ended == MORE:
+        more, _, ended = reader.read(backend.wire, backend.wake, 1000, PATIENCE)
+        assert len(more) <= 1000 + 3 * LARGE_BYTES
+        lines += more
+    assert (lines, ended) == (expected_lines(rows, [TEXT], dialect, format), END)
+
+
+def test_a_value_that_nobody_uses_is_passed_over(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    backend.play([held_stream((HELD, HELD + b","), (b"1", HELD))])
+    count, ended = 0, MORE
+    while ended in (MORE, ROOM):
+        if ended == ROOM:
+            reader.pass_over()
+        _, rows, ended = reader.read(backend.wire, backend.wake, 1000, PATIENCE)
+        assert reader.held_bytes == 0
+        count += rows
+    assert (count, ended, reader.clean) == (2, END, True)
+
+
+def test_a_reader_that_is_closed_holds_nothing_and_reads_nothing(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    backend.play([held_stream((b"1", HELD))])
+    assert reader.read(backend.wire, backend.wake, ALL, PATIENCE)[2] == ROOM
+    reader.hold()
+    assert reader.read(backend.wire, backend.wake, 1000, PATIENCE)[2] == MORE
+    assert reader.held_bytes > 0
+    reader.close()
+    assert (reader.held_bytes, reader.clean) == (0, False)
+    assert reader.read(backend.wire, backend.wake, ALL, PATIENCE) == (b"", 0, LOST)
+
+
+def test_a_reader_that_is_closed_between_rows_stays_clean(native: bool, backend: FakeBackend) -> None:
+    reader = started(native)
+    backend.send(STREAM)
+    assert read_on(reader, backend).ended == END
+    reader.close()
+    assert reader.clean
+
+
+@pytest.mark.parametrize("ending", [b"", b'"', b";=1", b";\xef\xbc\x9d1", b';""\xef\xbc\x9d1', b"\xef\xbc", b",\xef"])
+def test_a_large_value_cut_near_its_ends(native: bool, ending: bytes) -> None:
+    value = b"\xef\xbc\x9d" + b"v" * LARGE_BYTES + ending
+    dialect = Dialect(guard=True)
+    stream = description([TEXT, TEXT]) + row(value, None) + row(b"x" * HELD_BYTES, value) + CLOSING
+    expected = expected_lines([[value, None], [b"x" * HELD_BYTES, value]], [TEXT, TEXT], dialect, "csv")
+    begins = stream.index(value)
+    ends = stream.rindex(ending) if ending else len(stream) - len(CLOSING)
+    for place in [*range(begins, begins + 6), *range(begins + len(value) - 8, begins + len(value) + 2), ends]:
+        with FakeBackend() as backend:
+            reader = make_reader(native, dialect)
+            reader.start(b"messages", 1, b"")
+            backend.play(split(stream, [place]))
+            assert read_on(reader, backend) == Result(expected, 2, END, True), place
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0x7FFFFFF0])
+def test_a_row_that_says_it_is_huge_takes_no_memory_before_it_comes(
+    native: bool, backend: FakeBackend, length: int
+) -> None:
+    reader = started(native)
+    backend.send(OPENING)
+    backend.send(message(b"D", struct.pack("!Hi", 2, length - 20) + b"x" * 50_000, length=length))
+    backend.end()
+    assert read_on(reader, backend).ended == LOST
+    assert reader.held_bytes == 0
 
 
 # --- Batches. ---

@@ -30,6 +30,7 @@ from tests.support.rows import (
     MOST,
     SLEEP,
     SUSPENDING,
+    HoldsNothing,
     Scenario,
     assert_usable,
     assert_used_again,
@@ -110,7 +111,7 @@ async def test_a_portal_that_was_read_in_batches_makes_room_for_the_next(databas
 
 
 @dataclass
-class Recorder:
+class Recorder(HoldsNothing):
     """A reader that keeps what it is told to send."""
 
     reader: RowReader

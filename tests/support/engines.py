@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from server.encode.encoders import Encoders, choose_encoders
 from server.export.engine import Engine
+from server.memory import Memory
 from server.postgres.connections import Connections
 from server.postgres.database import Database, reading_connections
 from server.postgres.portal import PortalReader
@@ -52,4 +53,5 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 def make_engine(database: Database, *, native: bool = True, settings: Settings | None = None) -> Engine:
     """An engine over this database."""
-    return Engine(database, encoders(native=native), make_threads(settings or Settings()))
+    used = settings or Settings()
+    return Engine(database, encoders(native=native), make_threads(used), Memory(used.most_memory))

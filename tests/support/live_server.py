@@ -116,6 +116,13 @@ class LiveServer:
         """The worker processes."""
         return psutil.Process(self.process.pid).children()
 
+    def peak_memory(self) -> int:
+        """The peak memory of the only worker in bytes (proc(5), VmHWM). Only Linux keeps it."""
+        (worker,) = self.workers()
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+
     def stop(self, with_signal: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
         """Stop it like a person (SIGINT) or a supervisor (SIGTERM), and return its exit status."""
         assert self.process.stderr is not None

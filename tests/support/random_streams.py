@@ -38,6 +38,8 @@ from tests.support.scripted_openssl import Pause, Step
 BYTEA, MONEY, INT8 = 17, 790, 20
 # Bytes of the native encoder's receive buffer: a larger row is encoded field by field.
 BUFFER = 64 << 10
+# Bytes of a value that a reader holds without being asked.
+HELD = 1 << 20
 # Units that a reader has sent and that are not answered, once a portal was suspended.
 UNITS_AHEAD = 3
 
@@ -194,15 +196,22 @@ def large_rows(rng: random.Random, dialect: Dialect) -> Table:
     return rows, types
 
 
+def held_rows(rng: random.Random, dialect: Dialect) -> Table:
+    """Make values of more than a reader holds at once. Few need quotes, some only for their last bytes."""
+    value = rng.choice([b"", *FORMULAS]) + b"x" * (HELD + rng.randint(-3, 70_000))
+    return [[value + rng.choice([b"", b"", dialect.quote, b"\n", *FORMULAS]), rng.choice([None, b"y"])]], [TEXT, TEXT]
+
+
 MAKERS: list[Callable[[random.Random, Dialect], Table]] = [
-    *([small_table] * 4),
-    many_rows,
-    no_columns,
-    most_columns,
-    most_quotes,
-    many_nulls,
-    one_value,
-    *([large_rows] * 3),
+    *([small_table] * 8),
+    *([many_rows] * 2),
+    *([no_columns] * 2),
+    *([most_columns] * 2),
+    *([most_quotes] * 2),
+    *([many_nulls] * 2),
+    *([one_value] * 2),
+    *([large_rows] * 6),
+    held_rows,
 ]
 
 

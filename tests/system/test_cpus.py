@@ -110,8 +110,8 @@ def test_the_smaller_one_of_affinity_and_quota_counts(
 ) -> None:
     mount = lay_out(tmp_path, {"cpu.max": quota})
     (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(cpus, "_CGROUPS", mount)
-    monkeypatch.setattr(cpus, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cpus, "CGROUPS", mount)
+    monkeypatch.setattr(cpus, "OWN_CGROUP", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
     assert available_cpus() == expected
     assert Settings().most_readers == min(expected, 4)
@@ -130,7 +130,7 @@ def test_settings_count_the_processors_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_affinity_the_number_of_processors_counts(
     count: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpus, "_OWN_CGROUP", tmp_path / "missing")
+    monkeypatch.setattr(cpus, "OWN_CGROUP", tmp_path / "missing")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: count)
     assert available_cpus() == expected

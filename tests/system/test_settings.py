@@ -69,6 +69,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
         ("MAX_CONCURRENT_EXPORTS", "1000", "max_concurrent_exports", 1000),
         ("PARALLEL_READERS", "1", "parallel_readers", 1),
         ("PARALLEL_READERS", "64", "parallel_readers", 64),
+        ("MEMORY_LIMIT", "0", "memory_limit", 0),
+        ("MEMORY_LIMIT", "256MiB", "memory_limit", 256 << 20),
         ("STATEMENT_TIMEOUT", "0", "statement_timeout", 0.0),
         ("STATEMENT_TIMEOUT", "1.5", "statement_timeout", 1.5),
         ("STATEMENT_TIMEOUT", "2000000", "statement_timeout", 2e6),
@@ -141,6 +143,7 @@ BAD = [
     ("EXPORT_SCHEMAS", [",", " , ,"]),
     ("MAX_CONCURRENT_EXPORTS", ["many", "0", "1001", "1.5"]),
     ("PARALLEL_READERS", ["all", "0", "65", "-1", "2.5"]),
+    ("MEMORY_LIMIT", ["much", "-1", "1.5GB", "10 %"]),
     ("STATEMENT_TIMEOUT", ["10s", "-1", "nan", "inf", "-inf", "2000001"]),
     ("LOCK_TIMEOUT", ["3s", "-1", "nan", "2000001"]),
     ("STALL_TIMEOUT", ["5 min", "-0.1", "nan", "inf"]),
@@ -327,6 +330,7 @@ def test_the_description_shows_the_real_defaults() -> None:
         "DB_PASSWORD",
         "DB_NAME",
         "PARALLEL_READERS",
+        "MEMORY_LIMIT",
     }
     assert (shown["API_PORT"], shown["STATEMENT_TIMEOUT"], shown["SLUICE_PURE_PYTHON"]) == ("8080", "600", "0")
     assert (shown["EXPORT_SCHEMAS"], shown["EMBEDDED_DATA_PATH"]) == ("public", ".data/postgres")
