@@ -19,11 +19,13 @@ from server.events import emit
 from server.export.engine import Engine
 from server.export.events import PureEncoderInUse
 from server.http.aiohttp_internals import ProblemRunner, limit_paths
+from server.http.bodies import body_middleware
+from server.http.connections import Connections, Limits, room_for_connections
 from server.http.cross_site import cors_headers, cross_site_middleware
 from server.http.events import LoopError
 from server.http.forwarded import PROXIES, TrustedProxies
 from server.http.hosts import AllowedHosts, host_middleware
-from server.http.keys import DOWNLOADS, ENGINE, RUNNER, SETTINGS
+from server.http.keys import CONNECTIONS, DOWNLOADS, ENGINE, RUNNER, SETTINGS, WATCH
 from server.http.problems import add_common_headers, problem_middleware
 from server.http.routes import export, exports, health, relations, save, saved_file
 from server.http.transfer import Downloads
@@ -37,12 +39,19 @@ from server.postgres.tls import addresses
 from server.query.parameters import timezones
 from server.saved.queue import Queue
 from server.saved.runner import Runner
+from server.saved.watch import Watch
 from server.settings import Settings
 from server.shutdown import GIVE_BACK_SECONDS, HTTP_SECONDS, Shutdown
 from server.threads import Threads
 
 # Longest request line in bytes: long enough for a list of thousands of values.
 MAX_REQUEST_LINE = 128 << 10
+# Bytes and number of the headers of a request. Cookies and headers of proxies take a few thousand bytes.
+MAX_HEADER_BYTES, MAX_HEADERS = 32 << 10, 64
+# Seconds between two requests on a connection. Longer than a proxy keeps an idle connection (nginx: 60).
+IDLE_SECONDS = 75.0
+# Seconds in which the rest of a body that nobody reads is taken, so that its client reads the answer.
+LINGERING_SECONDS = 2.0
 
 
 def create_app(
@@ -55,10 +64,15 @@ def create_app(
     timezones()  # reads them from the disk, before there are requests
     hosts = AllowedHosts([*settings.allowed_hosts, settings.api_host.lower()])
     app = web.Application(
-        middlewares=[problem_middleware, host_middleware(hosts), cross_site_middleware(settings.cors_origins)]
+        middlewares=[
+            problem_middleware,
+            host_middleware(hosts),
+            cross_site_middleware(settings.cors_origins),
+            body_middleware,
+        ]
     )
     app[SETTINGS] = settings
-    app[PROXIES] = TrustedProxies(settings.forwarded_allow_ips)
+    app[PROXIES] = proxies = TrustedProxies(settings.forwarded_allow_ips)
     threads = Threads(readers=reading_connections(settings), exports=settings.max_concurrent_exports)
     app[ENGINE] = Engine(
         Database(settings, threads, workers),
@@ -67,14 +81,24 @@ def create_app(
         Memory(settings.most_memory),
     )
     app[DOWNLOADS] = Downloads()
-    app[RUNNER] = Runner(Queue(settings), app[ENGINE])
+    app[RUNNER] = runner = Runner(Queue(settings), app[ENGINE])
+    app[WATCH] = Watch(runner.queue.store, threads.files, runner.stopping, settings.export_retention)
+    app[CONNECTIONS] = Connections(
+        Limits(
+            most=min(settings.max_connections, room_for_connections(reading_connections(settings))),
+            most_per_client=settings.max_connections_per_client,
+            head_bytes=MAX_REQUEST_LINE + MAX_HEADER_BYTES,
+            stall_timeout=settings.stall_timeout,
+        ),
+        proxies.trusts,
+    )
     for routes in (export, save, exports, saved_file, health, relations, site, static_files, listing, table, saved):
         routes.setup(app)
     limit_paths(app.router)
     app.on_response_prepare.append(add_common_headers)
     if settings.cors_origins:
         app.on_response_prepare.append(cors_headers(settings.cors_origins))
-    app.cleanup_ctx.extend([_loop_errors, _threads, _database, _exports])
+    app.cleanup_ctx.extend([_loop_errors, _threads, _database, _exports, _connections])
 
     async def stop(app: web.Application) -> None:
         immediate = shutdown is not None and shutdown.immediate
@@ -92,14 +116,19 @@ def create_app_runner(
     settings: Settings, shutdown: Shutdown | None = None, workers: SessionsOfWorkers | None = None
 ) -> web.AppRunner:
     """Return a runner that cancels the handler of a client that disconnects. Gunicorn's worker needs one for that."""
+    app = create_app(settings, shutdown, workers)
     return ProblemRunner(
-        create_app(settings, shutdown, workers),
+        app,
+        connections=app[CONNECTIONS],
         handler_cancellation=True,
         access_log=None,
-        keepalive_timeout=75,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGERING_SECONDS,
+        auto_decompress=False,  # no body is compressed, and a small one could become a large one
         # The application has waited for downloads before.
         shutdown_timeout=HTTP_SECONDS,
         max_line_size=MAX_REQUEST_LINE,
+        max_headers=MAX_HEADERS,
     )
 
 
@@ -135,4 +164,9 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
 
 async def _exports(app: web.Application) -> AsyncIterator[None]:
     async with app[RUNNER]:
+        yield
+
+
+async def _connections(app: web.Application) -> AsyncIterator[None]:
+    async with app[CONNECTIONS].watched():
         yield

@@ -258,6 +258,38 @@ class NoSpaceLeft(ExportError):
 
     status = 507
     code = "no_space_left"
+    retry_after = 300
+
+
+class TooManyWaiting(ExportError):
+    """As many saved exports wait or run as MAX_WAITING_EXPORTS allows."""
+
+    status = 429
+    code = "too_many_waiting"
+    retry_after = 30
+
+
+class TooManyExports(ExportError):
+    """The server keeps as many saved exports as MAX_SAVED_EXPORTS allows, or their requests take too much space."""
+
+    status = 507
+    code = "too_many_exports"
+    retry_after = 3600
+
+
+class TooManyStreams(ExportError):
+    """As many event streams are open as the server takes from one client, or from all."""
+
+    status = 429
+    code = "too_many_streams"
+    retry_after = 5
+
+
+class SlowRequest(ExportError):
+    """The body of a request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class ForeignPage(ExportError):

@@ -1,4 +1,6 @@
-"""The texts of settings → their values. Each parser raises ValueError for a text that it does not take. Pure."""
+"""The values of settings: parsers of the text of a variable. Each raises ValueError with a message that says what is
+needed. Pure.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ from collections.abc import Callable
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least` to `most`."""
+
     def parse(text: str) -> int:
         number = int(text)
         if not least <= number <= most:
@@ -17,6 +21,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
+    """Parse a number of seconds that PostgreSQL takes as a time-out."""
     number = float(text)
     if not 0 <= number <= 2_000_000:  # PostgreSQL's timeouts are 32-bit integers in milliseconds
         raise ValueError("a number of seconds from 0 to 2000000 is needed")
@@ -24,6 +29,7 @@ def seconds(text: str) -> float:
 
 
 def retention(text: str) -> float:
+    """Parse a number of seconds up to a hundred years."""
     number = float(text)
     if not 0 <= number <= 3_200_000_000:  # a hundred years
         raise ValueError("a number of seconds from 0 to 3200000000 is needed")
@@ -48,6 +54,7 @@ def byte_count(text: str) -> int:
 
 
 def names(text: str) -> tuple[str, ...]:
+    """Parse names, separated by commas."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise ValueError("at least one name is needed")
@@ -55,6 +62,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def flag(text: str) -> bool:
+    """Parse 1 or 0."""
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     try:
         return known[text.lower()]
@@ -63,6 +71,8 @@ def flag(text: str) -> bool:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser of one of these words."""
+
     def parse(text: str) -> str:
         if text not in choices:
             raise ValueError(f"one of {', '.join(choices)} is needed")

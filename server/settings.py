@@ -111,6 +111,20 @@ class Settings:
         300.0,
         seconds,
     )
+    max_connections: int = _setting(
+        "MAX_CONNECTIONS",
+        "Connections that clients may have with each worker, as far as its limit of open files allows; beyond it the "
+        "one that has been idle longest is closed. Half of them may be event streams",
+        1000,
+        whole(10, 100_000),
+    )
+    max_connections_per_client: int = _setting(
+        "MAX_CONNECTIONS_PER_CLIENT",
+        "The same for one address (IPv6: one /64 network). It does not count connections from this machine, where a "
+        "proxy may run, and from trusted proxies",
+        100,
+        whole(2, 100_000),
+    )
     shutdown_timeout: int = _setting(
         "SHUTDOWN_TIMEOUT",
         "How long running downloads may continue after SIGTERM, in seconds",
@@ -126,6 +140,19 @@ class Settings:
         2,
         whole(1, 1000),
     )
+    max_waiting_exports: int = _setting(
+        "MAX_WAITING_EXPORTS",
+        "Saved exports that wait or run at once; beyond it a POST gets a 429",
+        1000,
+        whole(1, 50_000),
+    )
+    max_saved_exports: int = _setting(
+        "MAX_SAVED_EXPORTS",
+        "Saved exports that are kept; beyond it the oldest failed and cancelled ones are removed, and if there are "
+        "none, a POST gets a 507",
+        10_000,
+        whole(1, 50_000),
+    )
     export_retention: float = _setting(
         "EXPORT_RETENTION",
         "Time for which a finished export is kept, in seconds; 0 keeps it without limit",
@@ -134,7 +161,8 @@ class Settings:
     )
     export_storage_limit: int = _setting(
         "EXPORT_STORAGE_LIMIT",
-        "Bytes that saved exports may use, such as `10GB`; beyond it the oldest finished ones are removed; 0: no limit",
+        "Bytes that saved exports and their manifests may use, such as `10GB`; beyond it the oldest finished ones are "
+        "removed; 0: no limit",
         0,
         byte_count,
     )

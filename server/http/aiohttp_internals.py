@@ -1,4 +1,5 @@
-"""The only module that uses private parts of aiohttp. tests/http/test_aiohttp_internals.py fails if they change.
+"""What uses private parts of aiohttp, with `aiohttp_connections.py`. tests/http/test_aiohttp_internals.py fails if they
+change.
 
 Private are `AppRunner._make_server`, `Server._loop` and `Server._kwargs`, which are needed to answer bytes that are not
 HTTP with a problem document, and `BaseProtocol._drain_helper`, which waits for the event loop's write buffer.
@@ -13,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_urldispatcher import MatchInfoError
 
 from server.events import emit, set_context
+from server.http.aiohttp_connections import CountedHandler
 from server.http.events import RequestCrashed, RequestMalformed
 from server.http.forwarded import peer_address
 from server.http.malformed import describe
@@ -51,7 +53,7 @@ class _ProblemServer(web.Server):
         return _ProblemHandler(self, loop=self._loop, **self._kwargs)
 
 
-class _ProblemHandler(web.RequestHandler):
+class _ProblemHandler(CountedHandler):
     """The protocol of one connection."""
 
     __slots__ = ()

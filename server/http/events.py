@@ -76,6 +76,20 @@ class DrainStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsClosed(Event):
+    """There were too many connections. At most one event a minute.
+
+    open: how many are open now. closed, refused: waiting ones closed and new ones refused since the last event.
+    """
+
+    name = "too many connections"
+    level = logging.WARNING
+    open: int
+    closed: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed(Event):
     """The server, the database or a relation is the cause that a request failed. The fields are those of its error.
 

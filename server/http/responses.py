@@ -10,8 +10,7 @@ from aiohttp import web
 
 from server.http.caching import NO_STORE
 from server.http.keys import ENGINE, SETTINGS
-from server.saved.status import status_json
-from server.saved.store import Entry
+from server.saved.status import Entry, status_json
 from server.threads import in_thread
 
 
@@ -29,7 +28,7 @@ async def long_json_response(request: web.Request, document: Callable[[], Mappin
 
 def status_document(request: web.Request, entry: Entry) -> dict[str, Any]:
     """Return the status of a saved export as the API shows it."""
-    return status_json(entry.manifest, entry.progress, request.app[SETTINGS].export_retention)
+    return status_json(entry, request.app[SETTINGS].export_retention)
 
 
 def status_response(request: web.Request, entry: Entry, *, status: int = 200) -> web.Response:

@@ -14,7 +14,7 @@ from server.http.keys import ENGINE, RUNNER
 from server.query.catalogue import Relation, RelationName
 from server.query.request import ExportRequest
 from server.saved.manifest import NewExport
-from server.saved.store import Entry
+from server.saved.status import Entry
 from server.threads import in_thread
 
 

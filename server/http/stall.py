@@ -58,6 +58,29 @@ class StallLimit:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
+class Backlog:
+    """Tells whether a client has stopped reading what it is sent now and then, in pieces too small to fill a buffer."""
+
+    def __init__(self, transport: asyncio.WriteTransport | None, seconds: float) -> None:
+        """transport, seconds: as of StallLimit."""
+        self._transport = transport
+        self._seconds = seconds
+        self._sent = self._acknowledged = 0
+        self._since: float | None = None
+
+    def is_stuck(self, count: int, now: float) -> bool:
+        """Return whether the client has acknowledged nothing for too long. Called before each piece is sent.
+
+        count: the bytes of the piece. now: in the time of the event loop.
+        """
+        held = unacknowledged(self._transport)
+        acknowledged = self._sent - held  # a little too low: the sizes of the chunks are sent too
+        self._sent += count
+        if not held or acknowledged > self._acknowledged or self._since is None:
+            self._acknowledged, self._since = acknowledged, now
+        return self._seconds > 0 and now - self._since >= self._seconds
+
+
 def unacknowledged(transport: asyncio.WriteTransport | None) -> int:
     """Return how many of the bytes that were written to this transport its other end has not acknowledged.
 

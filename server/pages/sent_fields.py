@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from server.errors import InvalidRequest, RequestTooLarge
+from server.http.bodies import read_body
 from server.http.keys import ENGINE
 from server.threads import in_thread
 
@@ -40,11 +41,11 @@ def fields_of_list(request: web.Request) -> dict[str, str]:
 async def read_form(request: web.Request) -> Fields:
     """Return the fields of the form in the body, none without a body.
 
-    Raise InvalidRequest if it is of another type, RequestTooLarge. Not by aiohttp's `post()`: it takes seconds for some
-    Content-Type headers, and fails for an unknown charset.
+    Raise InvalidRequest if it is of another type, RequestTooLarge, SlowRequest. Not by aiohttp's `post()`: it takes
+    seconds for some Content-Type headers, and fails for an unknown charset.
     """
     try:
-        body = await request.read()
+        body = await read_body(request)
     except web.RequestPayloadError:  # not what its Content-Encoding or Transfer-Encoding says
         raise InvalidRequest("The body of the form cannot be read.", code="invalid_form") from None
     if not body:

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import gunicorn.app.base
 import gunicorn.config
 from aiohttp import web
+from aiohttp.worker import GunicornUVLoopWebWorker
 
 from server.postgres.connections import check_dsn
 from server.postgres.sessions_of_workers import SessionsOfWorkers
@@ -42,12 +44,31 @@ ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 # waits that long while the page of a table of 1,600 columns is made: a download of 16 MB took five times as long as
 # alone, and takes twice as long with this.
 SWITCH_SECONDS = 0.0005
+# Open files that a process may want: more than MAX_CONNECTIONS needs by default.
+MOST_OPEN_FILES = 65_536
+
+# Connections that the kernel keeps until they are accepted. A client of a full queue waits a second for its next try.
+BACKLOG = 2048
 
 # The parameter of mallopt(3) that limits the heaps of a process.
 M_ARENA_MAX = -8
 
 # Creates the application in each worker, after the fork.
 RunnerFactory = Callable[[Settings, Shutdown, SessionsOfWorkers], web.AppRunner]
+
+
+class Worker(GunicornUVLoopWebWorker):
+    """aiohttp's worker, which sets a queue of 128 connections, with BACKLOG instead."""
+
+    _listens = False
+
+    def notify(self) -> None:
+        """Tell gunicorn that the worker lives. Called each second, for the first time when it listens."""
+        if not self._listens:
+            self._listens = True
+            for listener in self.sockets:
+                listener.listen(BACKLOG)
+        super().notify()
 
 
 class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
@@ -70,7 +91,8 @@ class Gunicorn(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": f"{host}:{settings.api_port}",
             "workers": settings.workers,
-            "worker_class": "aiohttp.worker.GunicornUVLoopWebWorker",
+            "worker_class": Worker,
+            "backlog": BACKLOG,
             # A restart after n requests would end streams before their last byte.
             "max_requests": 0,
             "graceful_timeout": settings.shutdown_timeout + STOP_MARGIN,
@@ -136,6 +158,7 @@ def serve(settings: Settings, make_runner: RunnerFactory) -> None:
             embedded = stack.enter_context(EmbeddedPostgres(settings.embedded_data_path))
             seed(embedded, settings.seed_rows)
             settings = replace(settings, database_url=reading_uri(embedded))
+        raise_limit_of_open_files()
         # A new worker inherits the handlers of its parent, which would drop a signal, until it installs its own.
         os.register_at_fork(
             before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDING),
@@ -152,6 +175,15 @@ def use_one_heap() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
+def raise_limit_of_open_files() -> None:
+    """Let this process and its workers open as many files as the system allows: each connection is one or more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # not every system takes what it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def restore_default_signals() -> None:

@@ -21,13 +21,13 @@ from dataclasses import replace
 from server.chunk import Chunk
 from server.errors import ExportError
 from server.saved import durable_files
+from server.saved.folder import CANCEL, MANIFEST, MOST_MANIFEST_BYTES, PROGRESS, disk_full_errors, progress_in
 from server.saved.lock import ExportLock
 from server.saved.manifest import Manifest, ManifestError, Reading, read_manifest, utc_now, write_manifest
 from server.saved.quota import Quota
 from server.saved.status import write_progress
-from server.saved.store import CANCEL, MANIFEST, MOST_MANIFEST_BYTES, PROGRESS, disk_full_errors, progress_in
 
-# Seconds between two checks of EXPORT_STORAGE_LIMIT during an export: each reads all manifests.
+# Seconds between two checks of EXPORT_STORAGE_LIMIT during an export.
 LIMIT_SECONDS = 0.25
 # Bytes written between two fsyncs. The scan continues during each; a single fsync at the end would delay the end.
 SYNC_BYTES = 32 << 20

@@ -10,27 +10,27 @@ import contextlib
 import datetime
 import os
 import secrets
-from collections.abc import Container
+import threading
+from collections.abc import Container, Iterator
 from contextlib import ExitStack
 
-from server.errors import ExportError, ExportNotFound, ExportUnreadable, KeyReused, ServerBusy
+from server.errors import ExportError, ExportNotFound, ExportUnreadable, KeyReused
 from server.events import emit
 from server.saved import durable_files
 from server.saved.claim import Claim, LockLost
 from server.saved.events import ExportLockLost
 from server.saved.export_ids import id_of_key, random_id, read_secret
+from server.saved.folder import CANCEL, MANIFEST, folder_unusable
 from server.saved.lock import LOCK, take_lock
 from server.saved.manifest import Manifest, NewExport, utc_now, write_manifest
-from server.saved.quota import NEW_PREFIX, Quota
+from server.saved.quota import Quota
 from server.saved.recovery import may_need_recovery, recover
-from server.saved.status import Progress
-from server.saved.store import CANCEL, MANIFEST, Entry, Store, folder_unusable
+from server.saved.status import Entry, Progress
+from server.saved.store import NEW_PREFIX, Store
 from server.settings import Settings
 
 # The names of the files whose locks bound the exports that run at once; no id begins with a dot.
 _SLOT_PREFIX = ".slot-"
-# Unfinished exports. More than this mean that a client sends requests in a loop.
-MOST_WAITING = 1000
 # How many times the export of a key may be removed between "the name exists" and reading it; more than that means that
 # the folder is damaged.
 _MOST_TRIES = 5
@@ -46,6 +46,9 @@ class Queue:
         self.quota = Quota(self.store, settings)
         self._max_attempts = settings.export_max_attempts
         self._max_running = settings.max_running_exports
+        # New exports that threads of this process are writing: they count before they can be seen.
+        self._creating = 0
+        self._counting = threading.Lock()
 
     def prepare(self) -> None:
         """Create the folder if there is none, and check that it is writable. Raise StorageUnavailable, NoSpaceLeft."""
@@ -84,21 +87,36 @@ class Queue:
     def create(self, new: NewExport, key: str | None = None) -> Entry:
         """Create an export durably and return it, or return the one that this key has created before.
 
-        Raise NoSpaceLeft, ServerBusy, KeyReused, StorageUnavailable, ExportUnreadable.
+        Raise NoSpaceLeft, TooManyWaiting, TooManyExports, KeyReused, StorageUnavailable, ExportUnreadable.
         """
         self.quota.check_free_space()
         with self.store.open_root() as root:
-            if sum(not entry.manifest.finished for entry in self.store.read_entries(root)) >= MOST_WAITING:
-                raise ServerBusy("Too many exports are waiting.", hint="Try again when some of them have finished.")
             manifest = new.manifest(random_id() if key is None else id_of_key(root, key))
-            for _ in range(_MOST_TRIES):
-                if self._publish(root, manifest):
-                    return Entry(manifest, Progress())
-                existing = None if key is None else self.find(key, new.target, new.query)
-                if existing is not None:  # None: it was removed in between
-                    return existing
+            with self._counted(root, len(write_manifest(manifest))):
+                for _ in range(_MOST_TRIES):
+                    if self._publish(root, manifest):
+                        self.store.see(root, manifest.id)
+                        return Entry(manifest, Progress())
+                    existing = None if key is None else self.find(key, new.target, new.query)
+                    if existing is not None:  # None: it was removed in between
+                        return existing
         self.store.report(manifest.id, "there is something without a manifest in its place")
         raise folder_unusable("Use a new Idempotency-Key, or ask the operator to remove the folder. The log names it.")
+
+    @contextlib.contextmanager
+    def _counted(self, root: int, manifest_bytes: int) -> Iterator[None]:
+        """Count a new export from the check of the limits until the block ends. Raise what `Quota.check_new` raises.
+
+        Other processes may create exports at the same moment, so a limit may be exceeded by as many as there are.
+        """
+        with self._counting:
+            self.quota.check_new(root, manifest_bytes=manifest_bytes, others=self._creating)
+            self._creating += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._creating -= 1
 
     def _publish(self, root: int, manifest: Manifest) -> bool:
         """Create the folder of an export atomically. Return False if there is one of this name."""
@@ -124,22 +142,26 @@ class Queue:
 
         skipped: ids to leave out. Raise StorageUnavailable, NoSpaceLeft.
         """
-        now = utc_now()
         with self.store.open_root() as root, ExitStack() as held:
-            entries = self.store.read_entries(root)
-            waiting = [each.manifest for each in entries if each.manifest.status == "pending"]
-            due = [each for each in waiting if each.id not in skipped and _is_due(each, now)]
+            due = self._due(root, skipped)
             slot = self._take_slot(root) if due else None
             if slot is None:
                 return None
             held.callback(durable_files.close, slot)
-            for manifest in sorted(due, key=lambda manifest: (manifest.created_at, manifest.id)):
-                claim = self._claim_pending(root, manifest.id)
+            for id in due:
+                claim = self._claim_pending(root, id)
                 if claim is not None:
                     claim.attach_slot(slot)
                     held.pop_all()
                     return claim
         return None
+
+    def _due(self, root: int, skipped: Container[str]) -> list[str]:
+        """Return the ids of the exports that wait and may run now, oldest first, as of the last look at each."""
+        now = utc_now()
+        with self.store.known(root, states=False) as known:
+            waiting = [record.entry.manifest for record in known.pending()]
+        return [each.id for each in waiting if each.id not in skipped and _is_due(each, now)]
 
     def _take_slot(self, root: int) -> int | None:
         """Take one of MAX_RUNNING_EXPORTS. Return the descriptor that holds it until it is closed."""
@@ -156,7 +178,10 @@ class Queue:
             if claim is not None:
                 held.callback(claim.close)
                 with self.store.errors_of(id):
-                    runnable = claim.manifest.status == "pending" and not claim.cancel_requested()
+                    waits = claim.manifest.status == "pending" and not claim.cancel_requested()
+                    runnable = waits and _is_due(claim.manifest, utc_now())
+                if not runnable:
+                    self.store.see(root, id)
                 if runnable:
                     held.pop_all()
                     return claim
@@ -179,6 +204,12 @@ class Queue:
             claim = Claim(lock, manifest, quota=self.quota, max_attempts=self._max_attempts)
             held.pop_all()
             return claim
+
+    def release(self, claim: Claim) -> None:
+        """Release a claim, and look at the export again: it may have ended, or wait again."""
+        claim.close()
+        with contextlib.suppress(ExportError), self.store.open_root() as root:
+            self.store.see(root, claim.manifest.id)
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
@@ -223,13 +254,16 @@ class Queue:
         Raise StorageUnavailable, NoSpaceLeft.
         """
         with self.store.open_root() as root:
-            for entry in self.store.read_entries(root):
+            self.store.compare_some(root)
+            with self.store.known(root) as known:
+                unfinished = [record.entry.manifest for id in known.unfinished if (record := known.get(id)) is not None]
+            for manifest in unfinished:
                 try:
-                    self._recover(root, entry.manifest)
+                    self._recover(root, manifest)
                 except ExportUnreadable:
                     pass  # reported already
                 except (OSError, ExportError) as error:
-                    self.store.report(entry.manifest.id, str(error))
+                    self.store.report(manifest.id, str(error))
         self.quota.remove_expired()
         with contextlib.suppress(ExportError):
             self.quota.enforce_limit()
@@ -242,6 +276,7 @@ class Queue:
                     recover(claim)
                 except LockLost:
                     emit(ExportLockLost(export_id=manifest.id))
+                self.store.see(root, manifest.id)
 
 
 def _is_due(manifest: Manifest, now: datetime.datetime) -> bool:

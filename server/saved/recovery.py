@@ -10,8 +10,8 @@ from server.events import emit
 from server.saved import durable_files
 from server.saved.claim import Claim
 from server.saved.events import ExportGivenUp, ExportInterrupted
+from server.saved.folder import CANCEL
 from server.saved.manifest import Manifest
-from server.saved.store import CANCEL
 
 
 class AttemptsInterrupted(ExportError):

@@ -154,10 +154,13 @@ class Runner:
         except Exception as error:
             emit(QueueCrashed(error=error))
         self._prepared.set()
+        clock, sweep_at = asyncio.get_running_loop().time, 0.0
         while not self.stopping.is_set():
             self._woken.clear()
             try:
-                await self._in_thread(self.queue.sweep)
+                if clock() >= sweep_at:  # and not each time that an export ends
+                    sweep_at = clock() + POLL_SECONDS
+                    await self._in_thread(self.queue.sweep)
                 while not self.stopping.is_set() and await self._start_next():
                     pass
             except (StorageUnavailable, NoSpaceLeft):
@@ -165,7 +168,7 @@ class Runner:
             except Exception as error:
                 emit(QueueCrashed(error=error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+                await asyncio.wait_for(self._woken.wait(), max(0.0, sweep_at - clock()))
 
     async def _start_next(self) -> bool:
         """Start an attempt at the next export. Return whether there was one."""
@@ -234,7 +237,7 @@ class Runner:
                 self._set_aside[id] = asyncio.get_running_loop().time() + UNWRITABLE_SECONDS
         finally:
             try:
-                await self._in_thread(claim.close)
+                await self._in_thread(self.queue.release, claim)
             finally:
                 del self._running[id]
                 self.wake()

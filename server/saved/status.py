@@ -1,4 +1,4 @@
-"""The progress of a saved export, and its status as JSON: the only place that creates this document.
+"""The progress of a saved export, what lists keep of it, and its status as JSON: only here that document is created.
 
 Pure. The percentage never falls, not even when another attempt starts after a crash, and is 100 only when the export is
 complete.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,10 @@ from server.saved.manifest import Manifest, write_time
 
 # The highest percentage of an unfinished export: an estimate may be too low.
 MOST_UNFINISHED_PERCENTAGE = 99.0
+# Characters of a query string in the status of an export. It may be as long as a request, and a list has up to 1,000.
+LONGEST_QUERY = 1000
+# Characters of any other text that lists keep of an export.
+_LONGEST_TEXT = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,38 @@ class Progress:
         return Progress(percentage=self.percentage)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A saved export as it is now. download_name: the name of its file, None if it has not been looked for."""
+
+    manifest: Manifest
+    progress: Progress
+    download_name: str | None = None
+
+
+def shortened(entry: Entry) -> Entry:
+    """Return what lists keep of this export: its texts cut, so that each takes a bounded number of bytes.
+
+    Its status document is the same as that of the whole entry.
+    """
+    manifest = entry.manifest
+    return Entry(
+        replace(
+            manifest,
+            target=manifest.target[:_LONGEST_TEXT],
+            query=manifest.query[: LONGEST_QUERY + 1],
+            # The same few values occur in all exports.
+            relation=sys.intern(manifest.relation[:_LONGEST_TEXT]),
+            format=sys.intern(manifest.format),
+            scan=None if manifest.scan is None else sys.intern(manifest.scan[:_LONGEST_TEXT]),
+            error_code=None if manifest.error_code is None else sys.intern(manifest.error_code[:_LONGEST_TEXT]),
+            error_detail=None if manifest.error_detail is None else manifest.error_detail[:_LONGEST_TEXT],
+        ),
+        entry.progress,
+        _download_name(entry) if manifest.status == "completed" else None,
+    )
+
+
 def write_progress(progress: Progress) -> bytes:
     """Return the progress as JSON."""
     return json.dumps(asdict(progress)).encode()
@@ -91,20 +128,22 @@ def expires_at(manifest: Manifest, retention: float) -> datetime.datetime | None
         return None
 
 
-def status_json(manifest: Manifest, progress: Progress, retention: float) -> dict[str, Any]:
+def status_json(entry: Entry, retention: float) -> dict[str, Any]:
     """Return the status document: names in camel case, times as RFC 3339, null where a value is unknown.
 
-    retention: as in `expires_at`.
+    A query longer than LONGEST_QUERY is cut there, and queryTruncated says so. retention: as in `expires_at`.
     """
+    manifest, progress = entry.manifest, entry.progress
     error = None
     if manifest.error_code is not None:
-        error = {"code": manifest.error_code, "detail": manifest.error_detail}
+        error = {"code": manifest.error_code[:_LONGEST_TEXT], "detail": (manifest.error_detail or "")[:_LONGEST_TEXT]}
     completed = manifest.status == "completed"
     return {
         "exportId": manifest.id,
         "status": manifest.status,
-        "relation": manifest.relation,
-        "query": manifest.query,
+        "relation": manifest.relation[:_LONGEST_TEXT],
+        "query": manifest.query[:LONGEST_QUERY],
+        "queryTruncated": len(manifest.query) > LONGEST_QUERY,
         "format": manifest.format,
         "progress": _progress_json(manifest, progress),
         "error": error,
@@ -119,7 +158,7 @@ def status_json(manifest: Manifest, progress: Progress, retention: float) -> dic
         "scan": manifest.scan,
         "ranges": manifest.ranges,
         "attempts": manifest.attempts,
-        "downloadUrl": _download_url(manifest) if completed else None,
+        "downloadUrl": _download_url(entry) if completed else None,
     }
 
 
@@ -157,13 +196,21 @@ def _progress_json(manifest: Manifest, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _download_url(manifest: Manifest) -> str:
+def _download_url(entry: Entry) -> str:
     """Return the address of the file, which ends in the name of the file: `curl -O` saves it under that name."""
-    address = f"/exports/{manifest.id}/download"
+    address = f"/exports/{entry.manifest.id}/download"
+    name = _download_name(entry)
+    return f"{address}/{quote(name, safe='')}" if name else address
+
+
+def _download_name(entry: Entry) -> str:
+    """Return the name of the file, or "" if the manifest has none: another version wrote it."""
+    if entry.download_name is not None:
+        return entry.download_name
     try:
-        return f"{address}/{quote(file_name_of(manifest.target, manifest.query), safe='')}"
-    except InvalidRequest:  # another version wrote the manifest
-        return address
+        return file_name_of(entry.manifest.target, entry.manifest.query)
+    except InvalidRequest:
+        return ""
 
 
 def _rate(rows: int, seconds: float) -> int | None:

@@ -1,259 +1,245 @@
-"""The folder of saved exports, as it is read: which exports there are, and the state of each.
+"""The saved exports as they are now. The folder is the only state, so any number of processes see the same.
 
-The folder is the only state, so any number of processes see the same. Changes nothing. Every method may block on the
-disk: call it in a thread. Several threads may call at once.
+Keeps a record of each export, so that a look at the folder costs little: the names are read again only when the folder
+has changed, a manifest only when it has changed. Changes nothing on the disk. Every method may block on the disk: call
+it in a thread. Several threads may call at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from server.errors import ExportFailed, ExportNotFound, ExportUnreadable, NoSpaceLeft, StorageUnavailable
-from server.events import emit
+from server.errors import ExportNotFound, ExportUnreadable
 from server.saved import durable_files
-from server.saved.events import ExportLeftAlone, StorageUnusable
-from server.saved.manifest import EXPORT_ID, Manifest, ManifestError, read_manifest
-from server.saved.status import Progress, read_progress
+from server.saved.folder import MANIFEST, Folder, Stamp, progress_in, stamp_of
+from server.saved.known import Known, Place, Record
+from server.saved.manifest import EXPORT_ID
+from server.saved.status import Entry, shortened
 
-# The files in the folder of an export, besides its data and its lock.
-MANIFEST: Final = "manifest.json"
-PROGRESS: Final = "progress.json"
-# Asks the process that runs the export to stop. The only file that is written without the lock.
-CANCEL: Final = "cancel"
+# The names of folders that do not have the name of an export yet, and that no longer have it. No id has a dot.
+NEW_PREFIX, REMOVED_PREFIX = ".new-", ".gone-"
 
-# Bytes: holds the longest request line, with every character escaped in JSON, and the other fields.
-MOST_MANIFEST_BYTES = 1 << 20
-# Bytes of a progress file; one has about 100.
-_MOST_PROGRESS_BYTES = 4096
-# Characters. Manifests with longer URLs are read again each time, so that the cache is bounded by the number of
-# exports.
-_MOST_CACHED_QUERY = 2048
-
-# What changes when a manifest is replaced: inode, times in nanoseconds, size in bytes.
-Stamp = tuple[int, int, int, int]
+# Exports that are known at most, and names without a usable manifest, which bounds the memory to about 100 MB. Further
+# ones wait unseen until others are removed; a POST is refused long before.
+MOST_KNOWN, MOST_UNREADABLE = 50_000, 200_000
+# Seconds for which a folder must not have changed before its time of change is believed: file systems store times with
+# a resolution of milliseconds or, some, of a second.
+SETTLED_SECONDS = 2.0
+# Seconds after which the names are read again in any case: not every network file system tells each change at once.
+NAMES_SECONDS = 10.0
+# The part of the time that reading the names may take in a folder with very many entries.
+_NAMES_SHARE = 0.1
+# Manifests that are compared with their records at each sweep, in turn: of those that have ended, which nothing but an
+# editor changes, and of those that could not be read.
+ENDED_PER_SWEEP, UNREADABLE_PER_SWEEP = 100, 1000
+# Seconds within which a file that was changed may change again and have the same time.
+_SAME_TIME_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A saved export as it is now."""
+class Page:
+    """Some exports, newest first. next: the place before the next ones, None if there are none. total: of all."""
 
-    manifest: Manifest
-    progress: Progress
+    entries: list[Entry]
+    next: Place | None
+    total: int
 
 
-class Store:
-    """The folder at this path."""
+class Store(Folder):
+    """The saved exports in the folder at this path."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        # By id, with the stamp of the manifest it was read from. A manifest is replaced, never changed in place.
-        self._cache: dict[str, tuple[Stamp, Entry]] = {}
-        # The last reason that was logged for each export, "" for the folder itself.
-        self._reported: dict[str, str] = {}
+        super().__init__(path)
+        self._lock = threading.RLock()
+        self._known = Known()
+        # The manifests that have been read, by id. Those that could not be read: None if they are to be read again.
+        self._stamps: dict[str, Stamp] = {}
+        self._unreadable: OrderedDict[str, Stamp | None] = OrderedDict()
+        # The ids of ended exports in the order in which they are compared with the disk.
+        self._to_compare: list[str] = []
+        # Names of folders that processes which were killed have left, as of the last reading of the names.
+        self.left_behind: list[str] = []
+        # Device, inode and time of the folder when its names were last read; when they changed, and when they were read
+        # (monotonic time), and how long that took.
+        self._folder: tuple[int, int, int] = (0, 0, 0)
+        self._changed = self._read = self._took = 0.0
+
+    # --- looking ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def open_root(self) -> Iterator[int]:
-        """Open the folder and yield its descriptor. It is opened anew each time, as it may be mounted at any time.
+    def known(self, root: int, *, states: bool = True) -> Iterator[Known]:
+        """Look at the folder, then yield what is known, for this thread alone while the block runs.
 
-        An OSError in the block is raised as StorageUnavailable or NoSpaceLeft.
+        states: look at each unfinished export too; without it, only at those that are new. Raise OSError.
         """
+        with self._lock:
+            self._read_names(root)
+            if states:
+                for id in list(self._known.unfinished):
+                    self._compare(root, id)
+                self._compare_unreadable(root)
+            yield self._known
+
+    def see(self, root: int, id: str) -> None:
+        """Look at this export: it has just been created or changed. Raise OSError."""
+        with self._lock:
+            self._compare(root, id)
+
+    def compare_some(self, root: int) -> None:
+        """Compare the next records of ended exports with their manifests: somebody may have edited them."""
+        with self._lock:
+            if not self._to_compare:
+                self._to_compare = list(self._known.ids() - self._known.unfinished)
+            for _ in range(min(ENDED_PER_SWEEP, len(self._to_compare))):
+                self._compare(root, self._to_compare.pop())
+
+    def _read_names(self, root: int) -> None:
+        """Read the names in the folder if it has changed; look at new exports and forget those that are gone."""
+        status, now = os.fstat(root), time.monotonic()
+        folder = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        if folder[:2] != self._folder[:2]:
+            self._forget_all()
+        elif self._names_are_current(folder, now):
+            return
+        if folder != self._folder:
+            self._folder, self._changed = folder, now
+        names = durable_files.list_names(root)
+        ids = {name for name in names if len(name) == 22 and EXPORT_ID.fullmatch(name)}
+        self.left_behind = [name for name in names if name.startswith((REMOVED_PREFIX, NEW_PREFIX))]
+        seen = self._known.ids() | self._unreadable.keys()
+        self._read = time.monotonic()
+        self._took = self._read - now
+        for id in seen - ids:
+            self.gone(id)
+        for id in ids - seen:
+            if len(self._known) >= MOST_KNOWN or len(self._unreadable) >= MOST_UNREADABLE:
+                self.report("", "it holds more exports than this server handles")
+                break
+            self._compare(root, id)
+
+    def _names_are_current(self, folder: tuple[int, int, int], now: float) -> bool:
+        if self._took > 0.02 and now - self._read < self._took / _NAMES_SHARE:
+            return True
+        unchanged = folder == self._folder and now - self._changed > SETTLED_SECONDS
+        return unchanged and now - self._read < NAMES_SECONDS
+
+    def _compare(self, root: int, id: str) -> None:
+        """Read the manifest of this export if it is not the one that is known."""
         try:
-            with disk_full_errors(), durable_files.open_folder(self.path) as root:
-                yield root
+            status = os.stat(f"{id}/{MANIFEST}", dir_fd=root, follow_symlinks=False)
         except OSError as error:
-            raise self.unavailable(error) from error
-        self._reported.pop("", None)
-
-    @contextlib.contextmanager
-    def open_folder(self, root: int, id: str) -> Iterator[int]:
-        """Open the folder of an export and yield its descriptor. Raise ExportNotFound, also if `id` is not an id."""
-        if not EXPORT_ID.fullmatch(id):
-            raise not_found()
+            self._put_unreadable(id, None)
+            if not durable_files.is_missing(error):
+                self.report(id, error.strerror or "it cannot be read")
+            return
+        stamp = stamp_of(status)
+        if self._stamps.get(id) == stamp or self._unreadable.get(id) == stamp:
+            return
         try:
-            folder = durable_files.folder_descriptor(id, root)
+            with self.open_folder(root, id) as folder:
+                read, entry = self.read_stamped(folder, id)
+        except (ExportNotFound, ExportUnreadable) as error:
+            lasting = isinstance(error, ExportUnreadable) and not isinstance(error.__cause__, OSError)
+            settled = time.time() - status.st_mtime > _SAME_TIME_SECONDS
+            self._put_unreadable(id, stamp if lasting and settled else None)
         except OSError as error:
-            if durable_files.is_missing(error):
-                raise not_found() from None
-            raise
-        try:
-            yield folder
-        finally:
-            durable_files.close(folder)
+            self._put_unreadable(id, None)
+            self.report(id, error.strerror or "it cannot be read")
+        else:
+            self._unreadable.pop(id, None)
+            self._stamps[id] = read
+            self._known.put(Record(shortened(entry), read[-1]))
 
-    def newest_first(self) -> list[Entry]:
-        """Return all exports, newest first. Those that cannot be read are logged and left out.
+    def _compare_unreadable(self, root: int) -> None:
+        for _ in range(min(UNREADABLE_PER_SWEEP, len(self._unreadable))):
+            id = next(iter(self._unreadable))
+            self._unreadable.move_to_end(id)
+            self._compare(root, id)
 
-        Raise StorageUnavailable, NoSpaceLeft.
+    def _put_unreadable(self, id: str, stamp: Stamp | None) -> None:
+        self._known.drop(id)
+        self._stamps.pop(id, None)
+        self._unreadable[id] = stamp
+
+    def gone(self, id: str) -> None:
+        """Forget this export: it has been removed."""
+        with self._lock:
+            self._known.drop(id)
+            self._stamps.pop(id, None)
+            self._unreadable.pop(id, None)
+            self.forget(id)
+
+    def _forget_all(self) -> None:
+        self._known = Known()
+        self._stamps.clear()
+        self._unreadable.clear()
+        self._to_compare.clear()
+
+    # --- lists ------------------------------------------------------------------------------------------------------
+
+    def newest_first(self, after: Place | None = None) -> list[Entry]:
+        """Return all exports, newest first, shortened. Those that cannot be read are logged and left out.
+
+        after: only those created before this place. The progress is that of the last look. Raise StorageUnavailable,
+        NoSpaceLeft.
         """
-        with self.open_root() as root:
-            found = self.read_entries(root)
-        return sorted(found, key=lambda entry: (entry.manifest.created_at, entry.manifest.id), reverse=True)
+        with self.open_root() as root, self.known(root) as known:
+            return [record.entry for record in known.newest_first(after)]
 
-    def get(self, id: str) -> Entry:
-        """Return one export. Raise ExportNotFound, ExportUnreadable, StorageUnavailable, NoSpaceLeft."""
-        with self.open_root() as root, self.open_folder(root, id) as folder:
-            return self.read_entry(folder, id)
-
-    def open_data(self, id: str) -> tuple[Manifest, int]:
-        """Return a completed export and the descriptor of its file, which the caller closes.
-
-        Raise ExportFailed if the file is missing or has another size. Raise ExportNotFound, ExportUnreadable,
-        StorageUnavailable, NoSpaceLeft.
-        """
-        with self.open_root() as root, self.open_folder(root, id) as folder:
-            manifest = self.read_entry(folder, id).manifest
-            with contextlib.suppress(OSError):
-                return manifest, _open_file_of_size(folder, manifest.file_name, manifest.bytes)
-        raise ExportFailed(
-            "The file of this export has been removed or changed.",
-            code="file_damaged",
-            hint="Delete the export and save it again.",
+    def page(self, after: Place | None, most: int) -> Page:
+        """Return the newest exports created before this place, as they are at this moment. most: how many."""
+        with self.open_root() as root, self.known(root, states=False) as known:
+            records = list(itertools.islice(known.newest_first(after), most + 1))
+            total = len(known)
+        manifests = [record.entry.manifest for record in records[:most]]
+        found = self.current(manifest.id for manifest in manifests)
+        last = manifests[-1] if len(records) > most else None
+        return Page(
+            [entry for entry in found.values() if entry is not None],
+            None if last is None else (last.created_at, last.id),
+            total,
         )
 
-    def read_entries(self, root: int) -> list[Entry]:
-        """Return all exports, in no order. Those that cannot be read are logged and left out."""
-        found: list[Entry] = []
-        with os.scandir(root) as names:
-            ids = [each.name for each in names if EXPORT_ID.fullmatch(each.name) and each.is_dir(follow_symlinks=False)]
-        for id in ids:
-            try:
-                cached = self._cache.get(id)
-                if (
-                    cached is not None
-                    and cached[1].manifest.finished
-                    and cached[0] == _stamp(os.stat(f"{id}/{MANIFEST}", dir_fd=root, follow_symlinks=False))
-                ):
-                    found.append(cached[1])
-                    continue
-                with self.open_folder(root, id) as folder:
-                    found.append(self.read_entry(folder, id))
-            except (ExportNotFound, ExportUnreadable, FileNotFoundError):
-                continue  # removed meanwhile, or reported
-            except OSError as error:
-                self.report(id, error.strerror or "it cannot be read")
-        for removed in self._cache.keys() - set(ids):
-            self._cache.pop(removed, None)
+    def current(self, ids: Iterable[str]) -> dict[str, Entry | None]:
+        """Return these exports as they are at this moment, shortened; None for one that is gone.
+
+        Those that cannot be read are left out. Raise StorageUnavailable, NoSpaceLeft.
+        """
+        found: dict[str, Entry | None] = {}
+        with self.open_root() as root:
+            for id in ids:
+                with contextlib.suppress(ExportUnreadable):
+                    found[id] = self._current(root, id)
         return found
 
-    def read_entry(self, folder: int, id: str) -> Entry:
-        """Return the export in this folder. Raise ExportUnreadable, and ExportNotFound if there is no manifest."""
+    def _current(self, root: int, id: str) -> Entry | None:
+        with self._lock:
+            if id in self._known.ids():
+                self._compare(root, id)
+            record = self._known.get(id)
+        if record is not None:
+            return record.entry if record.entry.manifest.finished else self._with_progress(root, record.entry)
+        with contextlib.suppress(ExportNotFound), self.open_folder(root, id) as folder:
+            return shortened(self.read_entry(folder, id))  # another process may just have created it
+        return None
+
+    def _with_progress(self, root: int, entry: Entry) -> Entry:
         try:
-            return self._read(folder, id)
-        except FileNotFoundError:
-            raise not_found() from None
-        except ManifestError as error:
-            reason = str(error)
-        except OSError as error:  # a symbolic link, a folder, a file of another user
-            reason = f"it cannot be read ({error.strerror})"
-        self.report(id, reason)
-        raise ExportUnreadable(
-            f"The manifest of this export cannot be used: {reason}.",
-            hint="Ask the operator to remove its folder, or to run the version of the server that wrote it.",
-        )
+            with self.open_folder(root, entry.manifest.id) as folder:
+                return Entry(entry.manifest, progress_in(folder))
+        except ExportNotFound:
+            return entry
 
-    def _read(self, folder: int, id: str) -> Entry:
-        descriptor = durable_files.open_file(folder, MANIFEST)
-        try:
-            status = os.fstat(descriptor)
-            stamp = _stamp(status)
-            cached_stamp, cached = self._cache.get(id, (None, None))
-            if cached is not None and cached_stamp == stamp:
-                return cached if cached.manifest.finished else Entry(cached.manifest, progress_in(folder))
-            if status.st_size > MOST_MANIFEST_BYTES:
-                raise ManifestError("it is too long")
-            manifest = read_manifest(id, os.read(descriptor, MOST_MANIFEST_BYTES))
-        finally:
-            durable_files.close(descriptor)
-        entry = Entry(manifest, progress_in(folder))
-        if len(manifest.target) + len(manifest.query) <= _MOST_CACHED_QUERY:
-            self._cache[id] = (stamp, entry)
-        return entry
-
-    @contextlib.contextmanager
-    def errors_of(self, id: str) -> Iterator[None]:
-        """Raise ExportUnreadable for an OSError in the block: it concerns this export and not the whole folder.
-
-        A full disk is NoSpaceLeft, and FileNotFoundError is left as it is.
-        """
-        try:
-            with disk_full_errors():
-                yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            self.report(id, error.strerror or "it cannot be changed")
-            raise folder_unusable("Ask the operator to remove it. The log names the reason.") from error
-
-    def report(self, id: str, reason: str) -> None:
-        """Log that this export is left alone, once for each reason."""
-        if self._reported.get(id) != reason:
-            self._reported[id] = reason
-            emit(ExportLeftAlone(export_id=id, reason=reason))
-
-    def unavailable(self, error: OSError) -> StorageUnavailable:
-        """Return the error to raise because the folder cannot be used; log the reason once."""
-        reason = error.strerror or type(error).__name__
-        if self._reported.get("") != reason:
-            self._reported[""] = reason
-            emit(StorageUnusable(path=str(self.path), reason=reason))
-        return StorageUnavailable(
-            "The server cannot save exports now.",
-            hint="Download the file directly with GET, or ask the operator: the log names the reason.",
-        )
-
-
-def _open_file_of_size(folder: int, name: str, size: int | None) -> int:
-    descriptor = durable_files.open_file(folder, name)
-    try:
-        if os.fstat(descriptor).st_size != size:
-            raise OSError("the file has another size")
-    except BaseException:
-        durable_files.close(descriptor)
-        raise
-    return descriptor
-
-
-def progress_in(folder: int) -> Progress:
-    """Return the last progress that was saved in this folder."""
-    try:
-        return read_progress(durable_files.read_file(folder, PROGRESS, _MOST_PROGRESS_BYTES))
-    except OSError:
-        return Progress()
-
-
-def not_found() -> ExportNotFound:
-    """Return the error for an id that no export has."""
-    return ExportNotFound("There is no saved export with this id.", hint="GET /exports lists the saved exports.")
-
-
-def no_space_left() -> NoSpaceLeft:
-    """Return the error for a full disk or an exhausted quota."""
-    return NoSpaceLeft(
-        "There is no space left for saved exports.",
-        hint="Remove saved exports that are not needed, or ask the operator for more space.",
-    )
-
-
-def folder_unusable(hint: str) -> ExportUnreadable:
-    """Return the error for an export whose folder cannot be read or changed. hint: what the client can do."""
-    return ExportUnreadable("The folder of this export cannot be used.", hint=hint)
-
-
-@contextlib.contextmanager
-def disk_full_errors() -> Iterator[None]:
-    """Raise NoSpaceLeft for an OSError in the block that means a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if durable_files.is_disk_full(error):
-            raise no_space_left() from error
-        raise
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+    def running_bytes(self, root: int, known: Known) -> int:
+        """Return how many bytes the running exports have written. known: as `known` yields it."""
+        entries = [record.entry for id in known.unfinished if (record := known.get(id)) is not None]
+        running = [entry for entry in entries if entry.manifest.status == "processing"]
+        return sum(self._with_progress(root, entry).progress.bytes for entry in running)

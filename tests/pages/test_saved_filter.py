@@ -9,8 +9,7 @@ import pytest
 from server.errors import InvalidRequest
 from server.pages.saved import SavedFilter, matching, parse_filter
 from server.saved.manifest import Manifest, Status
-from server.saved.status import Progress
-from server.saved.store import Entry
+from server.saved.status import Entry, Progress
 
 ASKED: list[tuple[str, str, str, Status]] = [
     ("users", "csv.gz", "name=eq.M%C3%BCller", "completed"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from server.saved.manifest import STATUSES, Manifest, ManifestError, read_manifest, write_manifest
 from server.saved.status import (
     MOST_UNFINISHED_PERCENTAGE,
+    Entry,
     Progress,
     eta_seconds,
     read_progress,
@@ -79,7 +80,7 @@ MANIFESTS = st.builds(
 @given(MANIFESTS)
 def test_a_manifest_is_read_as_it_was_written(manifest: Manifest) -> None:
     assert read_manifest(ID, write_manifest(manifest)) == manifest
-    json.dumps(status_json(manifest, Progress(), 3600))
+    json.dumps(status_json(Entry(manifest, Progress()), 3600))
 
 
 def changed(**values: Any) -> bytes:
@@ -143,7 +144,7 @@ def test_a_manifest_of_an_older_version_is_read() -> None:
     """Version 1 without the fields that were added to it since."""
     manifest = replace(COMPLETED, scan=None, ranges=None)
     assert read_manifest(ID, changed(scan=..., ranges=...)) == manifest
-    document = status_json(manifest, Progress(), 0)
+    document = status_json(Entry(manifest, Progress()), 0)
     assert (document["scan"], document["ranges"]) == (None, None)
 
 
@@ -179,10 +180,10 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
         progress = progress.advanced(rows=rows, bytes=rows, seconds=1.0, done=done, total_rows=total_rows)
         progress = read_progress(write_progress(progress))
         assert progress.rows == rows
-        percentage = status_json(replace(PENDING, status="processing"), progress, 0)["progress"]["percentage"]
+        percentage = status_json(Entry(replace(PENDING, status="processing"), progress), 0)["progress"]["percentage"]
         assert shown <= percentage <= MOST_UNFINISHED_PERCENTAGE
         shown = percentage
-    assert status_json(COMPLETED, progress, 0)["progress"]["percentage"] == 100
+    assert status_json(Entry(COMPLETED, progress), 0)["progress"]["percentage"] == 100
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_a_percentage_never_falls_and_ends_below_a_hundred(
 )
 def test_rate_and_eta(progress: Progress, shown: dict[str, Any]) -> None:
     manifest = replace(PENDING, status="processing")
-    found = status_json(manifest, progress, 0)["progress"]
+    found = status_json(Entry(manifest, progress), 0)["progress"]
     assert {name: found[name] for name in shown} == shown
     assert eta_seconds(manifest, progress) == shown["etaSeconds"]
     assert eta_seconds(PENDING, progress) is None
@@ -213,8 +214,8 @@ def test_the_share_of_the_relation_takes_precedence_over_the_estimate() -> None:
 
 @pytest.mark.parametrize(("retention", "expires"), [(0, None), (60, "2026-01-02T03:05:05.678Z"), (3.2e9 * 100, None)])
 def test_the_time_of_expiry(retention: float, expires: str | None) -> None:
-    assert status_json(COMPLETED, Progress(), retention)["expiresAt"] == expires
-    assert status_json(PENDING, Progress(), retention)["expiresAt"] is None
+    assert status_json(Entry(COMPLETED, Progress()), retention)["expiresAt"] == expires
+    assert status_json(Entry(PENDING, Progress()), retention)["expiresAt"] is None
 
 
 @pytest.mark.parametrize(
@@ -247,9 +248,9 @@ def test_invalid_progress_counts_as_none(text: bytes) -> None:
     ],
 )
 def test_the_address_of_the_file_ends_in_its_name(target: str, query: str, end: str) -> None:
-    document = status_json(replace(COMPLETED, target=target, query=query), Progress(), 3600)
+    document = status_json(Entry(replace(COMPLETED, target=target, query=query), Progress()), 3600)
     assert document["downloadUrl"] == f"/exports/{ID}/download{end}"
 
 
 def test_only_a_completed_export_has_the_address_of_a_file() -> None:
-    assert status_json(PENDING, Progress(), 3600)["downloadUrl"] is None
+    assert status_json(Entry(PENDING, Progress()), 3600)["downloadUrl"] is None

@@ -27,14 +27,14 @@ from server.errors import (
     KeyReused,
     NoSpaceLeft,
     QueryFailed,
-    ServerBusy,
     StorageUnavailable,
+    TooManyWaiting,
 )
 from server.saved import durable_files
 from server.saved.claim import Claim
 from server.saved.manifest import Reading, utc_now
-from server.saved.queue import MOST_WAITING, Queue
-from server.saved.store import Entry
+from server.saved.queue import Queue
+from server.saved.status import Entry
 from server.settings import Settings
 from tests.support.saved_queue import (
     NEW,
@@ -379,25 +379,25 @@ def test_an_export_whose_lock_is_held_is_not_removed(path: Path) -> None:
 
 
 def test_the_oldest_finished_exports_are_removed_first(path: Path) -> None:
-    queue = make_queue(path, export_storage_limit=250)
-    ids = [completed(queue, b"x" * 100) for _ in range(4)]
+    queue = make_queue(path, export_storage_limit=25_000)
+    ids = [completed(queue, b"x" * 10_000) for _ in range(4)]
     waiting = created(queue)
     queue.sweep()
     assert set(statuses(queue)) == {ids[2], ids[3], waiting}
 
 
 def test_a_running_export_counts_and_is_not_removed(path: Path) -> None:
-    queue = make_queue(path, export_storage_limit=250)
-    old = completed(queue, b"x" * 100)
+    queue = make_queue(path, export_storage_limit=25_000)
+    old = completed(queue, b"x" * 10_000)
     id = created(queue)
     claim = claimed(queue)
     part = claim.start(Reading())
-    part.write([Chunk(b"x" * 200, 1)])
+    part.write([Chunk(b"x" * 20_000, 1)])
     part.save_progress()
     queue.quota.enforce_limit()
     assert set(statuses(queue)) == {id}
     assert old not in statuses(queue)
-    part.write([Chunk(b"x" * 100, 1)])
+    part.write([Chunk(b"x" * 10_000, 1)])
     part.save_progress()
     with pytest.raises(NoSpaceLeft):
         queue.quota.enforce_limit()
@@ -406,12 +406,12 @@ def test_a_running_export_counts_and_is_not_removed(path: Path) -> None:
 
 
 def test_a_short_export_over_the_limit_fails_before_it_is_completed(path: Path) -> None:
-    queue = make_queue(path, export_storage_limit=250)
-    old = completed(queue, b"x" * 200)
+    queue = make_queue(path, export_storage_limit=25_000)
+    old = completed(queue, b"x" * 20_000)
     id = created(queue)
     claim = claimed(queue)
     part = claim.start(Reading())
-    part.write([Chunk(b"x" * 300, 1)])  # too soon after the start for a check of the limit
+    part.write([Chunk(b"x" * 30_000, 1)])  # too soon after the start for a check of the limit
     with pytest.raises(NoSpaceLeft) as raised:
         claim.complete(part)
     claim.fail(raised.value)
@@ -419,7 +419,7 @@ def test_a_short_export_over_the_limit_fails_before_it_is_completed(path: Path) 
     queue.sweep()
     assert statuses(queue) == {old: "completed", id: "failed"}  # the old one is not removed for one that cannot fit
     assert queue.store.get(id).manifest.error_code == "no_space_left"
-    assert completed(queue, b"x" * 100) in statuses(queue)
+    assert completed(queue, b"x" * 10_000) in statuses(queue)
     assert old not in statuses(queue)
 
 
@@ -436,13 +436,11 @@ def test_a_disk_without_the_minimum_of_free_space_accepts_nothing(path: Path) ->
     claim.close()
 
 
-def test_the_queue_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.saved.queue.MOST_WAITING", 3)
-    assert MOST_WAITING >= 1000
-    queue = make_queue(path)
+def test_the_queue_is_bounded(path: Path) -> None:
+    queue = make_queue(path, max_waiting_exports=3)
     for _ in range(3):
         created(queue)
-    with pytest.raises(ServerBusy):
+    with pytest.raises(TooManyWaiting):
         queue.create(NEW)
 
 
@@ -523,7 +521,7 @@ ALL = [
 def test_a_folder_that_cannot_be_read_is_left_alone(
     path: Path, tmp_path: Path, change: Callable[[Path, str, Path], None], finished: bool
 ) -> None:
-    queue = make_queue(path, export_retention=0.000001, export_storage_limit=1)
+    queue = make_queue(path, export_retention=0.000001, export_storage_limit=2000)
     outside = tmp_path / "outside"
     elsewhere = make_queue(outside)
     shutil.copytree(outside / created(elsewhere), outside, dirs_exist_ok=True)

@@ -37,7 +37,18 @@ from tests.support.saved_exports import (
 
 # The fields of the documented status.
 FIELDS = {
-    *("exportId", "status", "relation", "query", "format", "progress", "error", "createdAt", "startedAt"),
+    *(
+        "exportId",
+        "status",
+        "relation",
+        "query",
+        "queryTruncated",
+        "format",
+        "progress",
+        "error",
+        "createdAt",
+        "startedAt",
+    ),
     *("completedAt", "expiresAt", "rows", "bytes", "sha256", "snapshotAt", "scan", "ranges", "downloadUrl", "attempts"),
 }
 PROGRESS = {"processedRows", "totalRows", "percentage", "bytes", "rate", "etaSeconds"}

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from server.http import sendfile
-from server.saved import claim, durable_files, lock, queue, quota, store
+from server.saved import claim, durable_files, folder, lock, queue, quota, store
 
-DISK_MODULES = (claim, durable_files, lock, queue, quota, store, sendfile)
+DISK_MODULES = (claim, durable_files, folder, lock, queue, quota, store, sendfile)

@@ -8,37 +8,41 @@ import json
 
 from aiohttp import web
 
-from server.errors import ExportError, ExportNotFound
 from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
 from server.http.caching import NO_STORE
-from server.http.keys import ENGINE, RUNNER, SETTINGS
-from server.http.responses import status_document, status_response
-from server.http.stall import StallLimit
-from server.saved.store import Entry
+from server.http.forwarded import client_address
+from server.http.keys import CONNECTIONS, ENGINE, RUNNER, SETTINGS, WATCH
+from server.http.paging import parse_page, write_place
+from server.http.responses import status_document
+from server.http.stall import Backlog, StallLimit
+from server.saved.watch import Seen
 from server.threads import in_thread
 
-# Seconds between two looks at an export that is watched. A progress bar that moves twice a second looks steady.
-EVENT_SECONDS = 0.5
 # Looks without a new event after which a comment keeps the connection alive: 5 seconds.
 QUIET_LOOKS = 10
 
 
 async def list_exports(request: web.Request) -> web.Response:
-    """Return all saved exports, newest first."""
-    refuse_parameters_of_saved_exports(request)
+    """Return a page of the saved exports, newest first. The header Link has the address of the next page."""
+    page = parse_page(request.query)
     store = request.app[RUNNER].queue.store
 
-    def body() -> str:
-        return json.dumps({"exports": [status_document(request, entry) for entry in store.newest_first()]})
+    def body() -> tuple[str, dict[str, str]]:
+        found = store.page(page.after, page.limit)
+        exports = [status_document(request, entry) for entry in found.entries]
+        address = f"{SAVED_PREFIX}?limit={page.limit}&after={write_place(found.next)}"
+        links = {} if found.next is None else {"Link": f'<{address}>; rel="next"'}
+        return json.dumps({"exports": exports, "total": found.total}), links
 
-    text = await in_thread(request.app[ENGINE].threads.files, body)
-    return web.Response(text=text, content_type="application/json", headers=NO_STORE)
+    text, links = await in_thread(request.app[ENGINE].threads.files, body)
+    return web.Response(text=text, content_type="application/json", headers={**NO_STORE, **links})
 
 
 async def one_export(request: web.Request) -> web.Response:
     """Return the status of one saved export."""
     refuse_parameters_of_saved_exports(request)
-    return status_response(request, await _entry(request))
+    seen = await request.app[WATCH].look(request.match_info["id"])
+    return web.Response(text=seen.document, content_type="application/json", headers=NO_STORE)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -47,35 +51,50 @@ async def events(request: web.Request) -> web.StreamResponse:
     If the export is removed meanwhile, the last event has the name `removed`.
     """
     refuse_parameters_of_saved_exports(request)
-    stopping = request.app[RUNNER].stopping
-    entry = await _entry(request)
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **NO_STORE})
-    await response.prepare(request)
-    shown, looks = None, 0
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        while True:
-            looks += 1
-            text = json.dumps(status_document(request, entry))
-            if text != shown or entry.manifest.status == "processing":
-                await _send(request, response, f"data: {text}\n\n")
-                shown = text
-            elif looks % QUIET_LOOKS == 0:
-                await _send(request, response, ": waiting\n\n")
-            if entry.manifest.finished:
-                break
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), EVENT_SECONDS)
-                break  # the browser connects again, to the next process
-            try:
-                entry = await _entry(request)
-            except ExportNotFound:
-                removed = json.dumps({"exportId": request.match_info["id"]})
-                await _send(request, response, f"event: removed\ndata: {removed}\n\n")
-                break
-            except ExportError:
-                continue  # too late for a status; the folder may be readable again later
-        await response.write_eof()
+    connections = request.app[CONNECTIONS]
+    with connections.stream(connections.client_of(client_address(request))):
+        seen = await request.app[WATCH].look(request.match_info["id"])
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **NO_STORE}
+        )
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await _send_events(request, response, seen)
+            await response.write_eof()
     return response
+
+
+async def _send_events(request: web.Request, response: web.StreamResponse, seen: Seen) -> None:
+    """Send an event for each change. Raise ConnectionError if the client has left, TimeoutError if it reads nothing."""
+    id, stall_timeout = request.match_info["id"], request.app[SETTINGS].stall_timeout
+    backlog = Backlog(request.transport, stall_timeout)
+
+    async def send(text: str) -> None:
+        if backlog.is_stuck(len(text), asyncio.get_running_loop().time()):
+            if request.transport is not None:
+                request.transport.abort()
+            raise TimeoutError
+        async with StallLimit(request.transport, stall_timeout):
+            await response.write(text.encode())
+
+    await send(f"data: {seen.document}\n\n")
+    if seen.finished:
+        return
+    shown, looks = seen.document, 0
+    # It ends when the server stops: the browser connects again, to the next process.
+    async with contextlib.aclosing(request.app[WATCH].looks(id)) as found:
+        async for seen_now in found:
+            looks += 1
+            if seen_now is None:
+                await send(f"event: removed\ndata: {json.dumps({'exportId': id})}\n\n")
+                return
+            if seen_now.document != shown or seen_now.status == "processing":
+                shown = seen_now.document
+                await send(f"data: {shown}\n\n")
+            elif looks % QUIET_LOOKS == 0:
+                await send(": waiting\n\n")
+            if seen_now.finished:
+                return
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -83,17 +102,6 @@ async def delete(request: web.Request) -> web.Response:
     refuse_parameters_of_saved_exports(request)
     await request.app[RUNNER].delete(request.match_info["id"])
     return web.Response(status=204, headers=NO_STORE)
-
-
-async def _entry(request: web.Request) -> Entry:
-    return await in_thread(
-        request.app[ENGINE].threads.files, request.app[RUNNER].queue.store.get, request.match_info["id"]
-    )
-
-
-async def _send(request: web.Request, response: web.StreamResponse, text: str) -> None:
-    async with StallLimit(request.transport, request.app[SETTINGS].stall_timeout):
-        await response.write(text.encode())
 
 
 def setup(app: web.Application) -> None:

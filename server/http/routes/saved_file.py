@@ -25,8 +25,7 @@ from server.query.file_names import file_name
 from server.query.plan import file_stem
 from server.query.request import ExportRequest, parse_export_request
 from server.saved.manifest import Manifest
-from server.saved.status import eta_seconds
-from server.saved.store import Entry
+from server.saved.status import Entry, eta_seconds
 from server.threads import in_thread
 
 # Bounds of Retry-After, in seconds, for a file that is not finished.
