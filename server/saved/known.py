@@ -99,6 +99,11 @@ class Known:
         for number in range(end - 1, -1, -1):
             yield self._records[self._created[number][1]]
 
+    @property
+    def any_pending(self) -> bool:
+        """Whether an export waits."""
+        return bool(self._pending)
+
     def pending(self) -> list[Record]:
         """Return the records of the exports that wait, oldest first."""
         return [self._records[id] for _, id in self._pending]

@@ -143,12 +143,13 @@ class Queue:
         skipped: ids to leave out. Raise StorageUnavailable, NoSpaceLeft.
         """
         with self.store.open_root() as root, ExitStack() as held:
-            due = self._due(root, skipped)
-            slot = self._take_slot(root) if due else None
+            with self.store.known(root, states=False) as known:
+                some_wait = known.any_pending
+            slot = self._take_slot(root) if some_wait else None
             if slot is None:
                 return None
             held.callback(durable_files.close, slot)
-            for id in due:
+            for id in self._due(root, skipped):
                 claim = self._claim_pending(root, id)
                 if claim is not None:
                     claim.attach_slot(slot)

@@ -62,6 +62,7 @@ def test_orders_and_sums_are_right_after_any_changes(steps: list[Record | str], 
     assert list(known.newest_first(after)) == sorted(older, key=created, reverse=True)
     pending = [each for each in everything if each.entry.manifest.status == "pending"]
     assert known.pending() == sorted(pending, key=created)
+    assert known.any_pending is bool(pending)
     by_end = sorted(ended, key=lambda each: (each.entry.manifest.completed_at or NOW, each.entry.manifest.id))
     assert list(known.ended()) == by_end
     assert known.unfinished == {each.entry.manifest.id for each in unfinished}
