@@ -199,7 +199,8 @@ async def form(request: web.Request) -> web.Response:
 async def again(request: web.Request) -> web.Response:
     """Save this export once more, then show the page."""
     manifest = await _manifest(request)
-    wanted = parse_export_request(manifest.target, manifest.query)
+    threads = request.app[ENGINE].threads
+    wanted = await in_thread(threads.pages, parse_export_request, manifest.target, manifest.query)
     await accept(request, wanted, manifest.target, manifest.query)
     raise web.HTTPSeeOther(SAVED_PAGE)
 
