@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from server.errors import ExportError, ExportNotFound, InvalidRequest
+from server.errors import ExportError, InvalidRequest
 from server.http.addresses import EXPORT_PREFIX
 from server.http.keys import ENGINE, RUNNER, SETTINGS
 from server.http.paging import DEFAULT_LIMIT, MOST_LIMIT, parse_place, write_place
@@ -29,6 +29,7 @@ from server.pages.sent_fields import fields_of_list, read_form
 from server.pages.shown_form import TABLE
 from server.pages.site import SAVED_PAGE, render, render_with_error
 from server.query.request import parse_export_request
+from server.saved.errors import ExportNotFound
 from server.saved.known import Place
 from server.saved.manifest import Manifest, Status
 from server.saved.runner import Runner

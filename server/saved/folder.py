@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from server.errors import ExportFailed, ExportNotFound, ExportUnreadable, NoSpaceLeft, StorageUnavailable
 from server.events import emit
 from server.saved import durable_files
+from server.saved.errors import ExportFailed, ExportNotFound, ExportUnreadable, NoSpaceLeft, StorageUnavailable
 from server.saved.events import ExportLeftAlone, StorageUnusable
 from server.saved.manifest import EXPORT_ID, Manifest, ManifestError, read_manifest
 from server.saved.status import Entry, Progress, read_progress

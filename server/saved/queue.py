@@ -14,10 +14,11 @@ import threading
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
 
-from server.errors import ExportError, ExportNotFound, ExportUnreadable, KeyReused
+from server.errors import ExportError
 from server.events import emit
 from server.saved import durable_files
 from server.saved.claim import Claim, LockLost
+from server.saved.errors import ExportNotFound, ExportUnreadable, KeyReused
 from server.saved.events import ExportLockLost
 from server.saved.export_ids import id_of_key, random_id, read_secret
 from server.saved.folder import CANCEL, MANIFEST, folder_unusable

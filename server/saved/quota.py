@@ -10,9 +10,10 @@ import os
 import secrets
 import time
 
-from server.errors import ExportError, ExportNotFound, TooManyExports, TooManyWaiting
+from server.errors import ExportError
 from server.events import Event, emit
 from server.saved import durable_files
+from server.saved.errors import ExportNotFound, TooManyExports, TooManyWaiting
 from server.saved.events import ExportEvicted, ExportExpired
 from server.saved.folder import no_space_left
 from server.saved.known import Known

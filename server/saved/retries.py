@@ -15,9 +15,9 @@ from server.errors import (
     QueryCancelled,
     RelationLocked,
     SnapshotConflict,
-    StorageUnavailable,
 )
 from server.saved.claim import Claim
+from server.saved.errors import StorageUnavailable
 
 # Seconds before the next attempt: doubled each time, up to a limit.
 FIRST_BACKOFF, MOST_BACKOFF = 1.0, 60.0

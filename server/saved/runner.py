@@ -15,20 +15,14 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from server.errors import (
-    TRY_AGAIN,
-    DatabaseUnavailable,
-    ExportError,
-    NoSpaceLeft,
-    ServerBusy,
-    StorageUnavailable,
-)
+from server.errors import TRY_AGAIN, DatabaseUnavailable, ExportError, ServerBusy
 from server.events import emit, set_context
 from server.export.engine import Engine
 from server.export.pipeline import open_export
 from server.query.request import parse_export_request
 from server.saved import retries
 from server.saved.claim import Claim, LockLost
+from server.saved.errors import NoSpaceLeft, StorageUnavailable
 from server.saved.events import (
     ExportCancelled,
     ExportCrashed,

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.errors import ExportNotFound, ExportUnreadable
 from server.saved import durable_files
+from server.saved.errors import ExportNotFound, ExportUnreadable
 from server.saved.folder import MANIFEST, Folder, Stamp, progress_in, stamp_of
 from server.saved.known import Known, Place, Record
 from server.saved.manifest import EXPORT_ID

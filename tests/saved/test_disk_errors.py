@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import ExportError, ExportFailed, ExportUnreadable, StorageUnavailable
+from server.errors import ExportError
 from server.postgres.database import Database
+from server.saved.errors import ExportFailed, ExportUnreadable, StorageUnavailable
 from server.saved.manifest import Reading
 from server.saved.queue import Queue
 from server.saved.runner import Runner

@@ -9,6 +9,7 @@ import pytest
 from server import errors
 from server.events import Event
 from server.postgres.database import Database
+from server.saved import errors as saved_errors
 from server.saved.claim import Claim
 from server.saved.events import QueueCrashed
 from server.saved.manifest import Manifest, Reading
@@ -36,7 +37,7 @@ CASES = [
     (errors.DatabaseUnavailable("x"), UNTOUCHED, FORGIVEN),
     (errors.ConnectionLost("x"), UNTOUCHED, FORGIVEN),
     (errors.SnapshotConflict("x"), FORGIVEN, FORGIVEN),
-    (errors.StorageUnavailable("x"), FORGIVEN, FORGIVEN),
+    (saved_errors.StorageUnavailable("x"), FORGIVEN, FORGIVEN),
     (errors.QueryCancelled("x"), AGAIN, AGAIN),
     (errors.RelationChanged("x"), AGAIN, AGAIN),
     (errors.RelationGone("x"), AGAIN, AGAIN),
@@ -48,7 +49,7 @@ CASES = [
     (errors.Forbidden("x"), FAILED, FAILED),
     (errors.QueryFailed("x"), FAILED, FAILED),
     (errors.QueryTimeout("x"), FAILED, FAILED),
-    (errors.NoSpaceLeft("x"), FAILED, FAILED),
+    (saved_errors.NoSpaceLeft("x"), FAILED, FAILED),
 ]
 
 
@@ -122,7 +123,7 @@ async def test_a_full_disk_pauses_the_queue(exports: Runner, monkeypatch: pytest
     """The outcome cannot be written either, and any other export would fail too."""
 
     def full(claim: Claim, manifest: Manifest) -> None:
-        raise errors.NoSpaceLeft("x")
+        raise saved_errors.NoSpaceLeft("x")
 
     id, _ = created(exports.queue), created(exports.queue)
     monkeypatch.setattr(Claim, "_write", full)
@@ -173,5 +174,5 @@ async def test_delete_waits_for_a_held_lock_within_its_limit(
     if held == "cancel":
         assert exports.queue.store.get(id).manifest.status == "cancelled"
     else:
-        with pytest.raises(errors.ExportNotFound):
+        with pytest.raises(saved_errors.ExportNotFound):
             exports.queue.store.get(id)

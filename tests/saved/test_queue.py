@@ -20,18 +20,18 @@ from pathlib import Path
 import pytest
 
 from server.chunk import Chunk
-from server.errors import (
+from server.errors import QueryFailed
+from server.saved import durable_files
+from server.saved.claim import Claim
+from server.saved.errors import (
     ExportFailed,
     ExportNotFound,
     ExportUnreadable,
     KeyReused,
     NoSpaceLeft,
-    QueryFailed,
     StorageUnavailable,
     TooManyWaiting,
 )
-from server.saved import durable_files
-from server.saved.claim import Claim
 from server.saved.manifest import Reading, utc_now
 from server.saved.queue import Queue
 from server.saved.status import Entry

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import ExportNotFound, StorageUnavailable
+from server.saved.errors import ExportNotFound, StorageUnavailable
 from server.saved.queue import Queue
 from server.saved.watch import Seen, Watch
 from tests.support.live_server import eventually

@@ -19,8 +19,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import MAX_REQUEST_LINE, create_app
-from server.errors import ExportError, NoSpaceLeft, TooManyExports, TooManyWaiting
+from server.errors import ExportError
 from server.saved import store
+from server.saved.errors import NoSpaceLeft, TooManyExports, TooManyWaiting
 from server.saved.manifest import NewExport
 from server.saved.queue import Queue
 from server.settings import Settings

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from server.errors import ExportFailed, ExportNotFinished, ExportNotFound, ExportUnreadable, InvalidRequest
+from server.errors import InvalidRequest
 from server.events import emit
 from server.http.addresses import SAVED_PREFIX, refuse_parameters_of_saved_exports
 from server.http.byte_ranges import Selection, select
@@ -24,6 +24,7 @@ from server.http.sendfile import FilePart, FileTooShort, send_file
 from server.query.file_names import file_name
 from server.query.plan import file_stem
 from server.query.request import ExportRequest, parse_export_request
+from server.saved.errors import ExportFailed, ExportNotFinished, ExportNotFound, ExportUnreadable
 from server.saved.manifest import Manifest
 from server.saved.status import Entry, eta_seconds
 from server.threads import in_thread
