@@ -720,7 +720,7 @@ def test_a_limit_on_the_size_of_files_counts_as_no_space(path: Path) -> None:
     program = f"""
 import resource
 from pathlib import Path
-from server.errors import NoSpaceLeft
+from server.saved.errors import NoSpaceLeft
 from server.chunk import Chunk
 from server.saved.manifest import Reading
 from tests.support.saved_queue import claimed, created, make_queue
