@@ -79,6 +79,7 @@ def create_app(
         choose_encoders(addresses(), PortalReader, pure_python=settings.pure_python),
         threads,
         Memory(settings.most_memory),
+        settings.regular_expressions,
     )
     app[DOWNLOADS] = Downloads()
     app[RUNNER] = runner = Runner(Queue(settings), app[ENGINE])

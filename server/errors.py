@@ -201,6 +201,13 @@ class QueryCancelled(ExportError):
     retry_after = 5
 
 
+class PlanTimeout(QueryCancelled):
+    """PostgreSQL needed too long to plan the query. seconds: the limit, mostly PLAN_TIMEOUT."""
+
+    code = "plan_timeout"
+    seconds = 0.0
+
+
 class QueryTimeout(ExportError):
     """The query delivered no row within its time limit, for exports STATEMENT_TIMEOUT."""
 

@@ -72,8 +72,8 @@ class Settings:
     max_concurrent_exports: int = _setting(
         "MAX_CONCURRENT_EXPORTS",
         "Export slots of each worker: downloads and running saved exports at once, one connection each; further "
-        "downloads get a 503. Each worker has up to 2 + 2 × (`PARALLEL_READERS` - 1) connections more, for the "
-        "catalogue, cancellation and parallel readers",
+        "downloads get a 503. Each worker has up to 8 + 2 × (`PARALLEL_READERS` - 1) connections more, for the "
+        "catalogue, previews, health checks, cancellation and parallel readers",
         8,
         whole(1, 1000),
     )
@@ -104,6 +104,18 @@ class Settings:
         "`STATEMENT_TIMEOUT`. A shorter `lock_timeout` of the database role takes its place",
         3.0,
         seconds,
+    )
+    plan_timeout: float = _setting(
+        "PLAN_TIMEOUT",
+        "Longest time in which PostgreSQL may plan a query, in seconds, without its waits for locks; 0 disables it",
+        1.5,
+        seconds,
+    )
+    regular_expressions: bool = _setting(
+        "REGULAR_EXPRESSIONS",
+        "0 refuses the operators `match` and `imatch`, which can keep PostgreSQL busy with a few characters",
+        True,
+        flag,
     )
     stall_timeout: float = _setting(
         "STALL_TIMEOUT",

@@ -5,8 +5,8 @@ Downloads, previews and saved exports all start with `open_export` in `pipeline.
 `diagnose.py`, `rejected_values.py` and `relation_faults.py` say whether the request or the relation is the cause of an
 error. Must not know HTTP or the disk.
 
-Inside: compress, engine, events, ranges, rejected_values, relation_faults, strategy → diagnose, scan → pipeline →
-preview.
+Inside: compress, engine, events, ranges, rejected_values, rejections, relation_faults, strategy → diagnose, scan →
+pipeline → preview.
 
 May import: query, postgres, encode.
 """

@@ -1,51 +1,49 @@
 """Find the part of a request that PostgreSQL rejects: a condition, a sort key, a cast, or the time zone.
 
 Turns a failed query into an error that names the column and its type, but only if a probe shows that this part fails:
-every other error is the relation's own. Runs one query for each part, and only after the export's own query has failed.
-Reads no row of the relation, except for a cast, without which it counts the rows.
+every other error is the relation's own. Runs one query for each part, and only after the export's own query has failed
+or has taken too long to be planned. Reads no row of the relation, except for a cast, without which it counts the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from server.errors import (
+    TRY_AGAIN,
     DatabaseUnavailable,
     ExportError,
     Forbidden,
     InvalidRequest,
-    QueryCancelled,
+    PlanTimeout,
     QueryFailed,
     RelationFailed,
     ServerBusy,
 )
 from server.export.rejected_values import message_about
+from server.export.rejections import NO_OPERATOR, about_value, no_cast, rejected, too_complex, too_complex_together
 from server.export.relation_faults import not_populated, relation_fault
 from server.postgres.database import Database
+from server.postgres.queries import Row
 from server.postgres.session import Session
-from server.query.columns import type_of
-from server.query.fields import CASTS
-from server.query.grammar import shorten
+from server.query.filters import REGULAR_EXPRESSIONS
 from server.query.plan import ExportPlan
-from server.query.sql import Probe, Statement, count_without_casts, empty_statement, probes, value_probes
-
-# The SQLSTATEs of an operator that a type does not have, also of one that only some values would need: equality of JSON
-# in an array, a pattern under a nondeterministic collation.
-_NO_OPERATOR = ("0A000", "42725", "42804", "42809", "42883", "42P22")
+from server.query.sql import Probe, Statement, count_without_casts, empty_statement, has_parts, probes, value_probes
+from server.threads import cancel_and_wait
 
 # The SQLSTATEs of a value that a cast does not accept. NaN is no integer (0A000), JSON may be nested too deep (54001).
 _NO_CAST = ("0A000", "22003", "22007", "22008", "22009", "22015", "22018", "22023", "22P02", "54001")
 # The kinds of relations that compute their values when they are read.
 _COMPUTED = ("view", "foreign table")
-# Casts that an error names. Which of them failed is not known.
-MOST_CASTS = 5
-
-# Seconds to read a relation without the casts: control connections are few.
-COUNT_SECONDS = 2
+# Seconds for the whole search. Who has waited for an error should not wait longer for its cause.
+DIAGNOSIS_SECONDS = 1.0
+# Seconds to read a relation without the casts.
+COUNT_SECONDS = 0.5
 # Seconds for a condition on no row. PostgreSQL may need a minute to find that a regular expression is too complex.
-CONDITION_SECONDS = 2
+CONDITION_SECONDS = 0.4
 
-_SET_TIMEOUT = "SELECT pg_catalog.set_config('statement_timeout', $1, true)"
 _SET_TIMEZONE = "SELECT pg_catalog.set_config('TimeZone', $1, true)"
 
 # Whether the materialized view $1, or one that the view $1 reads, has no data, and whether that is $1 itself.
@@ -69,25 +67,22 @@ ORDER BY 1 DESC LIMIT 1
 """
 
 
-async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed) -> ExportError:
+async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed | PlanTimeout) -> ExportError:
     """Return an error that names the part of the request that causes this one, or this one if none does.
 
     Also names a materialized view that has no data. If nothing of the relation can be read, return the error for that:
-    this one may be about a value of the request, which PostgreSQL reads first. Raise ServerBusy or DatabaseUnavailable
-    if the cause cannot be found out now: nobody is blamed then.
+    this one may be about a value of the request, which PostgreSQL reads first. Takes at most DIAGNOSIS_SECONDS; an
+    error whose cause is not found until then blames nobody. Raise ServerBusy or DatabaseUnavailable if the search
+    cannot begin.
     """
+    if isinstance(error, PlanTimeout) and not has_parts(plan):
+        return error
+    search = _Search(database, plan, error)
     try:
-        fault = await _unreadable(database, plan) or error
-        if fault.sqlstate == "55000":
-            return await _unpopulated(database, plan, fault)
-        if fault is not error:
-            return fault
-        return (
-            await _rejected_part(database, plan)
-            or await _rejected_operator(database, plan, error)
-            or await _rejected_value(database, plan, error)
-            or error
-        )
+        async with asyncio.timeout(DIAGNOSIS_SECONDS):
+            return await search.run()
+    except TimeoutError:
+        return search.unfinished()
     except (ServerBusy, DatabaseUnavailable):
         raise
     except Forbidden as refused:  # so it is in any case
@@ -96,79 +91,147 @@ async def diagnose(database: Database, plan: ExportPlan, error: RelationFailed) 
         return error
 
 
-async def _unreadable(database: Database, plan: ExportPlan) -> ExportError | None:
-    """Return how the relation fails without the request, before its first row, or None if it does not."""
-    async with database.control_session() as session:
-        reason = await _failure(session, empty_statement(plan))
-    return None if reason is None else relation_fault(reason)
+class _Search:
+    """The search for the cause of one error."""
 
+    def __init__(self, database: Database, plan: ExportPlan, error: RelationFailed | PlanTimeout) -> None:
+        self._database = database
+        self._plan = plan
+        self._error = error
+        self._begun = False
+        # Whether the relation was read without the request.
+        self._readable = False
 
-async def _unpopulated(database: Database, plan: ExportPlan, error: ExportError) -> ExportError:
-    async with database.control_session() as session:
-        found = await session.query(_UNPOPULATED, (plan.relation.oid,))
-    return not_populated(error, itself=found[0]["itself"]) if found else error
+    async def run(self) -> ExportError:
+        started = asyncio.get_running_loop().time()
+        fault = await self._unreadable()
+        if fault is not None:
+            return await self._unpopulated(fault) if fault.sqlstate == "55000" else fault
+        taken = asyncio.get_running_loop().time() - started
+        if isinstance(self._error, PlanTimeout) and taken > self._error.seconds / 2:
+            return self._error
+        self._readable = True
+        if self._error.sqlstate == "55000":
+            return await self._unpopulated(self._error)
+        part = await self._rejected_part()
+        if isinstance(self._error, PlanTimeout):
+            return part or self.unfinished()
+        return part or await self._rejected_operator() or await self._rejected_value() or self._error
 
+    def unfinished(self) -> ExportError:
+        """Return the error if no single part of the request is known to be the cause. Raise ServerBusy."""
+        error = self._error
+        if not self._begun:
+            raise ServerBusy("Other queries are checked at the moment.", hint=TRY_AGAIN)
+        if isinstance(error, PlanTimeout):
+            return too_complex_together(error) if self._readable else error
+        unknown = QueryFailed(
+            f"PostgreSQL stopped the query (SQLSTATE {error.sqlstate}).",
+            hint="Whether the request or the relation is the cause was not found in time. Try fewer conditions.",
+        )
+        unknown.sqlstate, unknown.server_message = error.sqlstate, error.server_message
+        return unknown
 
-async def _rejected_part(database: Database, plan: ExportPlan) -> InvalidRequest | None:
-    """Return the error for the first part of the request that PostgreSQL rejects by itself."""
-    parts = probes(plan)
-    if not (parts or plan.timezone):
-        return None
-    rejected: tuple[Probe, QueryFailed] | None = None
-    async with database.control_session() as session:
-        if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
-            return InvalidRequest(f'The database does not know the time zone "{plan.timezone}".', code="invalid_value")
-        await session.query(_SET_TIMEOUT, (f"{CONDITION_SECONDS}s",))
-        for probe in parts:
-            try:
-                reason = await _failure(session, probe.statement)
-            except QueryCancelled:
-                if probe.part != "condition":
-                    raise
-                return _too_complex(plan, probe)
-            if reason is not None:
-                rejected = probe, reason
-                break
-    return None if rejected is None else await _rejected(database, plan, *rejected)
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
+        async with self._database.planning_session() as session:
+            self._begun = True
+            yield session
 
+    async def _unreadable(self) -> ExportError | None:
+        """Return how the relation fails without the request, before its first row, or None if it does not."""
+        async with self._session() as session:
+            reason = await _failure(session, empty_statement(self._plan))
+        return None if reason is None else relation_fault(reason)
 
-async def _rejected_operator(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
-    """Return the error for an operator that PostgreSQL rejects only when it has a value to compare."""
-    if error.sqlstate in _NO_OPERATOR:
-        for probe in value_probes(plan):
-            async with database.control_session() as session:
-                reason = await _failure(session, probe.statement)
-            if reason is not None and reason.sqlstate == error.sqlstate:
-                return await _rejected(database, plan, probe, reason)
-    return None
+    async def _unpopulated(self, error: ExportError) -> ExportError:
+        async with self._session() as session:
+            found = await session.query(_UNPOPULATED, (self._plan.relation.oid,))
+        return not_populated(error, itself=found[0]["itself"]) if found else error
 
+    async def _rejected_part(self) -> InvalidRequest | None:
+        """Return the error for the first part of the request that PostgreSQL rejects by itself, or plans for long."""
+        plan, parts = self._plan, probes(self._plan)
+        if not (parts or plan.timezone):
+            return None
+        async with self._session() as session:
+            if plan.timezone is not None and await _failure(session, Statement(_SET_TIMEZONE, [plan.timezone])):
+                return InvalidRequest(
+                    f'The database does not know the time zone "{plan.timezone}".', code="invalid_value"
+                )
+            number, reason = await self._first_failure(session, parts)
+        if number == len(parts):
+            return None
+        probe = parts[number]
+        return too_complex(plan, probe) if reason is None else await self._rejected(probe, reason)
 
-async def _rejected_value(database: Database, plan: ExportPlan, error: RelationFailed) -> InvalidRequest | None:
-    """Return the error for a cast of the request that does not accept some value.
+    async def _first_failure(self, session: Session, parts: Sequence[Probe]) -> tuple[int, QueryFailed | None]:
+        """Return the number of the first probe that fails, and how; None for how if it takes too long.
 
-    A view, a policy or a generated column may convert values too. A relation is to blame if it cannot be read without
-    the casts, and a view unless it can be within COUNT_SECONDS.
-    """
-    casts = [output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar")]
-    if not casts or error.sqlstate not in _NO_CAST:
-        return None
-    async with database.control_session() as session:
-        await session.query(_SET_TIMEOUT, (f"{COUNT_SECONDS}s",))
+        The number of probes if there is none. The session can only be left if there is one.
+        """
+        finished: list[list[Row]] = []
+        statements = [(probe.statement.text, probe.statement.values) for probe in parts]
+        running = asyncio.create_task(session.query_all(statements, finished))
         try:
-            if await _failure(session, count_without_casts(plan)):
-                return None
-        except QueryCancelled:
+            while True:
+                before = len(finished)
+                await asyncio.wait([running], timeout=CONDITION_SECONDS)
+                if running.done():
+                    break
+                if len(finished) == before and self._may_take_long(parts[before]):
+                    return before, None
+        finally:
+            if not running.done():
+                await cancel_and_wait(running)
+        try:
+            running.result()
+        except QueryFailed as reason:
+            return len(finished), reason
+        return len(parts), None
+
+    def _may_take_long(self, probe: Probe) -> bool:
+        """Return whether it is the probe that takes long, and not the server that does everything slowly."""
+        return probe.part == "condition" and (
+            isinstance(self._error, PlanTimeout) or (probe.operator or "").startswith(REGULAR_EXPRESSIONS)
+        )
+
+    async def _rejected(self, probe: Probe, reason: QueryFailed) -> InvalidRequest:
+        """Return the error for this probe. reason: what it met, whose message may hold a value of a row."""
+        message: str | None = reason.server_message
+        if probe.names_relation and about_value(reason):
+            async with self._session() as session:
+                message = await message_about(session, probe.statement)
+        return rejected(self._plan, probe, reason, message)
+
+    async def _rejected_operator(self) -> InvalidRequest | None:
+        """Return the error for an operator that PostgreSQL rejects only when it has a value to compare."""
+        if self._error.sqlstate in NO_OPERATOR:
+            for probe in value_probes(self._plan):
+                async with self._session() as session:
+                    reason = await _failure(session, probe.statement)
+                if reason is not None and reason.sqlstate == self._error.sqlstate:
+                    return await self._rejected(probe, reason)
+        return None
+
+    async def _rejected_value(self) -> InvalidRequest | None:
+        """Return the error for a cast of the request that does not accept some value.
+
+        A view, a policy or a generated column may convert values too. A relation is to blame if it cannot be read
+        without the casts, and a view unless it can be within COUNT_SECONDS.
+        """
+        plan = self._plan
+        casts = [output.field for output in plan.columns if output.field.cast not in (None, "text", "varchar")]
+        if not casts or self._error.sqlstate not in _NO_CAST:
+            return None
+        try:
+            async with asyncio.timeout(COUNT_SECONDS), self._session() as session:
+                if await _failure(session, count_without_casts(plan)):
+                    return None
+        except TimeoutError:
             if plan.relation.kind in _COMPUTED:
-                raise
-    names = [f'"{shorten(str(field))}"' for field in dict.fromkeys(casts)]
-    if len(names) > MOST_CASTS:
-        names[MOST_CASTS:] = ["another"]
-    named = " or ".join(names)
-    return InvalidRequest(
-        f"A row has a value that cannot be cast: {named}.",
-        code="invalid_value",
-        hint="Select it without the cast, or leave such rows out by a filter.",
-    )
+                return None
+        return no_cast(casts)
 
 
 async def _failure(session: Session, statement: Statement) -> QueryFailed | None:
@@ -178,41 +241,3 @@ async def _failure(session: Session, statement: Statement) -> QueryFailed | None
     except QueryFailed as reason:
         return reason
     return None
-
-
-async def _rejected(database: Database, plan: ExportPlan, probe: Probe, reason: QueryFailed) -> InvalidRequest:
-    """Return the error for this probe. reason: what the probe met, whose message may hold a value of a row."""
-    column = _named(plan, probe)
-    if probe.part == "sort key":
-        return InvalidRequest(f"{column} cannot be sorted by.", code="operator_not_supported")
-    if probe.part == "column":
-        target = CASTS.get(probe.field.cast or "", "jsonb")
-        return InvalidRequest(f"{column} cannot be cast to {target}.", code="operator_not_supported")
-    if reason.sqlstate in _NO_OPERATOR:
-        return InvalidRequest(
-            f'The operator "{probe.operator}" cannot be used on {column}.', code="operator_not_supported"
-        )
-    what = "PostgreSQL does not understand its value."
-    if (reason.sqlstate or "").startswith(("22", "54")):
-        message: str | None = reason.server_message
-        if probe.names_relation:
-            async with database.control_session() as session:
-                message = await message_about(session, probe.statement)
-        what = f"PostgreSQL rejected a value: {message}." if message else what
-    return InvalidRequest(f"The filter on {column} is not valid. {what}", code="invalid_value", hint=probe.hint)
-
-
-def _too_complex(plan: ExportPlan, probe: Probe) -> InvalidRequest:
-    """Return the error for a condition that PostgreSQL cannot even begin to compare with within CONDITION_SECONDS."""
-    return InvalidRequest(
-        f"The filter on {_named(plan, probe)} is too complex for PostgreSQL.",
-        code="too_complex",
-        hint="Use a simpler value. In a regular expression, avoid repetitions within repetitions.",
-    )
-
-
-def _named(plan: ExportPlan, probe: Probe) -> str:
-    """Return the name and the type of what the probe is about."""
-    field = replace(probe.field, cast=None)
-    type = type_of(field, next(column for column in plan.relation.columns if column.name == field.column))
-    return f'"{shorten(str(field))}" ({type})'

@@ -14,10 +14,11 @@ from server.threads import Threads
 class Engine:
     """The database, the encoders, the threads and the memory of one worker process. Every export is opened with it.
 
-    memory: for values that have to be held whole.
+    memory: for values that have to be held whole. regular_expressions: whether filters may hold them.
     """
 
     database: Database
     encoders: Encoders
     threads: Threads
     memory: Memory
+    regular_expressions: bool = True

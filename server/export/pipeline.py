@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from server.chunk import Chunk
-from server.errors import ExportError, QueryFailed, RelationFailed
+from server.errors import ExportError, PlanTimeout, QueryFailed, RelationFailed
 from server.events import add_context
 from server.export.compress import gzipped
 from server.export.diagnose import diagnose
@@ -23,6 +23,7 @@ from server.export.engine import Engine
 from server.export.relation_faults import relation_fault
 from server.export.scan import choose_strategy, read_rows, scan
 from server.export.strategy import Outline, Strategy, outline, reads_in_order
+from server.postgres.database import Database
 from server.postgres.explained import Explained
 from server.postgres.portal import RowWriter
 from server.postgres.session import Session
@@ -30,7 +31,8 @@ from server.query.catalogue import LONGEST_RELATION_NAME, Relation, RelationName
 from server.query.filters import conditions_of
 from server.query.plan import ExportPlan, make_plan, preview_of
 from server.query.request import ExportRequest
-from server.query.sql import select_statement
+from server.query.sql import has_parts, select_statement
+from server.query.switches import refuse_switched_off
 from server.threads import give_way
 
 # Seconds to wait before each new attempt after a transient error (a connection that died in the pool, a conflict on a
@@ -91,6 +93,7 @@ class OpenExport:
                     timezone=plan.timezone,
                     in_order=reads_in_order(plan),
                     told_about=plan.relation.oid if self._told else None,
+                    relation_alone=not has_parts(plan),
                 )
         return self._explained
 
@@ -155,28 +158,36 @@ async def open_export(
     request: ExportRequest,
     *,
     control: bool = False,
-    lock_timeout: float | None = None,
+    preview_wait: float | None = None,
     told: bool = False,
 ) -> AsyncIterator[OpenExport]:
-    """Open a transaction for this request and resolve the names in it.
+    """Open a transaction for this request and resolve the names in it, in an export slot.
 
-    control: take a control connection instead of an export slot, for short work. lock_timeout: in an export slot, wait
-    only so many seconds for a lock, if they are fewer than LOCK_TIMEOUT. told: `OpenExport.estimated_rows` or `outline`
-    is needed; otherwise they tell nothing. Raise ExportError. If a fault of the relation leaves the block, the
-    transaction is closed, and if a part of the request is the cause, an error that names it is raised instead.
+    control: on a connection for planning instead, if no row is read. preview_wait: on a connection for previews, with
+    these seconds to wait for it and for a lock. told: `OpenExport.estimated_rows` or `outline` is needed; otherwise
+    they tell nothing. Raise ExportError. If a fault of the relation leaves the block, or PlanTimeout, the transaction
+    is closed, and if a part of the request is the cause, an error that names it is raised instead.
     """
     database = engine.database
     plan = None
     _name_in_the_log(request.relation)
+    refuse_switched_off(request, regular_expressions=engine.regular_expressions)
     try:
-        session_of = database.control_session() if control else database.session(lock_timeout=lock_timeout)
-        async with session_of as session:
+        async with _session_of(database, control, preview_wait) as session:
             plan = await _plan(session, request)
             yield OpenExport(engine, session, plan, told=told)
-    except RelationFailed as error:
+    except (RelationFailed, PlanTimeout) as error:
         if plan is None:
             raise
         raise await diagnose(database, plan, error) from None
+
+
+def _session_of(
+    database: Database, control: bool, preview_wait: float | None
+) -> contextlib.AbstractAsyncContextManager[Session]:
+    if preview_wait is not None:
+        return database.preview_session(wait=preview_wait)
+    return database.planning_session() if control else database.session()
 
 
 async def describe(engine: Engine, name: RelationName) -> Relation:
@@ -200,6 +211,7 @@ async def plan_headers(engine: Engine, request: ExportRequest) -> ExportPlan:
 
     Raise the errors of `describe` and of `make_plan`.
     """
+    refuse_switched_off(request, regular_expressions=engine.regular_expressions)
     _name_in_the_log(request.relation)
     async with engine.database.control_session() as session:
         return await _plan(session, request)

@@ -24,8 +24,9 @@ from server.query.request import ExportRequest
 
 # Seconds. Nobody waits longer for twenty rows.
 PREVIEW_TIMEOUT = 5.0
-# The share of the time that is left which a preview waits for a lock, so that the answer names the lock.
-LOCK_SHARE = 0.8
+# The share of the time that is left which a preview waits for a connection and for a lock, so that the answer names
+# what it has waited for.
+WAIT_SHARE = 0.8
 # Characters of a value or a line in a preview. A longer one ends in an ellipsis.
 PREVIEW_CHARACTERS = 1000
 # Characters of a row, all its values together. With more columns than fit, each value gets an equal share of them.
@@ -60,7 +61,8 @@ async def first_rows(
     """Return the preview of this request.
 
     estimate: ask PostgreSQL how many rows the export has. seconds: the time limit for all attempts, PREVIEW_TIMEOUT by
-    default. Raise QueryTimeout at the time limit, RelationLocked before it, and ExportError as the export itself would.
+    default. Raise QueryTimeout at the time limit, RelationLocked and ServerBusy before it, and otherwise ExportError as
+    the export itself would.
     """
     seconds = PREVIEW_TIMEOUT if seconds is None else seconds
     try:
@@ -76,8 +78,8 @@ async def first_rows(
 
 async def _attempt(engine: Engine, wanted: ExportRequest, estimate: bool, deadline: float) -> Preview:
     """deadline: when the preview has to be there, in the event loop's time."""
-    lock_timeout = LOCK_SHARE * max(deadline - asyncio.get_running_loop().time(), 0.01)
-    async with open_export(engine, wanted, lock_timeout=lock_timeout, told=estimate) as export:
+    wait = WAIT_SHARE * max(deadline - asyncio.get_running_loop().time(), 0.01)
+    async with open_export(engine, wanted, preview_wait=wait, told=estimate) as export:
         plan = export.plan
         estimated = await export.estimated_rows() if estimate else None
         shown = ShownRows(plan)

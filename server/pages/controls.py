@@ -14,7 +14,7 @@ from server.errors import InvalidRequest
 from server.query import patterns
 from server.query.catalogue import Column
 from server.query.fields import BLANKS, Field, write_field
-from server.query.filters import OPERATORS, PATTERNS, Condition, Filter, Group
+from server.query.filters import OPERATORS, PATTERNS, REGULAR_EXPRESSIONS, Condition, Filter, Group
 from server.query.grammar import read_quoted, write_quoted
 
 _NUMBER = re.compile(r"(smallint|integer|bigint|numeric|real|double precision)\b")
@@ -129,6 +129,11 @@ COMPARISONS_BY_KIND: dict[str, tuple[Comparison, ...]] = {
         *_NULL,
         *(Comparison(name, name, name) for name in OPERATORS if name in ("like", "ilike", "match", "cs", "cd", "ov")),
     ),
+}
+# The same where the operator of the server has switched regular expressions off.
+WITHOUT_REGULAR_EXPRESSIONS = {
+    kind: tuple(each for each in comparisons if each.operator not in REGULAR_EXPRESSIONS)
+    for kind, comparisons in COMPARISONS_BY_KIND.items()
 }
 
 

@@ -161,7 +161,9 @@ def _text_of_filter(error: ExportError, form: Form, row: FilterRow) -> str | Non
         return 'A double quote in the list is not closed. Write "" for a quote inside quotes.'
     if error.code == "operator_not_supported":
         return f"{name} ({column.type}) cannot be compared with “{row.filled.comparison.label}”."
-    if error.code == "too_complex":
+    if error.code == "operator_switched_off":
+        return "This server does not take regular expressions. Choose another comparison."
+    if error.code in ("too_complex", "plan_timeout"):
         return None
     operator = row.filled.comparison.operator
     if operator in ("match", "imatch"):

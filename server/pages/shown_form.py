@@ -18,6 +18,7 @@ from server.query.catalogue import Relation
 from server.query.file_names import file_name
 from server.query.plan import file_stem, make_plan
 from server.query.request import ExportRequest, export_path, relation_path, schema_in_path
+from server.query.switches import refuse_switched_off
 
 TABLE = "/table/"
 FORM_ACTION = "/shape/"
@@ -75,6 +76,7 @@ def _download(request: web.Request, form: Form, paths: Paths) -> Download:
     Raise InvalidRequest or Forbidden if it describes none.
     """
     wanted = parse_form(form)
+    refuse_switched_off(wanted, regular_expressions=request.app[SETTINGS].regular_expressions)
     plan = make_plan(wanted, form.relation)
     filename = file_name(file_stem(wanted), wanted.full_format)
     return Download(wanted, filename, snippets(own_origin(request) + paths.export, filename, plan))

@@ -29,16 +29,17 @@ from server.errors import (
     RelationFailed,
     RelationLocked,
     RequestTooLarge,
+    ServerBusy,
 )
 from server.export.pipeline import describe_with_timezone, open_export, with_retries
 from server.export.preview import Preview, first_rows
 from server.http.addresses import EXPORT_PREFIX, raw_target
-from server.http.keys import ENGINE
+from server.http.keys import ENGINE, SETTINGS
 from server.http.parsing import SHORT_QUERY
 from server.http.problems import log_failure
 from server.http.responses import json_response
 from server.http.saving import accept
-from server.pages.controls import COMPARISONS_BY_KIND, fits_picker, kind_of
+from server.pages.controls import COMPARISONS_BY_KIND, WITHOUT_REGULAR_EXPRESSIONS, fits_picker, kind_of
 from server.pages.faults import fault_of
 from server.pages.form_reader import check_size, form_of_fields, form_of_query
 from server.pages.notes import columns_note, notes_of
@@ -76,9 +77,10 @@ DIRECTIONS = {
 }
 # Errors that the page of the relation shows, at the field where there is one.
 _SHOWN_ON_THE_PAGE = (InvalidRequest, Forbidden, RelationFailed)
+# Errors of a preview after which the page's script asks again, with more time.
+_ASKED_AGAIN = (QueryTimeout, RelationLocked, ServerBusy)
 # What the templates need of every relation.
 _FIXED = {
-    "comparisons": COMPARISONS_BY_KIND,
     "directions": DIRECTIONS,
     "preview_rows": PREVIEW_ROWS,
     "longest_alias": LONGEST_NAME,
@@ -171,14 +173,14 @@ async def _answer(
     preview: Preview | None = None
     fault: ExportError | None = None
     try:
-        # What is wrong with the form is shown even if no export slot is free.
+        # What is wrong with the form is shown even if there can be no preview.
         wanted = shown.export.request
         if not links_only:
             preview = await first_rows(request.app[ENGINE], wanted, estimate=True, seconds=seconds)
     except DatabaseUnavailable:
         raise
     except ExportError as error:
-        if not isinstance(error, QueryTimeout | RelationLocked):  # the page's script asks again
+        if not isinstance(error, _ASKED_AGAIN):
             log_failure(request, error)
         fault = error
 
@@ -186,7 +188,7 @@ async def _answer(
         return {
             **_context(request, shown, preview, fault, timezone),
             "links_only": links_only,
-            "slow": isinstance(fault, QueryTimeout | RelationLocked) and seconds is not None,
+            "slow": isinstance(fault, _ASKED_AGAIN) and seconds is not None,
         }
 
     return await render(request, template, context)
@@ -210,6 +212,9 @@ def _context(
         "fault": fault,
         "notes": notes_of(form, timezone),
         "columns_note": columns_note(form),
+        "comparisons": (
+            COMPARISONS_BY_KIND if request.app[SETTINGS].regular_expressions else WITHOUT_REGULAR_EXPRESSIONS
+        ),
         "default_timezone": timezone,
         "faulty_field": field_label(fault.field, form) if fault is not None else "",
         "correctable": isinstance(error, InvalidRequest | Forbidden),

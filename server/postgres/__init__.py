@@ -6,7 +6,8 @@ translation of the server's errors. It must not know plans, dialects or HTTP.
 
 Start with `database.py`.
 
-Inside: events, explained, libpq, messages, reader, sessions_of_workers, spare_readers, statements, withheld →
-large_row, queries, server_errors, tls → portal, wire → connection → connections, rows → session → database.
+Inside: events, explained, libpq, messages, planning, reader, sessions_of_workers, slots, spare_readers, statements,
+withheld → large_row, queries, server_errors, tls → cleaning, portal, wire → connection → rows, unused → connections,
+session → database.
 May import: query.
 """

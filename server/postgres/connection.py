@@ -85,6 +85,11 @@ class Connection(aiopg.Connection):
         return self._wire
 
     @property
+    def prepared(self) -> int:
+        """How many statements Sluice has prepared on it."""
+        return len(self._prepared)
+
+    @property
     def clean(self) -> bool:
         """Whether the server waits for a statement and everything that it has sent was read."""
         return not (self.closed or self.unanswered) and self._messages.empty
@@ -107,18 +112,20 @@ class Connection(aiopg.Connection):
         except (errors.ConnectionLost, OSError, messages.ProtocolError):
             return False
 
-    async def run(self, queries: Sequence[Query]) -> list[list[Row]]:
+    async def run(self, queries: Sequence[Query], finished: list[list[Row]] | None = None) -> list[list[Row]]:
         """Send the queries together and return the rows of each, as dictionaries by column name.
 
-        If one fails, those after it are not run. Raise what `server_errors.error_for` makes of the server's error; or
-        ConnectionLost, AnswerTooLarge, after which the connection is closed. If the caller is cancelled, the queries
-        may still run. The connection is not `clean` then and takes no more queries.
+        finished: an empty list, which gets the rows of each query as soon as it ends. If one fails, those after it are
+        not run. Raise what `server_errors.error_for` makes of the server's error; or ConnectionLost, AnswerTooLarge,
+        after which the connection is closed. If the caller is cancelled, the queries may still run. The connection is
+        not `clean` then and takes no more queries.
         """
         if self.unanswered:
             raise connection_lost()
         parsed: list[tuple[str, str]] = []  # the text and the name of each statement that is parsed, "" for unnamed
-        data = b"".join([part for query in queries for part in self._messages_for(query, parsed)])
-        results = Results(queries)
+        between = b"" if finished is None else messages.FLUSH
+        data = b"".join([part for query in queries for part in (*self._messages_for(query, parsed), between)])
+        results = Results(queries, finished)
         self.unanswered += 1
         try:
             await self._exchange(data + messages.SYNC, results)

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: opened, kept while idle, closed.
 
-Runs no statement. `Connections` replaces aiopg's pool, which uses one address for good, makes every caller wait
-behind a slow connect, wakes no waiter when a closed connection is released, and can hang when it is closed. How many
-connections there are is limited by `database.py`.
+Runs no statement. `Connections` replaces aiopg's pool, which uses one address for good, makes every caller wait behind
+a slow connect, wakes no waiter when a closed connection is released, and can hang when it is closed. `unused.py` keeps
+the idle ones. How many connections there are is limited by `database.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from server.postgres.connection import Connection
 from server.postgres.events import DatabaseUnreachable
 from server.postgres.libpq import report_sqlstates
 from server.postgres.server_errors import SHUTTING_DOWN, connect_error
+from server.postgres.unused import UnusedConnections
 from server.settings import SettingsError
 
 # Seconds until a connection must be open: long for a network, short for a person who waits.
 CONNECT_TIMEOUT = 5.0
+# Seconds to wait for room in the database, after unused connections were closed or other workers were asked to do so.
+ROOM_SECONDS = 2.0
+# Seconds between two attempts to connect meanwhile. A process of PostgreSQL ends within milliseconds.
+ROOM_PAUSE = 0.05
 # The version of the server as libpq numbers it. PostgreSQL 14 is the oldest one that is maintained.
 OLDEST_SERVER = 140000
 
@@ -36,12 +41,15 @@ OLDEST_SERVER = 140000
 class Connections:
     """The connections of one worker process, for one event loop."""
 
-    def __init__(self, dsn: str, most_idle: int, resolver: Executor) -> None:
-        """dsn: a libpq URI. most_idle: how many unused connections are kept. resolver: threads that look up names."""
+    def __init__(self, dsn: str, most_idle: int, resolver: Executor, unused: UnusedConnections | None = None) -> None:
+        """dsn: a libpq URI. most_idle: how many unused connections are kept of each kind.
+
+        resolver: threads that look up names. unused: keeps them; None for one without other workers.
+        """
         self._resolver = resolver
         self._dsn = dsn
         self._most_idle = most_idle
-        self._idle: list[Connection] = []
+        self._unused = unused or UnusedConnections()
         self._in_use: set[Connection] = set()
         # Held while one address is tried, so at most for CONNECT_TIMEOUT, and not during a look-up. The wait for it is
         # part of each caller's own CONNECT_TIMEOUT.
@@ -54,41 +62,57 @@ class Connections:
         No connection can be acquired from then on; those that are released later are closed.
         """
         self._closed = True
-        connections = [*self._idle, *self._in_use]
-        self._idle.clear()
-        for connection in connections:
+        self._unused.stop()
+        for connection in self._in_use:
             connection.close()
-        return sum(not connection.closed for connection in connections)
+        return sum(not connection.closed for connection in self._in_use)
 
-    async def acquire(self) -> Connection:
-        """Return an open connection: an idle one, or a new one if none is idle. Raise DatabaseUnavailable."""
+    async def acquire(self, kind: str = "") -> Connection:
+        """Return an open connection: an unused one of this kind, or a new one. Raise DatabaseUnavailable."""
         if self._closed:
             raise _shutting_down()
-        connection = self._take_idle() or await self._open()
+        connection = self._unused.take(kind) or await self._open(kind)
         if self._closed:  # meanwhile
             connection.close()
             raise _shutting_down()
         self._in_use.add(connection)
         return connection
 
-    def release(self, connection: Connection, *, reusable: bool) -> None:
-        """Take back a connection that `acquire` returned. reusable: no transaction is open and nothing runs."""
+    def release(self, connection: Connection, kind: str = "", *, reusable: bool) -> None:
+        """Take back a connection that `acquire` returned. reusable: it is as new, except for what Sluice prepared."""
         self._in_use.discard(connection)
-        if reusable and not self._closed and len(self._idle) < self._most_idle:
-            self._idle.append(connection)
-        else:
+        kept = reusable and not self._closed and self._unused.put(connection, kind, most=self._most_idle)
+        if not kept:
             connection.close()
 
-    def _take_idle(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                if connection.still_open():
-                    return connection
-                connection.close()
-        return None
+    async def _open(self, kind: str) -> Connection:
+        """Return a new connection. If the database has none free, close unused ones here and in other workers."""
+        try:
+            try:
+                return await self._open_once()
+            except errors.TooManyConnections:
+                if not self._unused.make_room():
+                    raise
+            return await self._open_in_time(kind)
+        except errors.TooManyConnections as error:
+            emit(DatabaseUnreachable(reason=error.server_message, sqlstate=error.sqlstate))
+            raise
 
-    async def _open(self) -> Connection:
+    async def _open_in_time(self, kind: str) -> Connection:
+        """Try for ROOM_SECONDS, while processes of PostgreSQL end whose connections were closed."""
+        deadline = asyncio.get_running_loop().time() + ROOM_SECONDS
+        while True:
+            await asyncio.sleep(ROOM_PAUSE)
+            found = self._unused.take(kind)
+            if found is not None:
+                return found
+            try:
+                return await self._open_once()
+            except errors.TooManyConnections:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+
+    async def _open_once(self) -> Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return await self._connect()
@@ -97,7 +121,9 @@ class Connections:
             raise errors.DatabaseUnavailable("The database cannot be reached.") from None
         except (psycopg2.Error, OSError, UnicodeError) as error:
             unavailable, reason = connect_error(str(error))
-            emit(DatabaseUnreachable(reason=reason, sqlstate=unavailable.sqlstate))
+            unavailable.server_message = reason
+            if not isinstance(unavailable, errors.TooManyConnections):
+                emit(DatabaseUnreachable(reason=reason, sqlstate=unavailable.sqlstate))
             raise unavailable from error
 
     async def _connect(self) -> Connection:

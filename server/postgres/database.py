@@ -19,23 +19,36 @@ from server.events import emit
 from server.postgres import statements
 from server.postgres.connections import Connections
 from server.postgres.events import ConnectionsLeftOpen, StatementNotCancelled
+from server.postgres.planning import PlanningLimit
 from server.postgres.session import CONTROL_TIMEOUT, Session
 from server.postgres.sessions_of_workers import SessionsOfWorkers
+from server.postgres.slots import Slots
 from server.postgres.spare_readers import SpareReader, SpareReaders
 from server.postgres.statements import Timeouts
+from server.postgres.unused import UnusedConnections
 from server.query import catalogue
 from server.settings import Settings
 from server.shutdown import DATABASE_SECONDS
 from server.threads import Threads, in_thread
 
-# Connections reserved for the catalogue, health checks and cancelling, which must work when all export slots are in
-# use.
+# Connections reserved for statements of ours about the catalogue, which are short whatever a request says.
 CONTROL_CONNECTIONS = 2
+# How many of them may list relations or search columns, so that one is left for looking up a single relation.
+LISTING_CONNECTIONS = CONTROL_CONNECTIONS - 1
+# Connections reserved for queries of requests of which no row is read: to explain or check them, and to find out which
+# part of them fails.
+PLANNING_CONNECTIONS = 2
+# Connections reserved for previews.
+PREVIEW_CONNECTIONS = 3
+# The connection that nothing but the health check uses.
+HEALTH_CONNECTIONS = 1
 # For how many exports at once there are connections for further readers: some read what they had begun before they
 # stepped back while others begin.
 EXPORTS_WITH_READERS = 2
-# Seconds to wait for a control connection.
+# Seconds to wait for a control connection, or one for planning.
 CONTROL_WAIT = 3.0
+# Seconds until a health check must have succeeded. Probes rarely wait longer.
+HEALTH_TIMEOUT = 3.0
 # Seconds that a control session waits for a lock, at most. Fewer than CONTROL_WAIT, so that another request that waits
 # for the connection gets it in time.
 CONTROL_LOCK_TIMEOUT = 2.0
@@ -46,7 +59,7 @@ IDLE_MARGIN = 60.0
 
 def reading_connections(settings: Settings) -> int:
     """Return how many connections of one worker may read rows at once."""
-    return settings.max_concurrent_exports + _spare_readers(settings)
+    return settings.max_concurrent_exports + PREVIEW_CONNECTIONS + _spare_readers(settings)
 
 
 def _spare_readers(settings: Settings) -> int:
@@ -74,12 +87,17 @@ class Database:
             statement=CONTROL_TIMEOUT,
             lock=min(settings.lock_timeout or CONTROL_LOCK_TIMEOUT, CONTROL_LOCK_TIMEOUT),
         )
-        self._export_slots = asyncio.Semaphore(settings.max_concurrent_exports)
-        self._control_slots = asyncio.Semaphore(CONTROL_CONNECTIONS)
+        self._export_slots = Slots(settings.max_concurrent_exports, 0.0, "All export slots of this server are in use.")
+        self._preview_slots = Slots(PREVIEW_CONNECTIONS, CONTROL_WAIT, "Other previews take long at the moment.")
+        self._planning_slots = Slots(PLANNING_CONNECTIONS, CONTROL_WAIT, "Other queries are checked at the moment.")
+        self._control_slots = Slots(CONTROL_CONNECTIONS, CONTROL_WAIT, "The catalogue is busy.")
+        self._listing_slots = Slots(LISTING_CONNECTIONS, CONTROL_WAIT, "The catalogue is busy.")
         self.most_readers = settings.most_readers
         self._spare_readers = SpareReaders(settings.most_readers, _spare_readers(settings))
-        most_idle = reading_connections(settings) + CONTROL_CONNECTIONS
-        self._connections = Connections(settings.dsn, most_idle, threads.names)
+        most_idle = reading_connections(settings) + CONTROL_CONNECTIONS + PLANNING_CONNECTIONS
+        self._connections = Connections(settings.dsn, most_idle, threads.names, UnusedConnections(workers))
+        self._planning = PlanningLimit(settings.plan_timeout, self)
+        self._health_check: asyncio.Task[None] | None = None
         self._threads = threads
         # The sessions that are in use, each with a future that is done when the session is left. From then on its
         # `_finish` is in the background.
@@ -114,40 +132,49 @@ class Database:
             await asyncio.wait(unfinished)
 
     @contextlib.asynccontextmanager
-    async def session(self, *, lock_timeout: float | None = None) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncIterator[Session]:
         """Open a session in an export slot. Raise ServerBusy if all slots are in use; DatabaseUnavailable.
 
-        lock_timeout: the seconds to wait for a lock, more than 0, if they are fewer than LOCK_TIMEOUT. Afterwards the
-        connection returns to the pool. If a statement is still running, the connection is closed and the statement
-        cancelled in the server, without waiting for that.
+        Afterwards the connection returns to the pool. If a statement is still running, the connection is closed and the
+        statement cancelled in the server, without waiting for that.
         """
-        if self._export_slots.locked():
-            raise errors.ServerBusy("All export slots of this server are in use.", hint=errors.TRY_AGAIN)
-        timeouts = self._timeouts
-        if lock_timeout is not None:
-            timeouts = replace(timeouts, lock=min(lock_timeout, timeouts.lock or lock_timeout))
-        async with self._export_slots:
+        async with self._export_slots.slot():
             with self._spare_readers.export():
-                async with self._transaction(timeouts) as session:
+                async with self._transaction(self._timeouts) as session:
                     yield session
 
     @contextlib.asynccontextmanager
-    async def control_session(self) -> AsyncIterator[Session]:
-        """Open a session for short work, on one of the CONTROL_CONNECTIONS, with CONTROL_TIMEOUT for each statement.
+    async def preview_session(self, *, wait: float) -> AsyncIterator[Session]:
+        """Open a session on one of the PREVIEW_CONNECTIONS. Raise ServerBusy if none is free in time.
 
-        A wait for a lock ends after CONTROL_LOCK_TIMEOUT. Raise ServerBusy if none is free within CONTROL_WAIT;
-        DatabaseUnavailable.
+        wait: seconds, more than 0, for the connection and then for a lock, which LOCK_TIMEOUT bounds too.
         """
-        try:
-            async with asyncio.timeout(CONTROL_WAIT):
-                await self._control_slots.acquire()
-        except TimeoutError:
-            raise errors.ServerBusy("The catalogue is busy.", hint=errors.TRY_AGAIN) from None
-        try:
-            async with self._transaction(self._control_timeouts) as session:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + wait
+        async with self._preview_slots.slot(wait=wait):
+            left = max(latest - loop.time(), 0.01)
+            lock = min(left, self._timeouts.lock or left)
+            async with self._transaction(replace(self._timeouts, lock=lock)) as session:
                 yield session
-        finally:
-            self._control_slots.release()
+
+    @contextlib.asynccontextmanager
+    async def planning_session(self) -> AsyncIterator[Session]:
+        """Open a session for a query of a request of which no row is read, on one of the PLANNING_CONNECTIONS.
+
+        Its limits are those of a control session.
+        """
+        async with self._planning_slots.slot(), self._transaction(self._control_timeouts) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def control_session(self) -> AsyncIterator[Session]:
+        """Open a session for a short statement of ours, on one of the CONTROL_CONNECTIONS.
+
+        Each statement ends after CONTROL_TIMEOUT, and a wait for a lock after CONTROL_LOCK_TIMEOUT. Raise ServerBusy if
+        no connection is free within CONTROL_WAIT; DatabaseUnavailable.
+        """
+        async with self._control_slots.slot(), self._transaction(self._control_timeouts) as session:
+            yield session
 
     def spare_reader(self) -> contextlib.AbstractAsyncContextManager[SpareReader]:
         """Wait until a further reader of an export is useful: see `SpareReaders.reader`."""
@@ -168,7 +195,7 @@ class Database:
         columns: look up the columns too, which takes most of the time. Without them, `Relation.columns` is empty.
         """
         listing = catalogue.LIST_RELATIONS if columns else catalogue.LIST_WITHOUT_COLUMNS
-        async with self.control_session() as session:
+        async with self._listing_slots.slot(), self.control_session() as session:
             rows = await session.query(listing, (self._schemas,), prepare=True)
         # There may be ten thousand of them.
         return await in_thread(self._threads.pages, lambda: [catalogue.relation_from_row(row) for row in rows])
@@ -178,7 +205,7 @@ class Database:
 
         words: in lower case. Partitions are left out. Raise ServerBusy, DatabaseUnavailable.
         """
-        async with self.control_session() as session:
+        async with self._listing_slots.slot(), self.control_session() as session:
             rows = await session.query(catalogue.MATCHING_COLUMNS, (self._schemas, list(words)), prepare=True)
         found: dict[int, dict[str, list[str]]] = {}
         for row in rows:
@@ -188,19 +215,33 @@ class Database:
     async def ping(self) -> None:
         """Check that exports can work now: open a transaction. Raise DatabaseUnavailable and other ExportErrors.
 
-        If the database has no connection free because sessions of this server hold them, exports do work.
+        Uses a connection that nothing else uses, and that gives way to an export if there is no other. Those that ask
+        at the same time get the same answer. If the database has no connection free because sessions of this server
+        hold them, exports do work.
         """
+        if self._health_check is None or self._health_check.done():
+            self._health_check = self.in_background(self._check_health())
+            self._health_check.add_done_callback(lambda check: check.cancelled() or check.exception())  # is known
+        await asyncio.shield(self._health_check)
+
+    async def _check_health(self) -> None:
         try:
-            async with self.control_session() as session:
-                await session.open()
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                async with self._transaction(self._control_timeouts, kind="health") as session:
+                    await session.open()
         except errors.TooManyConnections:
             if not self._sessions and not (self._workers and self._workers.others_have_some()):
                 raise
+        except TimeoutError:
+            raise errors.DatabaseUnavailable("The database does not answer in time.") from None
 
     @contextlib.asynccontextmanager
-    async def _transaction(self, timeouts: Timeouts, snapshot: str | None = None) -> AsyncIterator[Session]:
-        connection = await self._connections.acquire()
-        session = Session(connection, timeouts, self._schemas, self._threads)
+    async def _transaction(
+        self, timeouts: Timeouts, snapshot: str | None = None, *, kind: str = ""
+    ) -> AsyncIterator[Session]:
+        """Open a transaction. kind: of the connection, which only sessions of this kind use."""
+        connection = await self._connections.acquire(kind)
+        session = Session(connection, timeouts, self._schemas, self._threads, self._planning)
         self._sessions[session] = asyncio.get_running_loop().create_future()
         self._mark()
         try:
@@ -209,7 +250,7 @@ class Database:
         finally:
             # In a task of its own: a client that leaves after the last byte cancels this task, which must not cost the
             # connection, since it only has to ROLLBACK.
-            finishing = self._in_background(self._finish(session))
+            finishing = self.in_background(self._finish(session, kind))
             self._sessions.pop(session).set_result(None)
             self._mark()
             await asyncio.shield(finishing)
@@ -218,18 +259,27 @@ class Database:
         if self._workers is not None:
             self._workers.mark(bool(self._sessions))
 
-    async def _finish(self, session: Session) -> None:
-        self._connections.release(session.connection, reusable=await session.end())
+    async def _finish(self, session: Session, kind: str) -> None:
+        self._connections.release(session.connection, kind, reusable=await session.end())
         if session.statement_left_running and session.snapshot_at is not None:
-            self._in_background(self._cancel(session.backend_pid, session.snapshot_at))
+            self.in_background(self.cancel(session.backend_pid, session.snapshot_at))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task that ends before the connections are closed."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
 
-    async def _cancel(self, backend_pid: int, snapshot_at: datetime.datetime) -> None:
+    async def waits_for_lock(self, backend_pid: int, snapshot_at: datetime.datetime) -> bool:
+        """Return whether the transaction that started at `snapshot_at` waits for a lock; False if nobody can tell."""
+        try:
+            async with self._transaction(self._control_timeouts) as session:
+                return bool(await session.query(statements.WAITING, (backend_pid, snapshot_at.isoformat())))
+        except errors.ExportError:
+            return False
+
+    async def cancel(self, backend_pid: int, snapshot_at: datetime.datetime) -> None:
         """Cancel the statement of the transaction that started at `snapshot_at`, over another connection."""
         try:
             # Without a control slot: one that waits for a lock must not keep a statement running.

@@ -80,11 +80,11 @@ class Results:
     parsed: the number of ParseComplete messages.
     """
 
-    def __init__(self, queries: Sequence[Query]) -> None:
+    def __init__(self, queries: Sequence[Query], finished: list[list[Row]] | None = None) -> None:
         self._queries = queries
         self._columns: tuple[tuple[str, Callable[[str], Any]], ...] = ()
         self._rows: list[Row] = []
-        self.finished: list[list[Row]] = []
+        self.finished: list[list[Row]] = [] if finished is None else finished
         self.parsed = 0
         self.error: bytes | None = None
 

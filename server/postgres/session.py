@@ -12,8 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from server import errors
 from server.postgres import statements
+from server.postgres.cleaning import cleaning, is_as_new
 from server.postgres.connection import Connection
 from server.postgres.explained import NOT_ASKED, Explained
+from server.postgres.planning import PlanningLimit
 from server.postgres.queries import Query, Row, Value
 from server.postgres.reader import RowReader
 from server.postgres.rows import Rows
@@ -45,12 +47,22 @@ class Session:
     the transaction.
     """
 
-    def __init__(self, connection: Connection, timeouts: Timeouts, schemas: Sequence[str], threads: Threads) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        timeouts: Timeouts,
+        schemas: Sequence[str],
+        threads: Threads,
+        planning: PlanningLimit,
+    ) -> None:
         """schemas: those whose relations may be exported, in search order.
 
-        threads: `rows` must have one for each connection that reads rows at once.
+        threads: `rows` must have one for each connection that reads rows at once. planning: bounds `explain`.
         """
         self.connection = connection
+        self._planning = planning
+        # Whether functions of others may have run: those of views, policies, operators and indexes.
+        self._ran_foreign_code = False
         self._threads = threads
         self._rows: Rows | None = None
         self._schemas = schemas
@@ -84,11 +96,12 @@ class Session:
         """Return all rows of a small query, each as a dictionary of Python values by column name.
 
         sql: with the parameters $1, $2, … values: theirs. prepare: keep it prepared on the connection, where that is
-        possible; for texts that do not depend on the request.
+        possible; for texts that do not depend on the request, and run no function that is not PostgreSQL's own.
 
         Raise QueryTimeout, QueryCancelled, ConnectionLost, or what `server_errors.error_for` makes of the server's
         error.
         """
+        self._ran_foreign_code = self._ran_foreign_code or not prepare
         return (await self._run(Query(sql, values, prepare)))[-1]
 
     async def parameter_types(self, sql: str) -> list[int]:
@@ -98,6 +111,15 @@ class Session:
     async def read_values(self, values: Sequence[Value], types: Sequence[int]) -> None:
         """Let the server read each value as one of its type, and nothing else. Raise as `query` does."""
         await self._run(Query("SELECT", values, types=types))
+
+    async def query_all(self, statements: Sequence[tuple[str, Sequence[Value]]], finished: list[list[Row]]) -> None:
+        """Run small queries in one round trip, each a text with its values. Raise the errors of `query`.
+
+        finished: gets the rows of each query as soon as it ends. The first one that fails is the last one that runs.
+        """
+        await self.open()
+        self._ran_foreign_code = True
+        await self.connection.run([Query(*statement) for statement in statements], finished)
 
     async def open(self) -> None:
         """Open the transaction now, without a query. Raise the errors of `query`."""
@@ -111,14 +133,16 @@ class Session:
         timezone: str | None = None,
         in_order: bool = False,
         told_about: int | None = None,
+        relation_alone: bool = False,
     ) -> Explained:
         """Return PostgreSQL's plan of this SELECT, and lock what it reads. End the time-outs of opening.
 
         values: those of its parameters. timezone: the time zone of the transaction from now on. in_order: the rows
         must come in the order in which they lie in the table, so no parallel plan may be used for the rest of the
         transaction. told_about: the OID of the relation that a request names, to find out whether the plan may be told
-        to its user; None for a plan that nobody is told. Raise what the SELECT itself would for a value that its column
-        cannot take, RelationLocked, RelationChanged, and the errors of `query`.
+        to its user; None for a plan that nobody is told. relation_alone: the request adds nothing that could take long
+        to plan. Raise what the SELECT itself would for a value that its column cannot take, RelationLocked,
+        RelationChanged, PlanTimeout, and the errors of `query`.
         """
         queries = []
         if timezone is not None:
@@ -129,15 +153,17 @@ class Session:
         queries.append(Query(f"EXPLAIN (VERBOSE, FORMAT JSON) {select}", values, as_text=True))
         if told_about is not None:
             queries.append(Query(WITHHELD, (told_about,), prepare=True))
+        self._ran_foreign_code = True
         try:
-            plan, *asked, checked = (await self._run(*queries, self._check))[first:]
+            async with self._planning.planning(self, relation_alone=relation_alone):
+                plan, *asked, checked = (await self._run(*queries, self._check))[first:]
         except errors.AnswerTooLarge:
             raise errors.RequestTooLarge(
                 "PostgreSQL's plan of this request is too large.",
                 hint="The plan repeats the filters for each partition. Use shorter ones, or export the partitions.",
             ) from None
         withheld = (asked[0][0]["reason"] or "") if asked else NOT_ASKED
-        blocks = _unchanged(checked[0])
+        blocks = statements.unchanged(checked[0])
         text = plan[0]["QUERY PLAN"]
         # That of a thousand partitions has megabytes.
         document = json.loads(text) if len(text) < LONG_PLAN else await in_thread(self._threads.pages, json.loads, text)
@@ -155,7 +181,8 @@ class Session:
         """
         pin = Query(statements.pin(settings), list(settings.values()), prepare=True)
         by_blocks = Query(statements.BY_BLOCKS, prepare=True)
-        _unchanged((await self._run(pin, *map(Query, locks), self._check, by_blocks))[-2][0])
+        self._ran_foreign_code = True
+        statements.unchanged((await self._run(pin, *map(Query, locks), self._check, by_blocks))[-2][0])
 
     async def export_snapshot(self) -> tuple[str, dict[str, str]]:
         """Return the name under which other sessions can import this snapshot, and the settings they must take over.
@@ -209,11 +236,12 @@ class Session:
             raise RuntimeError("the transaction was not opened yet")
         if not self.connection.still_open():
             raise connection_lost()
+        self._ran_foreign_code = True
         self._rows = Rows(self.connection, reader, self._threads.rows, self._statement_timeout)
         return self._rows
 
     async def end(self) -> bool:
-        """Roll the transaction back. Return whether the connection can be used again.
+        """Roll the transaction back and remove what that leaves. Return whether the connection can be used again.
 
         Takes at most CONTROL_TIMEOUT seconds. Raise nothing but CancelledError.
         """
@@ -221,12 +249,20 @@ class Session:
             return False
         if self._unsent:  # there is no transaction
             return True
+        queries, connection = [Query("ROLLBACK")], self.connection
+        if self._ran_foreign_code and self.snapshot_at is not None:
+            queries += cleaning(self.snapshot_at, direct=connection.direct)
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT):
-                await self.connection.run([Query("ROLLBACK")])
+                _, *cleaned = await connection.run(queries)
         except (TimeoutError, errors.ExportError):
             return False
-        return self.connection.idle
+        as_new = not (cleaned and connection.direct) or is_as_new(cleaned[0], connection.prepared)
+        return as_new and connection.idle
+
+    def abandon(self) -> None:
+        """Close the connection, also while a statement of it runs. The session can only be left."""
+        self.connection.close()
 
     @property
     def _clean(self) -> bool:
@@ -262,14 +298,3 @@ class Session:
     @property
     def _check(self) -> Query:
         return Query(statements.CHECK_SNAPSHOT, prepare=True)
-
-
-def _unchanged(checked: Row) -> int:
-    """Return how many blocks the locked tables have. Raise RelationChanged if one was rewritten after the snapshot.
-
-    checked: the row of CHECK_SNAPSHOT, which has to be read when the relations of the query are locked.
-    """
-    if checked["changed"]:
-        raise errors.RelationChanged("The relation was changed while it was being opened.")
-    blocks: int = checked["blocks"]
-    return blocks

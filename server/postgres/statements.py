@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from server.errors import RelationChanged
 
 # The settings on which the text of values and the meaning of names also depend. They are fixed when the transaction
 # begins; readers that share its snapshot take them over.
@@ -27,6 +30,15 @@ EXPORT_SNAPSHOT = "SELECT pg_catalog.pg_export_snapshot() AS name, " + ", ".join
 CANCEL = """
 SELECT pg_catalog.pg_cancel_backend(pid) FROM pg_catalog.pg_stat_activity
 WHERE pid OPERATOR(pg_catalog.=) $1 AND xact_start OPERATOR(pg_catalog.=) $2
+"""
+
+# One row if that transaction waits for a lock. Parameters: as above.
+WAITING = """
+SELECT
+FROM pg_catalog.pg_stat_activity
+WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4
+  AND xact_start OPERATOR(pg_catalog.=) $2::pg_catalog.timestamptz
+  AND wait_event_type OPERATOR(pg_catalog.=) 'Lock'::pg_catalog.text
 """
 
 # Whether a relation that this transaction reads was rewritten (TRUNCATE, a rewriting ALTER TABLE, another table of the
@@ -233,3 +245,14 @@ CHECK_SNAPSHOT = (
 
 # For readers of block ranges. Every range is planned for its own blocks.
 BY_BLOCKS = f"SELECT {set_local(_TID_SCANS_ONLY)}"
+
+
+def unchanged(checked: Mapping[str, Any]) -> int:
+    """Return how many blocks the locked tables have. Raise RelationChanged if one was rewritten after the snapshot.
+
+    checked: the row of CHECK_SNAPSHOT, which has to be read when the relations of the query are locked.
+    """
+    if checked["changed"]:
+        raise RelationChanged("The relation was changed while it was being opened.")
+    blocks: int = checked["blocks"]
+    return blocks

@@ -8,6 +8,6 @@ Start with `request.py`.
 
 Inside: dialect, grammar, patterns, quoting, regular_expressions, spreadsheets, tally → fields → filters, selection,
 value_reader → operators → catalogue → columns, comparisons, parameters, pattern_limits, plus_signs → filter_reader →
-request → plan, suggestions → file_names, sql.
+request → plan, suggestions, switches → file_names, sql.
 May import: nothing.
 """

@@ -142,6 +142,11 @@ def probes(plan: ExportPlan) -> list[Probe]:
     return found
 
 
+def has_parts(plan: ExportPlan) -> bool:
+    """Return whether the plan has parts for `probes`."""
+    return bool(plan.filters or plan.order) or not all(output.field.plain for output in plan.columns)
+
+
 def value_probes(plan: ExportPlan) -> list[Probe]:
     """Return a probe for each condition that compares a value with itself: the condition's own, as one of the column.
 

@@ -23,7 +23,7 @@ from server.errors import (
 from server.export import pipeline
 from server.export.engine import Engine
 from server.export.pipeline import RETRY_DELAYS, describe, open_export, plan_headers, with_retries
-from server.postgres.database import CONTROL_CONNECTIONS, Database
+from server.postgres.database import PLANNING_CONNECTIONS, Database
 from server.postgres.session import Session
 from server.query.catalogue import RelationName
 from server.query.request import ExportRequest, parse_export_request
@@ -266,10 +266,10 @@ async def test_a_time_zone_that_postgresql_does_not_know_is_the_fault_of_the_req
 
 
 async def test_the_cause_is_looked_for_after_the_transaction_is_closed(settings: Settings, postgres: Postgres) -> None:
-    # All control connections but one are in use, so that the failed one has to be free by then.
+    # All connections for planning but one are in use, so that the failed one has to be free by then.
     async with open_database(settings) as database, contextlib.AsyncExitStack() as others:
-        for _ in range(CONTROL_CONNECTIONS - 1):
-            await others.enter_async_context(database.control_session())
+        for _ in range(PLANNING_CONNECTIONS - 1):
+            await others.enter_async_context(database.planning_session())
         with pytest.raises(InvalidRequest, match='"id"'):
             await explain(make_engine(database), "users.csv", "id=eq.abc", control=True)
 
@@ -277,10 +277,10 @@ async def test_the_cause_is_looked_for_after_the_transaction_is_closed(settings:
 async def test_nobody_is_blamed_while_the_cause_cannot_be_looked_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.postgres.database.CONTROL_WAIT", 0.05)
+    monkeypatch.setattr("server.export.diagnose.DIAGNOSIS_SECONDS", 0.05)
     async with open_database(settings) as database, contextlib.AsyncExitStack() as others:
-        for _ in range(CONTROL_CONNECTIONS):
-            await others.enter_async_context(database.control_session())
+        for _ in range(PLANNING_CONNECTIONS):
+            await others.enter_async_context(database.planning_session())
         with pytest.raises(ServerBusy):
             await explain(make_engine(database), "users.csv", "id=eq.abc", control=False)
 

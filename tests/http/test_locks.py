@@ -15,7 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from server.app import create_app
-from server.postgres.database import CONTROL_CONNECTIONS
+from server.postgres.database import PLANNING_CONNECTIONS
 from server.saved import retries
 from server.settings import Settings
 from tests.support.live_server import eventually
@@ -130,17 +130,19 @@ async def test_an_export_that_gets_its_lock_in_time_is_whole(
         assert await exporting == (200, b"n\n2\n1\n")
 
 
-async def test_explanations_that_wait_for_a_lock_delay_other_short_work_only_briefly(
+async def test_explanations_that_wait_for_a_lock_delay_no_other_work(
     settings: Settings, busy: psycopg2.extensions.connection, postgres: Postgres
 ) -> None:
-    """They have all control connections."""
+    """They have all connections for planning."""
     async with serving(settings, lock_timeout=0.0) as client:
         path = EXPLAIN.format("busy")
-        explaining = [asyncio.create_task(assert_locked(client, path)) for _ in range(CONTROL_CONNECTIONS)]
+        explaining = [asyncio.create_task(assert_locked(client, path)) for _ in range(PLANNING_CONNECTIONS)]
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
-        await eventually("they wait", lambda: postgres.run(waiting) == [(CONTROL_CONNECTIONS,)])
-        async with client.get("/health/ready") as response:
-            assert response.status == 200
+        await eventually("they wait", lambda: postgres.run(waiting) == [(PLANNING_CONNECTIONS,)])
+        for path in ("/health/ready", "/relations", "/relations/free", "/table/free", "/export/free.csv"):
+            async with client.get(path) as response:
+                assert response.status == 200, path
+        assert postgres.run(waiting) == [(PLANNING_CONNECTIONS,)]  # still
         await asyncio.gather(*explaining)
 
 

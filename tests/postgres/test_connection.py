@@ -132,7 +132,12 @@ async def test_statements_are_prepared_only_if_the_process_belongs_to_the_connec
 
     async def script(conversation: Conversation) -> None:
         conversation.parsed = parsed
-        await conversation.serve(lambda sql: text(one="1") if "AS one" in sql else opening(sql, pid))
+        await conversation.serve(result)
+
+    def result(sql: str) -> Result:
+        if "AS from_sql" in sql:  # whether SQL has made them
+            return text(from_sql="{" + ",".join("f" for name in parsed if name) + "}")
+        return text(one="1") if "AS one" in sql else opening(sql, pid)
 
     async with FakeServer(script) as server, open_database(replace(settings, database_url=server.dsn)) as database:
         for _ in range(4):

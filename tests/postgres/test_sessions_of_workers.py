@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,40 +14,9 @@ from server.postgres.database import Database
 from server.postgres.sessions_of_workers import SessionsOfWorkers
 from server.settings import Settings
 from tests.support.engines import make_threads
-from tests.support.live_server import ROOT, wait_until
+from tests.support.live_server import wait_until
 from tests.support.postgres import Postgres
-
-# Another worker: it has inherited the file, has a session until it gets a line, and none from then on.
-WORKER = """
-import sys
-from server.postgres.sessions_of_workers import SessionsOfWorkers
-workers = SessionsOfWorkers()
-workers._file = int(sys.argv[1])
-workers.mark(True)
-print("has one", flush=True)
-sys.stdin.readline()
-workers.mark(False)
-print("has none", flush=True)
-sys.stdin.readline()
-"""
-
-
-@contextlib.contextmanager
-def another_worker(workers: SessionsOfWorkers) -> Iterator[subprocess.Popen[str]]:
-    """Start another worker, and wait until it has a session."""
-    assert workers._file is not None
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(workers._file)],
-        cwd=ROOT,
-        pass_fds=[workers._file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "has one\n"
-        yield process
-        process.kill()
+from tests.support.workers import another_worker
 
 
 def test_a_worker_knows_whether_another_one_has_sessions() -> None:
