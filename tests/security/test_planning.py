@@ -32,8 +32,9 @@ SOON = 8.0
 
 @pytest.fixture(autouse=True)
 def accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let such expressions reach PostgreSQL: this is about the limits behind the one of their size."""
+    """Let such expressions reach PostgreSQL: this is about the limits behind those of their size."""
     monkeypatch.setattr("server.query.pattern_limits.LARGEST_EXPRESSION", 1_000_000_000)
+    monkeypatch.setattr("server.query.tally.LARGEST_EXPRESSIONS", 1_000_000_000)
 
 
 @contextlib.asynccontextmanager
