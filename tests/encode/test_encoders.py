@@ -768,6 +768,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(JSON_VALUES, st.sampled_from([None, 1, "\n", "\r\n\t"]), st.booleans()), max_size=4))
 def test_any_json_stays_equal_and_on_its_line(documents: list[tuple[Any, Any, bool]]) -> None:
     rows: list[Row] = [

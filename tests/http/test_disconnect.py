@@ -191,6 +191,7 @@ def test_a_client_that_reads_little_but_all_the_time_is_not_cut(
     assert server.export_line("little")["outcome"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_is_not_cut(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
     server = start_live(STALL_TIMEOUT="1")
     postgres.run(f"CREATE VIEW large AS {LARGE} LIMIT 14000")
@@ -332,6 +333,7 @@ def test_ctrl_c_cuts_at_once(start_live: Callable[..., LiveServer], postgres: Po
     assert_stops(postgres)
 
 
+@pytest.mark.slow
 def test_two_workers_serve(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
     server = start_live(WEB_CONCURRENCY="2")
     wait_until("both run", lambda: len(server.workers()) == 2)

@@ -156,6 +156,7 @@ def test_find_a_table_and_download_a_part_of_it(page: Page, postgres: Postgres) 
     expect(row.get_by_label("Date", exact=True)).to_have_value("2023-01-01")
 
 
+@pytest.mark.slow
 def test_search_within_one_schema_and_in_all(browser: Browser, database_url: str, postgres: Postgres) -> None:
     postgres.run("CREATE SCHEMA second; CREATE TABLE second.users_of_old (a int); CREATE TABLE second.other (a int)")
     try:

@@ -557,6 +557,7 @@ def test_an_export_that_is_cancelled_in_the_database_is_tried_a_limited_number_o
     assert document["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_exports_wait_for_a_restart_of_postgres(
     start_live: Callable[..., LiveServer], folder: Path, tmp_path: Path
 ) -> None:

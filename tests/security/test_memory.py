@@ -135,6 +135,7 @@ def test_a_saved_export_with_a_value_larger_than_the_limit_fails(small: LiveServ
     assert wait_for(small, save(small, "big.csv?quote=all"), "completed")["rows"] == 1
 
 
+@pytest.mark.slow
 def test_a_saved_export_that_waits_too_long_for_memory_is_tried_again(small: LiveServer, postgres: Postgres) -> None:
     make_large(postgres, "big", 12)
     with stalled(small, postgres, "/export/big.csv", "holds the memory"):
@@ -192,7 +193,8 @@ def test_a_client_that_leaves_gives_its_memory_back(small: LiveServer, postgres:
         wait_until("the memory is free", lambda: ask(small, "/export/big.csv").status == 200)
 
 
-@pytest.mark.parametrize("limit", ["5MB", pytest.param("300MB", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["5MB", "300MB"])
 def test_readers_that_are_ahead_do_not_take_the_memory_of_the_first_one(
     start_live: Callable[..., LiveServer], postgres: Postgres, limit: str
 ) -> None:
@@ -211,6 +213,7 @@ def test_readers_that_are_ahead_do_not_take_the_memory_of_the_first_one(
         assert list(pool.map(lambda _: digest_of(server, "/export/wide.csv"), range(2))) == [right] * 2
 
 
+@pytest.mark.slow
 def test_a_server_stops_while_a_value_waits(start_live: Callable[..., LiveServer], postgres: Postgres) -> None:
     make_large(postgres, "big", 12)
     small = start_live(MEMORY_LIMIT="14MB")
