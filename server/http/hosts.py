@@ -82,9 +82,11 @@ def _misdirected(text: str | None) -> MisdirectedRequest:
     host = parse_host(text or "")
     if host is None:
         return MisdirectedRequest(
-            "The request does not name a host.", hint="Send one Host header, such as localhost or sluice.example.org."
+            "The host of the request is not valid." if text else "The request does not name a host.",
+            hint="Send one Host header with a name or an address, such as localhost:8080 or sluice.example.org.",
         )
     return MisdirectedRequest(
         f"This server does not answer to the host {host.name}.",
-        hint=f"If it should, set ALLOWED_HOSTS={host.name} where it is started. This machine reaches it as localhost.",
+        hint=f"If it should, start it with ALLOWED_HOSTS={host.name} (commas between several hosts). On its own "
+        "machine it always answers to localhost.",
     )

@@ -194,6 +194,8 @@ def test_a_host_header_that_is_not_valid_is_refused(live: LiveServer, host: str,
         return
     assert_misdirected(answer, named=None)
     assert "ALLOWED_HOSTS" not in answer.problem()["hint"]
+    missing = "The request does not name a host." if not host.strip() else "The host of the request is not valid."
+    assert answer.problem()["detail"] == missing
 
 
 def raw(server: LiveServer, request: str) -> Answer:
@@ -299,6 +301,11 @@ def test_a_rebound_name_gets_nothing_in_a_browser(live: LiveServer) -> None:
         assert shown is not None
         assert shown.status == 421
         assert "email" not in page.content()
+        # Styles of that name are refused too. What to do is seen without them.
+        hint = page.get_by_text(f"ALLOWED_HOSTS={EVIL}").bounding_box()
+        assert hint is not None
+        assert hint["y"] < 500
+        assert page.get_by_role("link", name="Show all tables").count() == 0  # it would be refused as well
         read = """async path => {
             const answer = await fetch(path, {headers: {"X-Forwarded-Host": "localhost"}})
             return [answer.status, await answer.text()]
