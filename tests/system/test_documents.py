@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from server.errors import ExportError
 from server.export.strategy import BlockRanges, Strategy
 from server.http.events import ExportStreamed
 from server.query.filters import OPERATORS
 from server.query.request import FORMATS, PARAMETERS, parse_export_request
+from server.saved.errors import TooManyExports
 from server.settings import describe_settings
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,25 @@ def test_every_setting_is_in_the_readme(variable: str, default: str, meaning: st
 def test_the_readme_names_no_setting_that_does_not_exist() -> None:
     named = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert named == {variable for variable, _, _ in describe_settings()}
+
+
+def kinds_of_errors(base: type[ExportError] = ExportError) -> set[type[ExportError]]:
+    return {base}.union(*map(kinds_of_errors, base.__subclasses__()))
+
+
+def test_every_status_of_an_error_is_documented() -> None:
+    table = (ROOT / "docs" / "errors.md").read_text()
+    documented = {int(found) for found in re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE)}
+    # Answered without the application, which has seen no request.
+    refused = {
+        int(found)
+        for path in (ROOT / "server" / "http").glob("*.py")
+        for found in re.findall(r"(?:refusal|_answer)\((\d{3}),", path.read_text())
+    }
+    assert len(refused) > 2
+    kinds = kinds_of_errors()
+    assert TooManyExports in kinds  # those of the packages count
+    assert ({kind.status for kind in kinds} | refused) - documented == set()
 
 
 def query_table() -> list[tuple[list[str], list[str]]]:
