@@ -66,9 +66,12 @@ def is_foreign(method: str, headers: CIMultiDictProxy[str], sent: Arrival, allow
 
     Where a browser sends both Sec-Fetch-Site (W3C, "Fetch Metadata Request Headers") and Origin, both must agree.
     """
-    if "Sec-Fetch-Site" not in headers and "Origin" not in headers:
+    if "Sec-Fetch-Site" not in headers and "Origin" not in headers and "Sec-Purpose" not in headers:
         return False
     sites, origins = headers.getall("Sec-Fetch-Site", []), headers.getall("Origin", [])
+    if "Sec-Purpose" in headers and [site.lower() for site in sites] != ["same-origin"]:
+        # Fetched before anybody clicks. For a page's speculation rules Chromium says "none", as for a typed address.
+        return True
     if len(sites) > 1 or len(origins) > 1:
         return True
     own_site = not sites or sites[0].lower() in _OWN_SITES
@@ -95,12 +98,11 @@ def _canonical(text: str) -> str:
 
 
 def _is_followed_link(method: str, headers: Mapping[str, str]) -> bool:
-    """Return whether a person follows a link. What a browser fetches in advance or into a frame is none."""
+    """Return whether a person follows a link. What a browser fetches into a frame is none."""
     return (
         method in _LINK_METHODS
         and headers.get("Sec-Fetch-Mode", "").lower() == "navigate"
         and headers.get("Sec-Fetch-Dest", "document").lower() in _LINK_DESTINATIONS
-        and "Sec-Purpose" not in headers
     )
 
 

@@ -49,6 +49,7 @@ ALLOWED = [
     (EITHER, headers("same-origin")),
     (EITHER, headers("Same-Origin", OWN)),
     (EITHER, headers("none")),
+    (EITHER, headers("same-origin", purpose="prefetch")),
     (EITHER, headers(None, OWN)),
     (EITHER, headers(None, "HTTP://Sluice.Test:80")),
     (EITHER, headers(None, "https://sluice.test:443")),  # behind a proxy that is not listed, nobody knows the scheme
@@ -76,6 +77,11 @@ REFUSED = [
     (EITHER, headers("")),
     (EITHER, [*navigation("cross-site"), ("Sec-Purpose", "prefetch")]),
     (EITHER, [*navigation("cross-site"), ("Sec-Purpose", "prefetch;prerender")]),
+    # Speculation rules of another site: Chromium says that no site has sent this.
+    *((EITHER, [*navigation("none"), ("Sec-Purpose", text)]) for text in ("prefetch", "prefetch;prerender", "")),
+    (EITHER, headers(None, purpose="prefetch")),
+    (EITHER, headers(None, OWN, purpose="prefetch")),
+    (EITHER, headers("cross-site", FRIEND, purpose="prefetch")),
     # Other origins, and what is none.
     *(
         (EITHER, headers(None, origin))
@@ -243,6 +249,9 @@ PAGE = """<!doctype html><title>wiki</title>
 <form id=form method=post action="{target}/export/users.csv?limit=3"><button>save</button></form>
 <img id=image src="{target}/static/icon.svg">
 <iframe id=frame src="{target}/relations"></iframe>
+<script type=speculationrules>
+{{"prefetch": [{{"source": "list", "urls": ["{target}/export/users.csv?limit=5"]}}]}}
+</script>
 """
 
 
@@ -283,9 +292,12 @@ def browser() -> Iterator[Browser]:
 def test_a_browser_on_a_page_of_another_site(live: LiveServer, browser: Browser, tmp_path: Path, host: str) -> None:
     (tmp_path / "index.html").write_text(PAGE.format(target=live.url))
     with other_site(tmp_path) as port, closing(browser.new_page()) as page:
-        with page.expect_response(f"{live.url}/relations") as framed:
+        with (
+            page.expect_response(f"{live.url}/relations") as framed,
+            page.expect_response(f"{live.url}/export/users.csv?limit=5") as prefetched,
+        ):
             page.goto(f"http://{host}:{port}/")
-        assert framed.value.status == 403
+        assert (framed.value.status, prefetched.value.status) == (403, 403)
         page.wait_for_function("document.getElementById('image').complete")
         assert page.evaluate("document.getElementById('image').naturalWidth") == 0
         for mode in ("cors", "no-cors"):
