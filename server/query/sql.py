@@ -8,6 +8,10 @@ Every function, operator, type and table in SQL of Sluice is named with its sche
 in all schemas of the search path and prefer what fits the types best, whoever made it, and run it with the rights of
 the database role. IN, LIKE, BETWEEN, NULLIF, IS DISTINCT FROM, CASE with a value and USING hold an operator that cannot
 be named so, and are not used. The search path itself stays as it is: the text of some values depends on it.
+
+`source.name` is a call of a function `name` if there is no such column (manual, "Using Composite Types in Queries"). A
+relation may lose one after it was looked up, while the statement waits for a lock. So `source` is a subquery, and the
+names of the relation's columns stand alone in it: such a name is never a function.
 """
 
 from __future__ import annotations
@@ -57,10 +61,10 @@ def select_statement(plan: ExportPlan, blocks: Blocks | None = None) -> Statemen
         for output in plan.columns
     )
     conditions = []
-    if blocks is None:
-        text = f"SELECT {columns} FROM {_source(plan)}"
-    else:
-        text = f"SELECT {columns} FROM ONLY {qualified(blocks.schema, blocks.name)} AS source"
+    used = [output.field.column for output in plan.columns]
+    used += [condition.column for condition in conditions_of(plan.filters)] + [key.column for key in plan.order]
+    text = f"SELECT {columns} FROM {_source(plan, used, blocks)}"
+    if blocks is not None:
         first, end = (bind(f"({block},0)", statement.values) for block in (blocks.first, blocks.end))
         conditions.append(f"source.ctid OPERATOR(pg_catalog.>=) {first} AND source.ctid OPERATOR(pg_catalog.<) {end}")
     conditions += [_filter(item, by_name, statement.values) for item in plan.filters]
@@ -133,7 +137,7 @@ def probes(plan: ExportPlan) -> list[Probe]:
     for key in plan.order:
         statement = Statement("")
         operand = _operand(key.field, by_name, statement.values)
-        statement.text = f"SELECT 1 FROM {_source(plan)} ORDER BY {operand} LIMIT 0"
+        statement.text = f"SELECT 1 FROM {_source(plan, [key.column])} ORDER BY {operand} LIMIT 0"
         found.append(Probe("sort key", key.field, None, statement))
     for selected in dict.fromkeys(output.field for output in plan.columns if not output.field.plain):
         statement = Statement("")
@@ -189,7 +193,7 @@ def _hint(condition: Condition, type: str) -> str | None:
 
 
 def _null(field: Field, plan: ExportPlan, by_name: Mapping[str, Column], values: list[str]) -> str:
-    return f"(SELECT {_operand(field, by_name, values)} FROM {_source(plan)} LIMIT 0)"
+    return f"(SELECT {_operand(field, by_name, values)} FROM {_source(plan, [field.column])} LIMIT 0)"
 
 
 def count_without_casts(plan: ExportPlan) -> Statement:
@@ -208,11 +212,21 @@ def empty_statement(plan: ExportPlan) -> Statement:
     names = [condition.column for condition in conditions_of(plan.filters)] + [key.column for key in plan.order]
     names += [output.field.column for output in plan.columns if not output.field.plain]
     columns = ", ".join(_column(name) for name in dict.fromkeys(names))
-    return Statement(f"SELECT {columns} FROM {_source(plan)} LIMIT 0")
+    return Statement(f"SELECT {columns} FROM {_source(plan, names)} LIMIT 0")
 
 
-def _source(plan: ExportPlan) -> str:
-    return f"{qualified(plan.relation.schema, plan.relation.name)} AS source"
+def _source(plan: ExportPlan, names: Iterable[str], blocks: Blocks | None = None) -> str:
+    """Return the relation with these columns, or one of its tables, of which blocks are read, also with `ctid`."""
+    columns = [quote_identifier(name) for name in dict.fromkeys(names)]
+    # PostgreSQL takes a name that is no column for the whole row of the table of that name.
+    alias = "relation"
+    while any(column.name == alias for column in plan.relation.columns):
+        alias += "_"
+    table = qualified(plan.relation.schema, plan.relation.name)
+    if blocks is not None:
+        columns.insert(0, "ctid")
+        table = f"ONLY {qualified(blocks.schema, blocks.name)}"
+    return f"(SELECT {', '.join(columns)} FROM {table} AS {alias}) AS source"
 
 
 def _column(name: str) -> str:

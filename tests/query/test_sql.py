@@ -52,9 +52,24 @@ DOMAIN = Column("found", "search_words", nullable=True, readable=True, indexed=F
 USERS = replace(USERS, columns=(*USERS.columns, DOMAIN))
 
 
+NAME = r'"(?:[^"]|"")+"'
+SOURCE = re.compile(rf"\(SELECT (?:(?:{NAME}|ctid)(?:, )?)* ?FROM ((?:ONLY )?{NAME}\.{NAME}) AS relation_*\) AS source")
+
+
 def plain(text: str) -> str:
-    """Return the SQL without the alias of the relation and the schema of operators, which these tests do not check."""
-    return re.sub(r"OPERATOR\(pg_catalog\.(\S+)\)", r"\1", text.replace(" AS source", "").replace('source."', '"'))
+    """Return the SQL without the subquery for the relation and the schema of operators."""
+    text = SOURCE.sub(r"\1", text)
+    return re.sub(r"OPERATOR\(pg_catalog\.(\S+)\)", r"\1", text.replace("source.", ""))
+
+
+def test_names_of_columns_stand_alone_in_a_subquery() -> None:
+    text = select_statement(asked("select=id,e:more->a,id&name=eq.a&order=words,id")).text
+    assert ' FROM (SELECT "id", "more", "name", "words" FROM "public"."users" AS relation) AS source WHERE ' in text
+    text = select_statement(asked("select=id"), Blocks("public", "part", 0, 9)).text
+    assert ' FROM (SELECT ctid, "id" FROM ONLY "public"."part" AS relation) AS source WHERE source.ctid ' in text
+    # A name that is no column any more would be the whole row of the table of that name.
+    named = replace(USERS, columns=tuple(replace(DOMAIN, name=name) for name in ("relation", "relation_")))
+    assert select_statement(asked("", relation=named)).text.endswith(" AS relation__) AS source")
 
 
 def asked(query: str, target: str = "users.csv", relation: Relation = USERS) -> ExportPlan:
