@@ -27,6 +27,7 @@ from server.export.rejections import NO_OPERATOR, about_value, no_cast, rejected
 from server.export.relation_faults import not_populated, relation_fault
 from server.postgres.database import Database
 from server.postgres.queries import Row
+from server.postgres.server_errors import in_brackets
 from server.postgres.session import Session
 from server.query.filters import REGULAR_EXPRESSIONS
 from server.query.plan import ExportPlan
@@ -126,7 +127,7 @@ class _Search:
         if isinstance(error, PlanTimeout):
             return too_complex_together(error) if self._readable else error
         unknown = QueryFailed(
-            f"PostgreSQL stopped the query (SQLSTATE {error.sqlstate}).",
+            f"PostgreSQL stopped the query{in_brackets(error.sqlstate)}.",
             hint="Whether the request or the relation is the cause was not found in time. Try fewer conditions.",
         )
         unknown.sqlstate, unknown.server_message = error.sqlstate, error.server_message

@@ -76,10 +76,19 @@ CREATE VIEW folding AS SELECT id, folded()::int AS q FROM staff WHERE level = 1;
 -- The same, which fails only while the statement of the request or of a condition of it is planned.
 CREATE FUNCTION folded_at_times() RETURNS int LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER AS $$
 BEGIN
-    IF current_query() ~ '^SELECT source[.][^()]* LIMIT 0$' THEN RETURN 1; END IF;
+    IF current_query() ~ '^SELECT source[.][^()]* FROM [(][^()]*[)] AS source LIMIT 0$' THEN RETURN 1; END IF;
     RETURN (SELECT salary::int FROM hiding.staff WHERE id = 51);
 END $$;
 CREATE VIEW folding_at_times AS SELECT id, folded_at_times() AS q FROM staff WHERE level = 1;
+
+-- A function that keeps Sluice from finding out in time which part of a request is the cause.
+CREATE FUNCTION slow_at_times() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF current_query() ~ '^SELECT 1 WHERE ' THEN PERFORM pg_sleep(60); END IF;
+    RETURN 1;
+END $$;
+CREATE VIEW raising_slowly AS SELECT id, raises(salary, left(salary, 5)) AS q
+    FROM staff WHERE level <= own_level() AND slow_at_times() = 1;
 
 -- A domain and a type that look at rows when a value of the request is read.
 CREATE FUNCTION checks(int) RETURNS boolean LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER AS
@@ -198,6 +207,17 @@ async def test_no_answer_and_no_log_has_the_value(client: Client, emitted: list[
         if relation in MEETS_IT:  # the attack does reach the value
             assert any(SECRET[:5] in logged(event) for event in emitted), query
             assert found[0][1] >= 400, query
+
+
+async def test_an_error_whose_cause_is_not_found_in_time_has_no_value(
+    client: Client, emitted: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.export.diagnose.DIAGNOSIS_SECONDS", 0.3)
+    async with client.get("/export/raising_slowly.csv?q=gt.5") as response:
+        answered = "/export/raising_slowly.csv", response.status, await response.text()
+    assert_says_nothing([answered], emitted)
+    assert (answered[1], json.loads(answered[2])["detail"]) == (500, "PostgreSQL stopped the query.")
+    assert any(SECRET[:5] in logged(event) for event in emitted)
 
 
 async def test_no_saved_export_has_the_value(client: Client, emitted: list[Event], settings: Settings) -> None:
