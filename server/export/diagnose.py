@@ -199,7 +199,7 @@ class _Search:
 
     async def _rejected(self, probe: Probe, reason: QueryFailed) -> InvalidRequest:
         """Return the error for this probe. reason: what it met, whose message may hold a value of a row."""
-        message: str | None = reason.server_message
+        message = None if probe.names_relation else reason.server_message
         if probe.names_relation and about_value(reason):
             async with self._session() as session:
                 message = await message_about(session, probe.statement)
