@@ -217,10 +217,11 @@ def empty_statement(plan: ExportPlan) -> Statement:
 
 def _source(plan: ExportPlan, names: Iterable[str], blocks: Blocks | None = None) -> str:
     """Return the relation with these columns, or one of its tables, of which blocks are read, also with `ctid`."""
-    columns = [quote_identifier(name) for name in dict.fromkeys(names)]
+    names = dict.fromkeys(names)
+    columns = [quote_identifier(name) for name in names]
     # PostgreSQL takes a name that is no column for the whole row of the table of that name.
     alias = "relation"
-    while any(column.name == alias for column in plan.relation.columns):
+    while alias in names:
         alias += "_"
     table = qualified(plan.relation.schema, plan.relation.name)
     if blocks is not None:
