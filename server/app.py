@@ -48,6 +48,8 @@ from server.threads import Threads
 MAX_REQUEST_LINE = 128 << 10
 # Bytes and number of the headers of a request. Cookies and headers of proxies take a few thousand bytes.
 MAX_HEADER_BYTES, MAX_HEADERS = 32 << 10, 64
+# Bytes of a body that are held until the handler takes them. They may be as many chunks, which it takes all at once.
+BODY_BUFFER = 8 << 10
 # Seconds between two requests on a connection. Longer than a proxy keeps an idle connection (nginx: 60).
 IDLE_SECONDS = 75.0
 # Seconds in which the rest of a body that nobody reads is taken, so that its client reads the answer.
@@ -128,6 +130,7 @@ def create_app_runner(
         auto_decompress=False,  # no body is compressed, and a small one could become a large one
         # The application has waited for downloads before.
         shutdown_timeout=HTTP_SECONDS,
+        read_bufsize=BODY_BUFFER,
         max_line_size=MAX_REQUEST_LINE,
         max_headers=MAX_HEADERS,
     )

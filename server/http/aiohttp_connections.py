@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import uuid
 from http import HTTPStatus
 from typing import Any, cast
@@ -20,6 +21,9 @@ from server.http.stall import unacknowledged
 
 # Requests that a client may send ahead of the answers: reading pauses with the first of these, resumes with the second.
 MOST_AHEAD, RESUME_AHEAD = 4, 2
+# Bytes that the system holds of what a client sends, about as many as are read at once: the 256 kB that the event loop
+# would read take 40 ms if they are chunks of one byte.
+RECEIVE_BUFFER = 32 << 10
 # The time without progress after which a connection is closed, as a multiple of STALL_TIMEOUT: what is sent has limits
 # of its own, which tell why.
 STALL_FACTOR = 1.5
@@ -47,6 +51,9 @@ class CountedHandler(web.RequestHandler):
             peer = transport.get_extra_info("peername")
             self.client = self._connections.client_of(peer[0]) if isinstance(peer, tuple) else None
             self._connection = cast("asyncio.Transport", transport)
+            opened = transport.get_extra_info("socket")
+            if opened is not None:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             self.waits_since = asyncio.get_running_loop().time()
             if not self._connections.add(self, self.waits_since):
                 self.force_close()

@@ -253,6 +253,17 @@ async def test_no_form_of_saved_exports_keeps_the_loop(app: WatchedApp) -> None:
     assert (answer.status, json.loads(answer.body)["code"]) == (400, "too_many_fields")
 
 
+@pytest.mark.parametrize(("method", "path", "code"), [
+    ("POST", "/saved/delete", "invalid_form"),
+    ("POST", "/export/users.csv", "unexpected_body"),
+    ("GET", "/exports", "unexpected_body"),
+])  # fmt: skip
+async def test_no_body_in_chunks_of_one_byte_keeps_the_loop(app: WatchedApp, method: str, path: str, code: str) -> None:
+    body = b"1\r\na\r\n" * 150_000 + b"0\r\n\r\n"
+    answer = await app.ask_watched(path, method=method, headers={"Transfer-Encoding": "chunked"}, body=body)
+    assert (answer.status, json.loads(answer.body)["code"]) == (400, code)
+
+
 @pytest.mark.parametrize("path", ["/", "/saved"])
 async def test_no_address_of_a_list_keeps_the_loop(app: WatchedApp, path: str) -> None:
     answer = await app.ask_watched(filled(f"{path}?{{}}", "a=1&"), headers=BROWSER)

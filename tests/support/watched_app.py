@@ -29,7 +29,8 @@ class WatchedApp:
         self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Answer:
         """Send a request on a connection of its own and return the answer."""
-        length = {"Content-Length": str(len(body))} if method == "POST" else {}
+        chunked = "Transfer-Encoding" in (headers or {})
+        length = {"Content-Length": str(len(body))} if method == "POST" and not chunked else {}
 
         def ask() -> Answer:
             with Client(socket.create_connection(("127.0.0.1", self._port), timeout=60)) as client:
