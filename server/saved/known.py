@@ -34,10 +34,12 @@ class Known:
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
-        # All exports by their creation, the pending ones among them, and those that have ended by their end.
+        # All exports by their creation, the pending ones among them, those that have ended by their end, and the failed
+        # and cancelled ones among those.
         self._created: list[Place] = []
         self._pending: list[Place] = []
         self._ended: list[Place] = []
+        self._without_file: list[Place] = []
         self.unfinished: set[str] = set()
         # The bytes of all manifests, and those of ended exports with their manifests.
         self.manifest_bytes = self.ended_bytes = self._ended_manifest_bytes = 0
@@ -69,7 +71,10 @@ class Known:
         if manifest.status == "pending":
             insort(self._pending, created)
         if manifest.completed_at is not None and manifest.finished:
-            insort(self._ended, (manifest.completed_at, manifest.id))
+            ended = (manifest.completed_at, manifest.id)
+            insort(self._ended, ended)
+            if manifest.status != "completed":
+                insort(self._without_file, ended)
             self.ended_bytes += record.bytes
             self._ended_manifest_bytes += record.manifest_bytes
         else:
@@ -89,7 +94,10 @@ class Known:
         if id in self.unfinished:
             self.unfinished.discard(id)
         elif manifest.completed_at is not None:
-            _remove(self._ended, (manifest.completed_at, id))
+            ended = (manifest.completed_at, id)
+            _remove(self._ended, ended)
+            if manifest.status != "completed":
+                _remove(self._without_file, ended)
             self.ended_bytes -= record.bytes
             self._ended_manifest_bytes -= record.manifest_bytes
 
@@ -111,6 +119,11 @@ class Known:
     def ended(self) -> Iterator[Record]:
         """Yield the records of the exports that have ended, those that ended first before the others."""
         for _, id in self._ended:
+            yield self._records[id]
+
+    def without_file(self) -> Iterator[Record]:
+        """Yield the records of the failed and cancelled exports, those that ended first before the others."""
+        for _, id in self._without_file:
             yield self._records[id]
 
 

@@ -82,12 +82,11 @@ class Quota:
         surplus = len(known) + others + 1 - self._most_kept
         bytes_over = known.manifest_bytes + manifest_bytes - MOST_MANIFEST_BYTES
         found: list[Manifest] = []
-        for record in known.ended():
+        for record in known.without_file():
             if surplus <= 0 and bytes_over <= 0:
                 return found
-            if record.entry.manifest.status != "completed":
-                found.append(record.entry.manifest)
-                surplus, bytes_over = surplus - 1, bytes_over - record.manifest_bytes
+            found.append(record.entry.manifest)
+            surplus, bytes_over = surplus - 1, bytes_over - record.manifest_bytes
         return found if surplus <= 0 and bytes_over <= 0 else []
 
     def enforce_limit(self) -> None:

@@ -65,6 +65,7 @@ def test_orders_and_sums_are_right_after_any_changes(steps: list[Record | str], 
     assert known.any_pending is bool(pending)
     by_end = sorted(ended, key=lambda each: (each.entry.manifest.completed_at or NOW, each.entry.manifest.id))
     assert list(known.ended()) == by_end
+    assert list(known.without_file()) == [each for each in by_end if each.entry.manifest.status != "completed"]
     assert known.unfinished == {each.entry.manifest.id for each in unfinished}
     assert known.manifest_bytes == sum(each.manifest_bytes for each in everything)
     assert known.unfinished_bytes == sum(each.manifest_bytes for each in unfinished)
