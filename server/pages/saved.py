@@ -34,7 +34,8 @@ from server.saved.known import Place
 from server.saved.manifest import Manifest, Status
 from server.saved.runner import Runner
 from server.saved.status import Entry
-from server.threads import in_thread
+from server.saved.store import MOST_KNOWN
+from server.threads import FILE_THREADS, in_thread
 
 # Characters of the text to search for.
 LONGEST_SEARCH = 200
@@ -42,6 +43,8 @@ LONGEST_SEARCH = 200
 LONGEST_QUERY = 300
 # Exports that one request may delete.
 MOST_CHOSEN = MOST_LIMIT
+# Exports that one request deletes at the same time: half of the threads stay free for others.
+DELETED_AT_ONCE = FILE_THREADS // 2
 # The words for a status, in the order in which the page offers them.
 STATUSES = {
     "processing": "running",
@@ -66,7 +69,7 @@ class SavedExport:
     page: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SavedFilter:
     """Which exports the page shows. searched: as typed. status: one of STATUSES, "" for all.
 
@@ -84,9 +87,14 @@ class SavedFilter:
         given = urlencode({name: text for name, text in fields.items() if text})
         return f"{SAVED_PAGE}?{given}" if given else SAVED_PAGE
 
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words of the search in lower case, each once."""
+        return tuple(dict.fromkeys(self.searched.lower().split()))
+
     def finds(self, text: str) -> bool:
-        """Return whether each word of the search is in this text."""
-        return all(word in text.lower() for word in self.searched.lower().split())
+        """Return whether each word of the search is in this text, which is in lower case."""
+        return all(word in text for word in self.words)
 
 
 def parse_filter(fields: Mapping[str, str]) -> SavedFilter:
@@ -102,7 +110,7 @@ def parse_filter(fields: Mapping[str, str]) -> SavedFilter:
 
 def matching(entries: Sequence[Entry], wanted: SavedFilter) -> tuple[list[Entry], Counter[Status]]:
     """Return the exports that match, and how many of each status the search alone finds. Ignores `after`."""
-    found = [entry for entry in entries if wanted.finds(_searchable(entry))] if wanted.searched else entries
+    found = [entry for entry in entries if wanted.finds(_searchable(entry.manifest))] if wanted.searched else entries
     counts = Counter(entry.manifest.status for entry in found)
     return [entry for entry in found if wanted.status in ("", entry.manifest.status)], counts
 
@@ -122,12 +130,15 @@ def _place(entry: Entry) -> Place:
     return entry.manifest.created_at, entry.manifest.id
 
 
-def _searchable(entry: Entry) -> str:
-    manifest = entry.manifest
-    return f"{manifest.relation} {manifest.format} {_readable(manifest.query)}"
+def _searchable(manifest: Manifest) -> str:
+    return _searchable_text(manifest.relation, manifest.format, manifest.query)
 
 
-@functools.lru_cache(16_384)
+@functools.lru_cache(MOST_KNOWN)
+def _searchable_text(relation: str, format: str, query: str) -> str:
+    return f"{relation} {format} {_readable(query)}".lower()
+
+
 def _readable(query: str) -> str:
     """Return the beginning of a query string, decoded for a reader, with a mark at its end if there is more."""
     # A character is at most twelve of a query string: four bytes, each percent-encoded.
@@ -138,20 +149,21 @@ def _readable(query: str) -> str:
 async def saved(request: web.Request) -> web.Response:
     """Show a page of the saved exports that match the filter."""
     wanted = parse_filter(fields_of_list(request))
+    store, threads = request.app[RUNNER].queue.store, request.app[ENGINE].threads
 
-    def read() -> dict[str, Any]:
-        store = request.app[RUNNER].queue.store
-        entries = store.newest_first()
+    def choose(entries: Sequence[Entry]) -> tuple[list[Entry], dict[str, Any]]:
         found, counts = matching(entries, wanted)
         on_page, older = page_of(found, wanted)
-        now = store.current(entry.manifest.id for entry in on_page).values()
-        shown = [_shown(request, entry) for entry in now if entry is not None]
-        return {"exports": shown, "matching": len(found), "total": len(entries), "counts": counts, "older": older}
+        return on_page, {"matching": len(found), "total": len(entries), "counts": counts, "older": older}
 
     unavailable: ExportError | None = None
-    context: dict[str, Any] = {"exports": (), "matching": 0, "total": 0, "older": ""}
+    context: dict[str, Any] = {"matching": 0, "total": 0, "older": ""}
+    now: dict[str, Entry | None] = {}
     try:
-        context = await in_thread(request.app[ENGINE].threads.files, read)
+        # What may wait for the disk and what computes have threads of their own.
+        entries = await in_thread(threads.files, store.newest_first)
+        on_page, context = await in_thread(threads.pages, choose, entries)
+        now = await in_thread(threads.files, store.current, [entry.manifest.id for entry in on_page])
     except ExportError as error:
         unavailable = error
     context |= {
@@ -160,7 +172,11 @@ async def saved(request: web.Request) -> web.Response:
         "longest_search": LONGEST_SEARCH,
         "retention": request.app[SETTINGS].export_retention,
     }
-    return await render_with_error(request, "saved.html", lambda: context, unavailable)
+
+    def shown() -> dict[str, Any]:
+        return context | {"exports": [_shown(request, entry) for entry in now.values() if entry is not None]}
+
+    return await render_with_error(request, "saved.html", shown, unavailable)
 
 
 def _shown(request: web.Request, entry: Entry) -> SavedExport:
@@ -230,13 +246,30 @@ async def delete(request: web.Request) -> web.Response:
     found = await in_thread(request.app[ENGINE].threads.files, store.current, ids)
     chosen = [entry for entry in found.values() if entry is not None]
     if "sure" not in fields and any(entry.manifest.status not in ("failed", "cancelled") for entry in chosen):
-        shown = [_shown(request, entry) for entry in chosen]
-        return await render(request, "delete.html", {"exports": shown, "filter": wanted, "statuses": STATUSES})
-    outcomes = await asyncio.gather(*(_delete(request.app[RUNNER], entry) for entry in chosen), return_exceptions=True)
-    for outcome in outcomes:
-        if outcome is not None:
-            raise outcome
+
+        def question() -> dict[str, Any]:
+            shown = [_shown(request, entry) for entry in chosen]
+            return {"exports": shown, "filter": wanted, "statuses": STATUSES}
+
+        return await render(request, "delete.html", question)
+    await _delete_all(request.app[RUNNER], chosen)
     raise web.HTTPSeeOther(wanted.address())
+
+
+async def _delete_all(runner: Runner, chosen: Sequence[Entry]) -> None:
+    """Delete these exports, a few at a time. Raise the first error when all others are deleted."""
+    waiting, errors = iter(chosen), list[Exception]()
+
+    async def delete_next() -> None:
+        for entry in waiting:
+            try:
+                await _delete(runner, entry)
+            except Exception as error:
+                errors.append(error)
+
+    await asyncio.gather(*(delete_next() for _ in range(DELETED_AT_ONCE)))
+    if errors:
+        raise errors[0]
 
 
 async def _delete(runner: Runner, entry: Entry) -> None:

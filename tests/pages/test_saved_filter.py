@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +56,16 @@ def test_the_exports_of_a_filter(wanted: SavedFilter, found: list[int], counts: 
     shown, counted = matching(ENTRIES, wanted)
     assert [ENTRIES.index(entry) for entry in shown] == found
     assert counted == counts
+
+
+def test_a_search_of_many_words_takes_little_time() -> None:
+    long = "%C3%84" * 100
+    entries = [Entry(replace(ENTRIES[0].manifest, query=f"name=eq.{n}{long}"), Progress()) for n in range(5000)]
+    matching(entries, SavedFilter("a"))
+    started = time.thread_time()
+    found, _ = matching(entries, SavedFilter("a " * 100))
+    assert len(found) == len(entries)
+    assert time.thread_time() - started < 0.25
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,15 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from server.app import MAX_REQUEST_LINE, create_app
-from server.errors import ExportError
+from server.errors import ExportError, ServerBusy
+from server.pages.saved import DELETED_AT_ONCE
 from server.saved import store
 from server.saved.errors import NoSpaceLeft, TooManyExports, TooManyWaiting
 from server.saved.manifest import NewExport
 from server.saved.queue import Queue
+from server.saved.runner import Runner
 from server.settings import Settings
+from server.threads import FILE_THREADS
 from tests.support.failing_os import Calls
 from tests.support.live_server import LiveServer
 from tests.support.planted import plant
@@ -282,6 +285,35 @@ async def test_the_page_goes_on_to_older_exports(client: TestClient[Any, Any], t
     assert (await text(client, older)).count("<article") == 10
     async with client.post("/saved/delete", data=[("id", str(n)) for n in range(1001)]) as response:
         assert response.status == 400
+
+
+async def test_many_exports_are_deleted_a_few_at_a_time(
+    client: TestClient[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client.post("/export/users.csv?limit=1") as response:
+        assert response.status == 202
+    await all_ended(client)
+    ids = plant(tmp_path / "exports", 60)
+    delete = Runner.delete
+    running = most = 0
+
+    async def counted(runner: Runner, id: str) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            if id == ids[0]:
+                raise ServerBusy("The export is in use.")
+            await delete(runner, id)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(Runner, "delete", counted)
+    fields = [("sure", "yes"), *(("id", id) for id in ids)]
+    async with client.post("/saved/delete", data=fields, allow_redirects=False) as response:
+        assert response.status == 503  # after all others have been deleted
+    assert most == DELETED_AT_ONCE < FILE_THREADS
+    assert {each.name for each in (tmp_path / "exports").iterdir()} & set(ids) == {ids[0]}
 
 
 async def text(client: TestClient[Any, Any], address: str) -> str:

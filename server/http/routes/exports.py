@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 from aiohttp import web
 
@@ -13,7 +14,7 @@ from server.http.caching import NO_STORE
 from server.http.forwarded import client_address
 from server.http.keys import CONNECTIONS, ENGINE, RUNNER, SETTINGS, WATCH
 from server.http.paging import parse_page, write_place
-from server.http.responses import status_document
+from server.http.responses import long_json_response, status_document
 from server.http.stall import Backlog, StallLimit
 from server.saved.watch import Seen
 from server.threads import in_thread
@@ -25,17 +26,17 @@ QUIET_LOOKS = 10
 async def list_exports(request: web.Request) -> web.Response:
     """Return a page of the saved exports, newest first. The header Link has the address of the next page."""
     page = parse_page(request.query)
-    store = request.app[RUNNER].queue.store
+    store, files = request.app[RUNNER].queue.store, request.app[ENGINE].threads.files
+    found = await in_thread(files, store.page, page.after, page.limit)
 
-    def body() -> tuple[str, dict[str, str]]:
-        found = store.page(page.after, page.limit)
-        exports = [status_document(request, entry) for entry in found.entries]
+    def document() -> dict[str, Any]:
+        return {"exports": [status_document(request, entry) for entry in found.entries], "total": found.total}
+
+    response = await long_json_response(request, document)
+    if found.next is not None:
         address = f"{SAVED_PREFIX}?limit={page.limit}&after={write_place(found.next)}"
-        links = {} if found.next is None else {"Link": f'<{address}>; rel="next"'}
-        return json.dumps({"exports": exports, "total": found.total}), links
-
-    text, links = await in_thread(request.app[ENGINE].threads.files, body)
-    return web.Response(text=text, content_type="application/json", headers={**NO_STORE, **links})
+        response.headers["Link"] = f'<{address}>; rel="next"'
+    return response
 
 
 async def one_export(request: web.Request) -> web.Response:
