@@ -747,6 +747,52 @@ def test_the_progress_of_an_export_without_an_estimate(page: Page) -> None:
     expect(page.locator("[data-show=estimate]")).to_be_empty()
 
 
+def test_hidden_tabs_leave_the_connections_to_the_one_that_is_shown(
+    page: Page, gate: psycopg2.extensions.connection
+) -> None:
+    for _ in range(4):
+        page.request.post("/export/gated.csv")
+    tabs = [page, page.context.new_page(), page.context.new_page()]
+    for tab in tabs[:2]:  # a browser has six connections for all of them, and each would open four streams
+        tab.goto("/saved")
+        expect(tab.locator("[data-show=rows]").first).not_to_have_text("0")
+        turn(tab, hidden=True)
+    tabs[2].goto("/saved")
+    expect(tabs[2].get_by_role("article")).to_have_count(4)
+    gate.close()
+    expect(tabs[2].locator(".badge.completed")).to_have_count(4)
+    expect(page.locator(".badge.completed")).to_have_count(0)
+    turn(page, hidden=False)
+    expect(page.locator(".badge.completed")).to_have_count(4)
+
+
+def turn(page: Page, *, hidden: bool) -> None:
+    """Do as a browser does when the user turns to another tab, or back: without a window, all are shown."""
+    page.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
+
+
+@pytest.mark.usefixtures("gate")
+def test_the_page_is_read_again_once_if_all_streams_are_refused(page: Page) -> None:
+    for _ in range(4):
+        page.request.post("/export/gated.csv")
+    read: list[str] = []
+    page.on("request", lambda request: read.append(request.url) if request.resource_type == "fetch" else None)
+    page.route("**/events", lambda route: route.fulfill(status=429))
+    page.clock.install()
+    page.goto("/saved")
+
+    def later() -> int:
+        page.clock.run_for(1000)
+        return len(read)
+
+    wait_until("the page is read again", later)
+    assert len(read) == 1
+
+
 def test_a_failed_saved_export_shows_the_reason(page: Page, postgres: Postgres) -> None:
     postgres.run("CREATE VIEW broken AS SELECT id, 1 / (id - 500) AS x FROM users")
     go_to_table(page, "broken")

@@ -3,7 +3,8 @@
 
 import { debounce, refresh } from "./live.js";
 
-// Streams open at a time. Over HTTP/1.1 a browser opens at most six connections to a server, and needs some for the page.
+// Streams open at a time. Over HTTP/1.1 a browser opens at most six connections to a server for all its tabs, and needs
+// some for pages: a hidden tab has no stream.
 const MOST_STREAMS = 4;
 const UNFINISHED = ["processing", "pending"];
 const RETRY_MILLISECONDS = 3000;
@@ -69,10 +70,14 @@ function showSelection() {
   button.textContent = count ? `Delete selected (${count})` : "Delete selected";
 }
 
-// Fetches the page again and keeps the selection. announcement: returns the text for screen readers, from the new page.
-async function reload(announcement) {
+function closeStreams() {
   for (const stream of streams.values()) stream.close();
   streams.clear();
+}
+
+// Fetches the page again and keeps the selection. announcement: returns the text for screen readers, from the new page.
+async function reload(announcement) {
+  closeStreams();
   const chosen = new Set(boxes().filter((box) => box.checked).map((box) => box.value));
   try {
     await refresh(location.pathname + location.search, ["saved"]);
@@ -84,6 +89,9 @@ async function reload(announcement) {
   }
 }
 
+// Once, also if the server refuses several streams.
+const reloadLater = debounce(() => reload(() => ""), RETRY_MILLISECONDS);
+
 function watch() {
   showSelection();
   for (const time of document.querySelectorAll("time")) {
@@ -91,6 +99,7 @@ function watch() {
     const year = moment.getFullYear() === new Date().getFullYear() ? undefined : "numeric";
     if (time.dateTime) time.textContent = moment.toLocaleString(undefined, { ...timeFormat, year });
   }
+  if (document.hidden) return;
   const cards = UNFINISHED.flatMap((status) => [...document.querySelectorAll(`[data-status=${status}]`)]);
   for (const card of cards.slice(0, MOST_STREAMS)) {
     const { id, status } = card.dataset;
@@ -103,7 +112,7 @@ function watch() {
     };
     stream.addEventListener("removed", () => reload(() => "removed"));
     stream.onerror = () => {
-      if (stream.readyState === EventSource.CLOSED) setTimeout(reload, RETRY_MILLISECONDS, () => "");
+      if (stream.readyState === EventSource.CLOSED) reloadLater();
     };
   }
 }
@@ -158,6 +167,7 @@ if (search) {
     searchSoon();
   });
 }
-addEventListener("pagehide", () => streams.forEach((stream) => stream.close()));
+document.addEventListener("visibilitychange", () => (document.hidden ? closeStreams() : reload(() => "")));
+addEventListener("pagehide", closeStreams);
 addEventListener("pageshow", (event) => event.persisted && reload(() => ""));
 watch();
