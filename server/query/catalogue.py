@@ -24,6 +24,8 @@ KINDS = {
 }
 # Characters of a relation's name in a message or the log: two names of 63 bytes, a dot and some quotes.
 LONGEST_RELATION_NAME = 130
+# Characters of a comment. PostgreSQL takes a gigabyte, and the list of relations holds all comments.
+LONGEST_COMMENT = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Relation:
     tables, and tables not yet analyzed. They are None too where they cover rows that a policy hides from the role, and
     the size where it covers columns that the role may not read. They and the comment are None where only the columns
     were asked for. also_in: the further schemas that were searched and have a relation of this name, in search order;
-    empty unless it was looked up by its name alone. comment: that of COMMENT ON TABLE, VIEW and so on.
+    empty unless it was looked up by its name alone. comment: of COMMENT ON, its first LONGEST_COMMENT characters.
     """
 
     oid: int
@@ -95,9 +97,7 @@ SELECT
     c.relkind::pg_catalog.text AS kind,
     c.relispartition AS is_partition,
     {statistics},
-    {columns} AS columns,
-    {also_in} AS also_in,
-    {has_domains} AS has_domains
+    {columns} AS columns, {also_in} AS also_in, {has_domains} AS has_domains
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 {storage}
@@ -121,10 +121,10 @@ _SIZES = """
 # Sizes come from pg_class, summed over the partitions and children that a SELECT reads: the size functions wait for
 # locks, and a list must not wait for an ALTER TABLE.
 # They cover the rows that a policy hides from the role, and the size also the columns that it may not read.
-_STATISTICS = """CASE WHEN NOT pg_catalog.row_security_active(c.oid) THEN storage.estimated_rows END AS estimated_rows,
+_STATISTICS = f"""CASE WHEN NOT pg_catalog.row_security_active(c.oid) THEN storage.estimated_rows END AS estimated_rows,
     CASE WHEN NOT pg_catalog.row_security_active(c.oid)
         AND pg_catalog.has_table_privilege(c.oid, 'SELECT'::pg_catalog.text) THEN storage.bytes END AS bytes,
-    d.description AS comment"""
+    pg_catalog.left(d.description, {LONGEST_COMMENT}) AS comment"""
 _NO_STATISTICS = "NULL::pg_catalog.float8 AS estimated_rows, NULL::bigint AS bytes, NULL::pg_catalog.text AS comment"
 _STORAGE = f"""
 LEFT JOIN pg_catalog.pg_description AS d ON d.objoid OPERATOR(pg_catalog.=) c.oid

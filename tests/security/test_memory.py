@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient
 
+from server.query.catalogue import LONGEST_COMMENT
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.postgres import Postgres
 from tests.support.raw_http import Client, ask
@@ -328,6 +329,22 @@ async def test_a_plan_that_repeats_the_filters_for_each_partition_is_refused(
         answer = await client.get(f"{path}{'' if path.endswith('&') else '?'}t=in.({values})")
         assert (answer.status, (await answer.json())["code"]) == (400, "too_complex"), path
     assert await (await client.get("/export/parted.csv")).read() == b"id,t\n"
+
+
+@needs_proc
+def test_a_large_comment_neither_fails_the_list_nor_fills_the_memory(
+    start_live: Callable[..., LiveServer], postgres: Postgres
+) -> None:
+    postgres.run("CREATE TABLE noted (id int)")
+    postgres.run("DO $$ BEGIN EXECUTE format('COMMENT ON TABLE noted IS %L', repeat('word ', 6000000)); END $$")
+    server = start_live()
+    digest_of(server, "/export/users.csv?limit=1")
+    before = server.peak_memory()
+    for path in ("/relations", "/relations/noted", "/", "/?q=word", "/table/noted"):
+        assert ask(server, path).status == 200, path
+    (noted,) = [each for each in json.loads(ask(server, "/relations").body)["relations"] if each["name"] == "noted"]
+    assert noted["comment"] == "word " * (LONGEST_COMMENT // 5)
+    assert server.peak_memory() - before < BESIDE
 
 
 @needs_proc
