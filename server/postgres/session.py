@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import json
 from collections.abc import Collection, Mapping, Sequence
 
 from server import errors
 from server.postgres import statements
 from server.postgres.cleaning import cleaning, is_as_new
 from server.postgres.connection import Connection
-from server.postgres.explained import NOT_ASKED, Explained
+from server.postgres.explained import NOT_ASKED, Explained, top_node
 from server.postgres.planning import PlanningLimit
 from server.postgres.queries import Query, Row, Value
 from server.postgres.reader import RowReader
@@ -166,8 +165,8 @@ class Session:
         blocks = statements.unchanged(checked[0])
         text = plan[0]["QUERY PLAN"]
         # That of a thousand partitions has megabytes.
-        document = json.loads(text) if len(text) < LONG_PLAN else await in_thread(self._threads.pages, json.loads, text)
-        return Explained(document[0]["Plan"], blocks, withheld)
+        node = top_node(text) if len(text) < LONG_PLAN else await in_thread(self._threads.pages, top_node, text)
+        return Explained(node, blocks, withheld)
 
     async def read_by_blocks(self) -> None:
         """Allow only plans that read ranges of blocks from now on. Raise the errors of `query`."""

@@ -5,6 +5,7 @@ The EXPLAIN documents are those of PostgreSQL 18, reduced to the fields that are
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from server.export.strategy import (
     outline,
     reads_in_order,
 )
-from server.postgres.explained import Explained
+from server.postgres.explained import Explained, top_node
 from server.postgres.reader import BATCH_ROWS
 from server.query.catalogue import Column, Relation
 from server.query.plan import ExportPlan, make_plan
@@ -389,3 +390,11 @@ def test_a_parallel_plan_is_executed_as_a_whole_and_any_other_in_batches(
 ) -> None:
     strategy = make_strategy(plan(kind="view"), Explained(explained), Candidates(reason="a view"), [], Limits(4, 1))
     assert (strategy.name, strategy.batches) == (name, batches)
+
+
+def test_nothing_that_grows_with_the_filters_is_kept_of_a_plan() -> None:
+    kept = {"Node Type": "Seq Scan", "Relation Name": "users", "Schema": "public", "Plan Rows": 5}
+    part = kept | {"Filter": "(t <> ALL ('{a,b}'::text[]))", "Output": ["t"]}
+    node = {"Node Type": "Append", "Plan Rows": 10, "Plans": [part, part], "Subplans Removed": 3}
+    text = json.dumps([{"Plan": node, "Settings": {}}])
+    assert top_node(text) == {"Node Type": "Append", "Plan Rows": 10, "Plans": [kept, kept]}
