@@ -70,8 +70,9 @@ class PlanningLimit:
         finally:
             begin.cancel()
             watch.end()
-        if watch.cancels:  # perhaps too late for this statement, but a later one could be hit
-            session.abandon()
+            if watch.cancels:  # perhaps too late for this statement, but a later one could be hit
+                session.abandon()
+        if watch.cancels:
             raise timed_out(seconds)
 
 
