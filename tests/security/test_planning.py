@@ -24,8 +24,8 @@ from tests.support.waiting import at_work
 
 Client = TestClient[Any, Any]
 
-# PostgreSQL needs half a minute to compile it.
-SLOW = "match." + quote("((a?){0,40}){0,40}")
+# PostgreSQL needs many times PLAN_TIMEOUT to compile it. Larger ones need longer to end after they were cancelled.
+SLOW = "match." + quote("((a?){0,30}){0,30}")
 # Seconds for an answer. It takes half of them on a machine that does nothing else.
 SOON = 8.0
 
@@ -84,7 +84,7 @@ REQUESTS = {
 async def test_a_regular_expression_that_takes_long_to_compile_is_named(
     settings: Settings, postgres: Postgres, method: str, path: str
 ) -> None:
-    async with served(settings) as client:
+    async with served(settings, plan_timeout=0.2) as client:
         status, problem = await problem_of(client, path.format(f"id=gt.0&name={SLOW}&country_code=eq.US"), method)
         assert (status, problem["code"]) == (400, "too_complex"), problem
         assert '"name" (text)' in problem["detail"]
@@ -92,7 +92,7 @@ async def test_a_regular_expression_that_takes_long_to_compile_is_named(
 
 
 async def test_it_is_named_within_a_group_too(settings: Settings) -> None:
-    async with served(settings) as client:
+    async with served(settings, plan_timeout=0.2) as client:
         group = f"or=(id.eq.1,name.not.i{SLOW.replace('match.', 'match.%22')}%22)"
         status, problem = await problem_of(client, f"/relations/users?explain&{group}")
         assert (status, problem["code"]) == (400, "too_complex"), problem
@@ -109,9 +109,10 @@ async def test_conditions_that_only_together_take_long_are_blamed_together(setti
 async def test_a_relation_that_takes_long_to_plan_is_no_fault_of_the_request(
     settings: Settings, slowly_planned: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.postgres.planning.RELATION_SECONDS", 0.6)
-    async with served(settings) as client:
-        for path, limit in (("/export/slowly_planned.csv", "0.6"), ("/export/slowly_planned.csv?n=gt.1", "0.5")):
+    monkeypatch.setattr("server.postgres.planning.RELATION_SECONDS", 0.3)
+    monkeypatch.setattr("server.export.diagnose.DIAGNOSIS_SECONDS", 0.5)
+    async with served(settings, plan_timeout=0.2) as client:
+        for path, limit in (("/export/slowly_planned.csv", "0.3"), ("/export/slowly_planned.csv?n=gt.1", "0.2")):
             status, problem = await problem_of(client, path)
             assert (status, problem["code"]) == (503, "plan_timeout"), problem
             assert f"{limit} seconds to plan" in problem["detail"]
@@ -126,7 +127,7 @@ async def test_without_the_limit_and_without_conditions_planning_may_take_long(
 ) -> None:
     postgres.run(
         "CREATE FUNCTION plan_a_moment() RETURNS int LANGUAGE plpgsql IMMUTABLE "
-        "AS $$ BEGIN PERFORM pg_sleep(0.8); RETURN 1; END $$"
+        "AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN 1; END $$"
     )
     postgres.run("CREATE VIEW a_moment AS SELECT n FROM generate_series(1, 5) AS n WHERE n = plan_a_moment()")
     try:
@@ -171,9 +172,10 @@ async def test_the_one_wrong_condition_of_many_is_named(settings: Settings) -> N
 
 
 async def test_queries_that_are_planned_for_long_delay_no_other_work(
-    settings: Settings, slowly_planned: Postgres
+    settings: Settings, slowly_planned: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They have every connection for planning and for previews."""
+    monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 60.0)
     async with served(settings, plan_timeout=0.0) as client:
         slow = [f"/relations/users?explain&name={SLOW}"] * PLANNING_CONNECTIONS
         slow += ["/relations/slowly_planned/preview"] * PREVIEW_CONNECTIONS
@@ -227,7 +229,7 @@ async def test_a_preview_that_gets_no_connection_says_so(
     async with served(settings) as client:
         others = [asyncio.ensure_future(client.get("/relations/sleepy/preview")) for _ in range(PREVIEW_CONNECTIONS)]
         await eventually("all previews are in use", lambda: len(at_work(postgres)) == PREVIEW_CONNECTIONS)
-        monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 0.2)
+        monkeypatch.setattr("server.export.preview.PREVIEW_TIMEOUT", 1.0)
         status, problem = await problem_of(client, "/relations/users/preview")
         assert (status, problem["code"]) == (503, "busy")
         assert "previews" in problem["detail"]
