@@ -17,21 +17,22 @@ class Wire:
     descriptor: of the socket, in non-blocking mode. ssl: the address of OpenSSL's SSL object, 0 without TLS.
     """
 
-    __slots__ = ("_buffer", "descriptor", "ssl")
+    __slots__ = ("_buffer", "_bytes", "descriptor", "ssl")
 
     def __init__(self, descriptor: int, ssl: int = 0) -> None:
         self.descriptor = descriptor
         self.ssl = ssl
         self._buffer = ctypes.create_string_buffer(RECEIVE_BYTES)
+        self._bytes = memoryview(self._buffer).cast("B")
 
     def receive(self) -> bytes | None:
         """Return bytes that have arrived; None if there are none, b"" at the end of the connection. Raise OSError."""
         try:
             if not self.ssl:
                 # A bytes object of RECEIVE_BYTES that is made smaller afterwards may leave a hole in the memory.
-                return ctypes.string_at(self._buffer, os.readv(self.descriptor, [self._buffer]))
+                return self._bytes[: os.readv(self.descriptor, (self._bytes,))].tobytes()
             # The call that finds nothing has emptied OpenSSL's own buffer, so it is right to wait for the socket then.
-            return ctypes.string_at(self._buffer, tls.receive(self.ssl, self._buffer))
+            return self._bytes[: tls.receive(self.ssl, self._buffer)].tobytes()
         except BlockingIOError:
             return None
 
