@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 ENGINE ?= docker
 IMAGE ?= sluice
 
-.PHONY: run test test-slow check bench dsn seed encoder lock sbom clean
+.PHONY: run test test-slow attacks check bench dsn seed encoder lock sbom clean
 
 run: encoder
 	@exec $(BIN)/python -m server serve
@@ -28,10 +28,14 @@ seed: .venv/runtime
 # Two processes, each with a PostgreSQL of its own. All tests of a file run in one process. The files run in the order of
 # tests/conftest.py, slow ones first; without --no-loadscope-reorder xdist would begin with those that have most tests.
 test: .venv/development encoder
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not attacks" $(PARALLEL)
 
 test-slow: .venv/development encoder
 	$(BIN)/python -m pytest -m slow --no-cov $(PARALLEL)
+
+# On a quiet machine: each measures a download while another client attacks.
+attacks: .venv/development encoder
+	$(BIN)/python -m pytest -m attacks --no-cov tests/security/test_slow_requests.py
 
 check: .venv/development encoder
 	$(BIN)/ruff check .

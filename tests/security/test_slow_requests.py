@@ -1,4 +1,7 @@
-"""One client does its worst, and another one downloads a table as fast as before."""
+"""One client does its worst, and another one downloads a table as fast as before. `make attacks` runs these tests.
+
+They measure wall time, so they are not part of the other suites, which run on machines with other work.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tests.support.live_server import ROOT, LiveServer
 from tests.support.postgres import Postgres
 from tests.support.raw_http import ask
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.attacks
 
 # How often each is measured. The median is what counts: the machine has other work to do.
 ROUNDS = 7
@@ -30,7 +33,6 @@ ATTEMPTS = 3
 RELATIONS = """
 CREATE TABLE many AS SELECT n AS id, 'name ' || n AS name, repeat('x', 100) AS filler FROM generate_series(1, 300000) n;
 CREATE TABLE megabytes AS SELECT repeat('x', 1000000) AS t FROM generate_series(1, 20);
-CREATE TABLE hundred_megabytes AS SELECT repeat('x', 105000000) AS t;
 CREATE VIEW slow AS SELECT n, pg_sleep(60)::text AS s FROM generate_series(1, 5) AS n;
 CREATE VIEW locking AS SELECT pg_advisory_lock(42)::text AS locked;
 VACUUM ANALYZE many
