@@ -193,7 +193,7 @@ TOKENS = re.compile(
       | pg_catalog\.(?: to_tsvector | (?: | plain | phrase | websearch_ )to_tsquery ) \b | ::pg_catalog\.regconfig \b
       | (?: SELECT | FROM | AS | WHERE | AND | OR | NOT | IS | NULL | TRUE | FALSE | UNKNOWN
           | ORDER | BY | ASC | DESC | NULLS | FIRST | LAST | LIMIT | OFFSET
-          | line | source | \d+ | ANY | ALL
+          | line | source | relation_* | \d+ | ANY | ALL
         ) \b
       | [(),.*]
     )"""
