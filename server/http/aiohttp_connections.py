@@ -23,7 +23,7 @@ from server.http.stall import unacknowledged
 MOST_AHEAD, RESUME_AHEAD = 4, 2
 # Bytes that the system holds of what a client sends, about as many as are read at once: the 256 kB that the event loop
 # would read take 40 ms if they are chunks of one byte.
-RECEIVE_BUFFER = 32 << 10
+RECEIVE_BUFFER = 16 << 10
 # The time without progress after which a connection is closed, as a multiple of STALL_TIMEOUT: what is sent has limits
 # of its own, which tell why.
 STALL_FACTOR = 1.5

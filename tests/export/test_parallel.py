@@ -363,6 +363,7 @@ def test_a_reading_role_has_ranges(role_server: Callable[..., LiveServer], postg
         assert ask(server, path_of(relation)).body == postgres.copy(f"SELECT * FROM {relation}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["copied", "copied_parent", "copied_leaf"])
 def test_one_reader_reads_under_row_level_security(
     role_server: Callable[..., LiveServer], postgres: Postgres, on: str
@@ -394,6 +395,7 @@ def test_one_reader_reads_virtual_columns_of_partitions(server: LiveServer, post
     assert ask(server, path_of("made_1")).body == postgres.copy("SELECT * FROM made_1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["the role's setting", "the URI"])
 def test_one_reader_reads_as_another_role(role_server: Callable[..., LiveServer], postgres: Postgres, way: str) -> None:
     if way == "the URI":
@@ -403,6 +405,7 @@ def test_one_reader_reads_as_another_role(role_server: Callable[..., LiveServer]
     assert_single(server, postgres, "heap", "", "SELECT * FROM heap", "another role")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rights",
     [

@@ -631,6 +631,7 @@ def cases(draw: st.DrawFn) -> Case:
 @example(case=Case([0, 0], lifetimes=[0, 0], first_lives=0))
 @example(case=Case([4, 4, 4, 4], 3000, 4, [0, 0, 5, 0, 5], lifetimes=[2, 3, 4]))
 # The first reader fails in a later range while one that was given back is free.
+@pytest.mark.slow
 @example(case=Case([0, 4, 4], pauses=[2, 6, 10], lifetimes=[0], first_lives=1))
 async def test_in_any_order_of_events_the_file_is_whole_or_ends_with_the_error(case: Case) -> None:
     simulation = Simulation(case)

@@ -292,6 +292,7 @@ async def test_a_page_has_no_lines_to_copy_without_a_host(settings: Settings) ->
 # --- a real browser ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rebound_name_gets_nothing_in_a_browser(live: LiveServer) -> None:
     with browsing(f"--host-resolver-rules=MAP {EVIL} 127.0.0.1") as browser:
         page = browser.new_page()

@@ -347,6 +347,7 @@ def test_a_large_comment_neither_fails_the_list_nor_fills_the_memory(
     assert server.peak_memory() - before < BESIDE
 
 
+@pytest.mark.slow
 @needs_proc
 @NATIVE_AND_PURE
 def test_an_error_that_repeats_a_large_value_is_not_held(

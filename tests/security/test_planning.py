@@ -91,6 +91,7 @@ async def test_a_regular_expression_that_takes_long_to_compile_is_named(
         await eventually("PostgreSQL has stopped", lambda: not at_work(postgres))
 
 
+@pytest.mark.slow
 async def test_it_is_named_within_a_group_too(settings: Settings) -> None:
     async with served(settings, plan_timeout=0.2) as client:
         group = f"or=(id.eq.1,name.not.i{SLOW.replace('match.', 'match.%22')}%22)"
@@ -98,6 +99,7 @@ async def test_it_is_named_within_a_group_too(settings: Settings) -> None:
         assert (status, problem["code"]) == (400, "too_complex"), problem
 
 
+@pytest.mark.slow
 async def test_conditions_that_only_together_take_long_are_blamed_together(settings: Settings) -> None:
     async with served(settings, plan_timeout=0.2) as client:
         some = "&".join("name=match." + quote(f"((a?){{0,12}}){{0,12}}{n}") for n in range(200))
@@ -106,6 +108,7 @@ async def test_conditions_that_only_together_take_long_are_blamed_together(setti
         assert "relation alone does not" in problem["detail"]
 
 
+@pytest.mark.slow
 async def test_a_relation_that_takes_long_to_plan_is_no_fault_of_the_request(
     settings: Settings, slowly_planned: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +125,7 @@ async def test_a_relation_that_takes_long_to_plan_is_no_fault_of_the_request(
         await eventually("PostgreSQL has stopped", lambda: not at_work(slowly_planned))
 
 
+@pytest.mark.slow
 async def test_without_the_limit_and_without_conditions_planning_may_take_long(
     settings: Settings, postgres: Postgres
 ) -> None:
@@ -171,6 +175,7 @@ async def test_the_one_wrong_condition_of_many_is_named(settings: Settings) -> N
 # --- the others ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_queries_that_are_planned_for_long_delay_no_other_work(
     settings: Settings, slowly_planned: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +227,7 @@ async def test_a_preview_needs_no_export_slot_and_takes_none(settings: Settings,
         await eventually("PostgreSQL has stopped", lambda: not at_work(postgres))
 
 
+@pytest.mark.slow
 async def test_a_preview_that_gets_no_connection_says_so(
     settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def made(query: str, target: str) -> Iterator[str]:
     yield from (probe.statement.text for probe in (*probes(plan), *value_probes(plan)))
 
 
+@pytest.mark.slow
 def test_the_sql_of_every_request_is_qualified() -> None:
     found = {text for query in requests() for text in made(query, "k.csv" if "=x" in query else "k.ndjson")}
     assert len(found) > 500

@@ -160,6 +160,7 @@ async def all_ended(client: TestClient[Any, Any]) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_waiting_exports_get_429_and_downloads_work(start_live: Callable[..., LiveServer], gate: Gate) -> None:
     server = start_live(MAX_WAITING_EXPORTS="3", WEB_CONCURRENCY="2")
     ids = [save(server, "gated.csv") for _ in range(3)]
@@ -341,6 +342,7 @@ def settle(queue: Queue) -> None:
     queue.store._changed -= store.SETTLED_SECONDS + 1
 
 
+@pytest.mark.slow
 def test_an_idle_look_does_not_depend_on_the_number_of_exports(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = make_queue(path, export_storage_limit=10**9)
     completed(queue)
