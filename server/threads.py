@@ -50,13 +50,15 @@ class Threads:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def give_way(since: float) -> None:
-    """Let the other callbacks of the event loop run, if this one has taken TURN_SECONDS.
+async def give_way(since: float) -> bool:
+    """Let the other callbacks of the event loop run, if this one has taken TURN_SECONDS. Return whether it has.
 
     since: when it began, by `time.perf_counter`. Call it between two pieces of work whose time grows with a request.
     """
-    if time.perf_counter() - since > TURN_SECONDS:
+    long = time.perf_counter() - since > TURN_SECONDS
+    if long:
         await asyncio.sleep(0)
+    return long
 
 
 async def in_thread(

@@ -159,6 +159,7 @@ class Connection(aiopg.Connection):
 
     async def _exchange(self, data: bytes, results: Results) -> None:
         """Send the data and take the answers up to ReadyForQuery."""
+        began = time.perf_counter()
         while True:
             if data:
                 data = data[self.wire.send(data) :]
@@ -170,8 +171,8 @@ class Connection(aiopg.Connection):
                 raise connection_lost() if results.error is None else error_in(results.error)
             if received is None:
                 await self.ready(sending=bool(data))
+                began = time.perf_counter()
                 continue
-            began = time.perf_counter()
             self._messages.feed(received)
             for kind, body in self._messages:
                 if results.take(kind, body):
@@ -181,7 +182,9 @@ class Connection(aiopg.Connection):
             if self._messages.row_left:
                 self._lose()
                 raise errors.AnswerTooLarge("PostgreSQL's answer about the relation is too large.")
-            await give_way(began)  # the list of all relations may have megabytes
+            # The list of all relations may have megabytes, which come in small pieces without a pause.
+            if await give_way(began):
+                began = time.perf_counter()
 
     def _lose(self) -> None:
         """Close the connection, on which no answer can come any more."""
