@@ -15,7 +15,7 @@ from tests.support.cpu import LONGEST_CALLBACK, Callbacks, most_seconds, watched
 from tests.support.raw_http import Answer, Client
 
 # Requests of a kind, of which one has to keep within the limit: a busy machine makes a callback look slow now and then.
-ATTEMPTS = 8
+ATTEMPTS = 3
 
 
 class WatchedApp:
