@@ -773,7 +773,7 @@ cdef class Encoder:
     cdef int take_fields(self, Py_ssize_t most) except -1 nogil:
         """Write the fields of a large row as they arrive. Return END with its last byte; else as `take` does.
 
-        The read may end between two fields, or within a value of more than LARGE_BYTES, and goes on there.
+        The read may end between two fields, or within a value of more than LARGE_BYTES. The next read continues there.
         """
         cdef Py_ssize_t size
         cdef int ended

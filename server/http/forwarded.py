@@ -82,7 +82,7 @@ class TrustedProxies:
     def _client(self, peer: str, headers: CIMultiDictProxy[str]) -> tuple[str, int]:
         """Return the nearest address that is no trusted proxy, and the number of trusted proxies before it.
 
-        An item that is not an address ends the search: whoever wrote it does not know its client.
+        An item that is not an address ends the search: the proxy that wrote it does not know its client.
         """
         client, proxies = peer, 0
         for item in reversed(_items(headers, "X-Forwarded-For")):

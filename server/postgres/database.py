@@ -40,8 +40,6 @@ LISTING_CONNECTIONS = CONTROL_CONNECTIONS - 1
 PLANNING_CONNECTIONS = 2
 # Connections reserved for previews.
 PREVIEW_CONNECTIONS = 3
-# The connection that nothing but the health check uses.
-HEALTH_CONNECTIONS = 1
 # For how many exports at once there are connections for further readers: some read what they had begun before they
 # stepped back while others begin.
 EXPORTS_WITH_READERS = 2

@@ -86,8 +86,6 @@ class Relation:
     comment: str | None = None
 
 
-_SCHEMA = "pg_catalog."
-
 # One row per relation, with its columns as one JSON document. The privilege functions check the role of the session.
 _RELATIONS = """
 SELECT
@@ -294,7 +292,6 @@ def _column(described: Sequence[Any]) -> Column:
     name, type, nullable, readable, indexed, labels, base, other = described
     if not readable:
         return Column(name, "", nullable=True, readable=readable, indexed=False)
-    # The name of the schema stands before the types of PostgreSQL that a type of another schema hides.
-    type = type.removeprefix(_SCHEMA)
-    base = base and base.removeprefix(_SCHEMA)
+    # format_type() writes the schema before a type of PostgreSQL that a type of another schema hides.
+    type, base = type.removeprefix("pg_catalog."), base and base.removeprefix("pg_catalog.")
     return Column(name, type, nullable, readable, indexed, None if labels is None else tuple(labels), base, not other)
